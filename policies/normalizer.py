@@ -1,0 +1,66 @@
+"""Observation statistics: one object that travels with the checkpoint, the skill and the exported bundle."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalizer(nn.Module):
+    """z = clip((x − mean) / sqrt(var + eps), ±clip), per dimension of the last axis.
+
+    Remembers mean, var (width,) and the sample count in buffers. `update` merges a batch (Chan's parallel formula, in
+    float64); after `freeze` it raises. With no data seen it is the identity up to the clip.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+    frozen: Tensor
+
+    def __init__(self, width: int, clip: float = 10.0, eps: float = 1e-8):
+        super().__init__()
+        self.width, self.clip, self.eps = width, clip, eps
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(width, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+
+    def update(self, x: Tensor) -> None:
+        """Merge the rows of x (..., width)."""
+        if self.frozen:
+            raise RuntimeError("the normaliser is frozen: its statistics belong to a trained policy")
+        rows = x.reshape(-1, self.width).double()
+        n, m = self.count.item(), rows.shape[0]
+        mean, var = rows.mean(0), rows.var(0, unbiased=False)
+        shift = mean - self.mean
+        total = n + m
+        self.var.copy_((self.var * n + var * m + shift**2 * n * m / total) / total if n else var)
+        self.mean.add_(shift * (m / total))
+        self.count.fill_(total)
+
+    def fit(self, x: Tensor) -> Normalizer:
+        """Statistics of exactly these rows, then frozen. Returns self."""
+        self.count.zero_()
+        self.mean.zero_()
+        self.update(x)
+        return self.freeze()
+
+    def freeze(self) -> Normalizer:
+        self.frozen.fill_(True)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, scale = self.mean.to(x.dtype), torch.rsqrt(self.var + self.eps).to(x.dtype)
+        return ((x - mean) * scale).clamp(-self.clip, self.clip)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return z * torch.sqrt(self.var + self.eps).to(z.dtype) + self.mean.to(z.dtype)
+
+    @property
+    def digest(self) -> str:
+        """sha256 hex of mean, var, clip and eps."""
+        parts = self.mean.numpy().tobytes() + self.var.numpy().tobytes() + f"{self.clip}:{self.eps}".encode()
+        return hashlib.sha256(parts).hexdigest()
