@@ -6,6 +6,7 @@ a network initialised and trained alone (to 1e-5), because every random draw com
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -93,7 +94,7 @@ class StackedMLP(nn.Module):
         widths = [d_in, *hidden]
         gain = math.sqrt(2.0)
         self.layers = nn.ModuleList(
-            StackedLinear(a, b, rngs, init, gain) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            StackedLinear(a, b, rngs, init, gain) for a, b in itertools.pairwise(widths)
         )
         self.layers.append(StackedLinear(widths[-1], d_out, rngs, init, out_gain))
         self.norms = nn.ModuleList(StackedLayerNorm(w, self.population) for w in hidden) if layer_norm else None

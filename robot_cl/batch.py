@@ -27,7 +27,8 @@ class Transitions:
         lead = self.reward.shape
         for name in ("obs", "action", "next_obs"):
             if getattr(self, name).shape[:-1] != lead:
-                raise ValueError(f"{name} has shape {tuple(getattr(self, name).shape)}, expected {tuple(lead)} + (dim,)")
+                shape = tuple(getattr(self, name).shape)
+                raise ValueError(f"{name} has shape {shape}, expected {tuple(lead)} + (dim,)")
         if self.next_obs.shape != self.obs.shape:
             raise ValueError(f"next_obs {tuple(self.next_obs.shape)} and obs {tuple(self.obs.shape)} differ in shape")
         for name in ("terminated", "truncated"):

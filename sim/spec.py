@@ -125,4 +125,5 @@ class Interface:
 
 def _channel(row: Sequence[Any]) -> Channel:
     name, unit, low, high = row
-    return Channel(str(name), str(unit), -np.inf if low is None else float(low), np.inf if high is None else float(high))
+    limits = (-np.inf if low is None else float(low), np.inf if high is None else float(high))
+    return Channel(str(name), str(unit), *limits)
