@@ -53,8 +53,8 @@ def page() -> str:
     lines = [
         "# Results",
         "",
-        "Every number with its command, commit, seeds and hardware. Written by `make bench`; peers are measured in the",
-        "same run. Machines are shared: ratios mean something, single times little. A missed target stays in the table.",
+        "Every number with its command, commit, seeds and hardware, written by `make bench`. Peers are measured in the",
+        "same run. On shared machines ratios mean something, single times little. A missed target stays in the table.",
         "",
         "| benchmark | claim | measured | target | |",
         "|---|---|---|---|---|",
