@@ -1,4 +1,4 @@
-"""The batch format every learner reads."""
+"""The batch format every learner reads, and the packed row it is gathered from."""
 
 from __future__ import annotations
 
@@ -55,3 +55,23 @@ class Transitions:
     @staticmethod
     def cat(parts: list[Transitions], dim: int = 0) -> Transitions:
         return Transitions(*(torch.cat([getattr(p, f.name) for p in parts], dim) for f in fields(Transitions)))
+
+    def pack(self) -> Tensor:
+        """One row per transition, [obs | action | reward | next_obs | terminated | truncated]: (..., row_width)."""
+        scalars = (self.reward, self.terminated, self.truncated)
+        reward, terminated, truncated = (x.unsqueeze(-1) for x in scalars)
+        return torch.cat((self.obs, self.action, reward, self.next_obs, terminated, truncated), -1)
+
+    @staticmethod
+    def unpack(rows: Tensor, obs_dim: int, act_dim: int) -> Transitions:
+        """Inverse of `pack`, as views into rows (..., row_width): nothing is copied."""
+        widths = [obs_dim, act_dim, 1, obs_dim, 1, 1]
+        obs, action, reward, next_obs, terminated, truncated = rows.split(widths, -1)
+        return Transitions(
+            obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1), truncated.squeeze(-1)
+        )
+
+
+def row_width(obs_dim: int, act_dim: int) -> int:
+    """Numbers in one packed transition."""
+    return 2 * obs_dim + act_dim + 3

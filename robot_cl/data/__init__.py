@@ -1,0 +1,1 @@
+"""Datasets: collect, import, check, store, sample."""

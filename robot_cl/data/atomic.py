@@ -1,0 +1,122 @@
+"""Folders that appear whole or not at all, whatever kills the writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_TEMPORARY, _REPLACED = ".tmp", ".old"
+
+
+@contextmanager
+def whole_folder(root: Path, final: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Gives an empty hidden folder under `root`; on success it is synced to disk and renamed to `final`.
+
+    An exception removes it. What a killed process left is invisible (hidden, never listed) and is removed by the next
+    writer. Raises FileExistsError if `final` exists and `overwrite` is False.
+    """
+    _refuse_existing(final, overwrite)
+    root.mkdir(parents=True, exist_ok=True)
+    sweep(root)
+    work = root / f"{_TEMPORARY}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    work.mkdir()
+    try:
+        yield work
+        _sync_tree(work)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_existing(final, overwrite)
+        _rename(root, work, final)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def sweep(root: Path) -> None:
+    """Removes what killed writers left under `root`, and puts back what one of them had moved aside."""
+    for left in root.glob(f"{_REPLACED}-*-*"):
+        if not _alive(left):
+            original = _original(root, left)
+            if original is not None and not original.exists():
+                left.rename(original)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+    for left in root.glob(f"{_TEMPORARY}-*-*"):
+        if not _alive(left):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def remove_folder(root: Path, folder: Path) -> None:
+    """Takes `folder` out of sight in one step, then off the disk, with parents that became empty."""
+    hidden = root / f"{_TEMPORARY}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+    for parent in folder.parents:
+        if parent == root or any(parent.iterdir()):
+            break
+        parent.rmdir()
+
+
+def write_json(path: Path, data: object) -> None:
+    """Readable JSON with a final newline."""
+    path.write_text(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _refuse_existing(final: Path, overwrite: bool) -> None:
+    if final.exists() and not overwrite:
+        raise FileExistsError(f"{final} exists already; choose another name, or pass overwrite=true to replace it")
+
+
+def _rename(root: Path, work: Path, final: Path) -> None:
+    aside = root / f"{_REPLACED}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    replaced = final.exists()
+    if replaced:
+        final.rename(aside)
+    try:
+        work.rename(final)
+    except OSError:
+        if replaced:
+            aside.rename(final)
+        raise
+    _sync(final.parent)
+    if replaced:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _original(root: Path, left: Path) -> Path | None:
+    """Where a folder moved aside came from: its own meta.json names it."""
+    try:
+        return root / str(json.loads((left / "meta.json").read_text(encoding="utf-8"))["id"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _alive(left: Path) -> bool:
+    pid = left.name.split("-")[1]
+    if not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(parent) / name)
+        _sync(Path(parent))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,18 @@
+"""Where datasets and runs live. Read from the environment at each call, so that nothing is remembered at import."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+DATA_VARIABLE = "ROBOT_CL_DATA"
+
+
+def data_root() -> Path:
+    """The folder of all datasets: `$ROBOT_CL_DATA`, else ./datasets. It need not exist yet."""
+    return Path(os.environ.get(DATA_VARIABLE) or "datasets").expanduser().absolute()
+
+
+def runs_root() -> Path:
+    """The folder of all training runs: ./runs. It need not exist yet."""
+    return Path("runs").absolute()
