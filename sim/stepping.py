@@ -1,0 +1,92 @@
+"""The originals' orders of simulator calls, on which equality bit for bit hangs (warm starts, lagging fields)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import mujoco
+import numpy as np
+from mujoco import mj_forward, mj_resetData, mj_rnePostConstraint, mj_step, mj_step1, mj_step2
+
+from sim.task import Task
+
+RK4 = int(mujoco.mjtIntegrator.mjINT_RK4)
+
+
+class Stepper(Protocol):
+    """How one simulation is stepped, started, put to a state and made consistent after its state was restored."""
+
+    def step(self, model: mujoco.MjModel, data: mujoco.MjData) -> None: ...
+    def start(self, model: mujoco.MjModel, data: mujoco.MjData, qpos: np.ndarray, qvel: np.ndarray) -> None: ...
+    def place(self, model: mujoco.MjModel, data: mujoco.MjData, qpos: np.ndarray, qvel: np.ndarray) -> None: ...
+    def refresh(self, model: mujoco.MjModel, data: mujoco.MjData) -> None: ...
+
+
+class GymnasiumStepper:
+    """Gymnasium: mj_step with all substeps; derived fields are those of the last substep's start."""
+
+    def __init__(self, task: Task):
+        self._skip, self._forces = task.frame_skip, task.contact_forces
+
+    def step(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        mj_step(model, data, self._skip)
+        if self._forces:
+            mj_rnePostConstraint(model, data)
+
+    def place(self, model: mujoco.MjModel, data: mujoco.MjData, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        """Exactly this state, with no memory of an earlier one."""
+        mj_resetData(model, data)
+        data.qpos[:], data.qvel[:] = qpos, qvel
+        mj_forward(model, data)
+
+    start = place
+
+    def refresh(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        """Nothing: mj_step starts from qpos, qvel and the warm start alone."""
+
+
+class DmControlStepper:
+    """dm_control's legacy order: positions, velocities and sensors are up to date after each step.
+
+    A start is mj_forward at qpos0, the drawn state, `settle_steps` in the same order (the first one still uses the
+    fields of qpos0, as the original does), and mj_forward again. The original disables actuation in those two
+    mj_forward; with ctrl at zero after a reset the motors give none anyway.
+    """
+
+    def __init__(self, task: Task):
+        self._skip, self._settle = task.frame_skip, task.settle_steps
+
+    def step(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        self._steps(model, data, self._skip)
+
+    def _steps(self, model: mujoco.MjModel, data: mujoco.MjData, count: int) -> None:
+        if model.opt.integrator == RK4:
+            mj_step(model, data, count)
+        else:
+            mj_step2(model, data)
+            if count > 1:
+                mj_step(model, data, count - 1)
+        mj_step1(model, data)
+
+    def start(self, model: mujoco.MjModel, data: mujoco.MjData, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        mj_resetData(model, data)
+        mj_forward(model, data)
+        data.qpos[:], data.qvel[:] = qpos, qvel
+        if self._settle:
+            self._steps(model, data, self._settle)
+            data.time = 0.0
+        mj_forward(model, data)
+
+    def place(self, model: mujoco.MjModel, data: mujoco.MjData, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        mj_resetData(model, data)
+        data.qpos[:], data.qvel[:] = qpos, qvel
+        mj_forward(model, data)
+
+    def refresh(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        mj_step1(model, data)
+
+
+STEPPERS: dict[str, type[GymnasiumStepper] | type[DmControlStepper]] = {
+    "gymnasium": GymnasiumStepper,
+    "dm_control": DmControlStepper,
+}
