@@ -51,9 +51,9 @@ class Recording:
         if not self.complete.size:
             last = self.stops - 1
             self.complete = self.terminated[last] | self.truncated[last]
-        kinds = {"seeds": np.int64, "ordinals": np.int64, "complete": np.bool_}
+        kinds: dict[str, type] = {"seeds": np.int64, "ordinals": np.int64, "complete": np.bool_}
         for name, kind in kinds.items():
-            column = np.asarray(getattr(self, name)).astype(kind).reshape(-1)
+            column: np.ndarray = np.asarray(getattr(self, name)).astype(kind).reshape(-1)
             if len(column) != episodes:
                 raise ValueError(f"{name} has {len(column)} entries, expected one for each of {episodes} episodes")
             setattr(self, name, column)

@@ -50,7 +50,7 @@ _D4RL_ID = re.compile(
 
 
 def task_key(task: str) -> str:
-    """'Hopper-v5', 'robot_cl/Hopper-v0', 'hopper-medium-v2' -> 'hopper', a row of the D4RL table, or the task itself."""
+    """'Hopper-v5', 'robot_cl/Hopper-v0', 'hopper-medium-v2' -> 'hopper': a row of the table, or the task itself."""
     plain = task.rsplit("/", 1)[-1].lower().removeprefix("adroithand")
     if plain in D4RL or plain in _DM_CONTROL_TASKS:
         return plain

@@ -25,7 +25,7 @@ from robot_cl.data.meta import DatasetMeta, content_hash
 from robot_cl.data.minari_io import Progress, write_minari
 from robot_cl.data.naming import check_free, check_name, not_found
 from robot_cl.data.recording import Recording, split_rows
-from robot_cl.data.reference import d4rl_id, simulator_fingerprint
+from robot_cl.data.reference import d4rl_id, find_reference
 from robot_cl.paths import data_root
 from sim.spec import Channel, Interface
 
@@ -145,7 +145,14 @@ def write_dataset(
         )
     rows = data.rows()
     meta = _describe(name, data, rows, interface, task, source or {"kind": "arrays"}, storage, held_out)
-    meta = replace(meta, simulator=dict(simulator or {}), d4rl_id=d4rl_id(meta.source))
+    scale = find_reference(task, meta.source) if task else None
+    meta = replace(
+        meta,
+        simulator=dict(simulator or {}),
+        d4rl_id=d4rl_id(meta.source),
+        reference=scale.name if scale else None,
+        score=scale.score(meta.return_mean) if scale else None,
+    )
     with whole_folder(root, final, overwrite) as folder:
         flat = folder / "flat"
         flat.mkdir()
@@ -300,6 +307,5 @@ __all__ = [
     "delete_dataset",
     "list_datasets",
     "open_dataset",
-    "simulator_fingerprint",
     "write_dataset",
 ]
