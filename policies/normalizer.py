@@ -13,6 +13,9 @@ class Normalizer(nn.Module):
 
     Remembers mean, var (width,) and the sample count in buffers. `update` merges a batch (Chan's parallel formula, in
     float64); after `freeze` it raises. With no data seen it is the identity up to the clip.
+
+    With a `population` every member has statistics of its own: mean and var are (P, 1, width), `update` takes
+    (P, ..., width), and `member` gives one member's statistics as an ordinary normaliser.
     """
 
     mean: Tensor
@@ -20,21 +23,24 @@ class Normalizer(nn.Module):
     count: Tensor
     frozen: Tensor
 
-    def __init__(self, width: int, clip: float = 10.0, eps: float = 1e-8):
+    def __init__(self, width: int, clip: float = 10.0, eps: float = 1e-8, population: int | None = None):
         super().__init__()
-        self.width, self.clip, self.eps = width, clip, eps
-        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
-        self.register_buffer("var", torch.ones(width, dtype=torch.float64))
+        self.width, self.clip, self.eps, self.population = width, clip, eps, population
+        shape = (width,) if population is None else (population, 1, width)
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
 
     def update(self, x: Tensor) -> None:
-        """Merge the rows of x (..., width)."""
+        """Merge the rows of x: (..., width), or (P, ..., width) with a population."""
         if self.frozen:
             raise RuntimeError("the normaliser is frozen: its statistics belong to a trained policy")
-        rows = x.reshape(-1, self.width).double()
-        n, m = self.count.item(), rows.shape[0]
-        mean, var = rows.mean(0), rows.var(0, unbiased=False)
+        lead = () if self.population is None else (self.population,)
+        rows = x.reshape(*lead, -1, self.width).double()
+        n, m = self.count.item(), rows.shape[-2]
+        keep = self.population is not None
+        mean, var = rows.mean(-2, keepdim=keep), rows.var(-2, unbiased=False, keepdim=keep)
         shift = mean - self.mean
         total = n + m
         self.var.copy_((self.var * n + var * m + shift**2 * n * m / total) / total if n else var)
@@ -59,8 +65,18 @@ class Normalizer(nn.Module):
     def inverse(self, z: Tensor) -> Tensor:
         return z * torch.sqrt(self.var + self.eps).to(z.dtype) + self.mean.to(z.dtype)
 
+    def member(self, p: int) -> Normalizer:
+        """A copy of member p's statistics, without a population axis (of the only ones, if they are shared)."""
+        one = Normalizer(self.width, self.clip, self.eps).to(self.mean.device)
+        for name in ("mean", "var"):
+            mine = getattr(self, name)
+            getattr(one, name).copy_(mine if self.population is None else mine[p, 0])
+        one.count.copy_(self.count)
+        one.frozen.copy_(self.frozen)
+        return one
+
     @property
     def digest(self) -> str:
         """sha256 hex of mean, var, clip and eps."""
-        parts = self.mean.numpy().tobytes() + self.var.numpy().tobytes() + f"{self.clip}:{self.eps}".encode()
-        return hashlib.sha256(parts).hexdigest()
+        parts = [t.cpu().numpy().tobytes() for t in (self.mean, self.var)]
+        return hashlib.sha256(b"".join(parts) + f"{self.clip}:{self.eps}".encode()).hexdigest()

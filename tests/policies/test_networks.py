@@ -1,0 +1,62 @@
+"""Stacked networks: P members side by side are P networks."""
+
+import pytest
+import torch
+from torch import nn
+
+from policies.networks import StackedLayerNorm, StackedLinear, StackedMLP, generators
+
+
+def lone(seed: int, **options) -> StackedMLP:
+    return StackedMLP(5, (8, 8), 3, generators(seed, 1), **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True, "activation": "tanh"}, {"init": "orthogonal"}])
+def test_member_p_of_a_stack_is_the_lone_network_seeded_p(options):
+    stack, x = StackedMLP(5, (8, 8), 3, generators(7, 3), **options), torch.randn(3, 11, 5)
+    for p in range(3):
+        torch.testing.assert_close(stack(x)[p], lone(7 + p, **options)(x[p : p + 1])[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_shared_input_is_read_by_every_member():
+    stack, x = StackedMLP(5, (8,), 2, generators(0, 4)), torch.randn(6, 5)
+    torch.testing.assert_close(stack(x), stack(x.expand(4, 6, 5)))
+
+
+def test_a_lone_member_computes_what_torch_linear_computes():
+    layer, reference = StackedLinear(4, 3, generators(1, 1)), nn.Linear(4, 3)
+    with torch.no_grad():
+        reference.weight.copy_(layer.weight[0])
+        reference.bias.copy_(layer.bias[0, 0])
+    x = torch.randn(9, 4)
+    torch.testing.assert_close(layer(x)[0], reference(x))
+
+
+def test_gradients_of_one_member_do_not_reach_another():
+    stack = StackedMLP(5, (8,), 1, generators(0, 2), layer_norm=True)
+    stack(torch.randn(2, 7, 5))[1].sum().backward()
+    for parameter in stack.parameters():
+        assert parameter.grad[0].abs().sum() == 0
+        assert parameter.grad[1].abs().sum() > 0
+
+
+def test_layer_norm_is_torchs_with_gain_and_bias_per_member():
+    norm, x = StackedLayerNorm(6, 2), torch.randn(2, 5, 6)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2.0)
+        norm.bias.uniform_(-1.0, 1.0)
+    for p in range(2):
+        expected = nn.functional.layer_norm(x[p], (6,), norm.weight[p, 0], norm.bias[p, 0])
+        torch.testing.assert_close(norm(x)[p], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_orthogonal_layers_are_orthogonal_with_their_gain():
+    weight = StackedLinear(8, 8, generators(3, 2), "orthogonal", gain=2.0).weight[1]
+    torch.testing.assert_close(weight @ weight.T, 4.0 * torch.eye(8), rtol=1e-4, atol=1e-4)
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="relu, tanh"):
+        lone(0, activation="rleu")
+    with pytest.raises(ValueError, match="torch, orthogonal"):
+        StackedLinear(2, 2, generators(0, 1), "xavier")
