@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 
 from sim.task import Task
-from sim.tasks import ant, halfcheetah, hopper, walker2d
+from sim.tasks import ant, dm_cheetah, dm_walker, halfcheetah, hopper, walker2d
 
 TASKS: dict[str, Task] = {
     "hopper": hopper.TASK,
     "halfcheetah": halfcheetah.TASK,
     "walker2d": walker2d.TASK,
     "ant": ant.TASK,
+    "walker-stand": dm_walker.STAND,
+    "walker-walk": dm_walker.WALK,
+    "walker-run": dm_walker.RUN,
+    "cheetah-run": dm_cheetah.TASK,
 }
 ALIASES: dict[str, str] = {task.original: name for name, task in TASKS.items()}
 
