@@ -7,14 +7,16 @@ environment bit for bit; docs/decisions/0001-stepping-worlds.md has the comparis
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import mujoco
 import numpy as np
 
 from sim import channels, rng
+from sim.disturbance import Disturbance
 from sim.pool import Pool
+from sim.shift import ShiftLike, plans
 from sim.spec import Interface
 from sim.state_guard import StateGuard
 from sim.stepping import STEPPERS, Stepper
@@ -36,6 +38,7 @@ class World:
         num_worlds: int = 1,
         threads: int | None = None,
         seed: int = 0,
+        shift: ShiftLike | Sequence[ShiftLike] = None,
         action_repeat: int = 1,
         guard: StateGuard | None = None,
     ):
@@ -53,7 +56,10 @@ class World:
         self._names = [c.name for c in self.interface.obs]
         self._stepper: Stepper = STEPPERS[task.stepping](task)
         self._pool = Pool(min(num_worlds, threads or len(os.sched_getaffinity(0))))
-        self._models = [self.model] * num_worlds
+        self.disturbance = (
+            None if shift is None else Disturbance(plans(shift, num_worlds), self.model, self.interface.act_dim, seed)
+        )
+        self._models = self.disturbance.models if self.disturbance else [self.model] * num_worlds
         self._datas = [mujoco.MjData(self.model) for _ in range(num_worlds)]
         views = [task.gather(self.model, data) for data in self._datas]
         self._views = {name: [view[name] for view in views] for name in views[0]}
@@ -61,16 +67,18 @@ class World:
         self._all = range(num_worlds)
         self._elapsed = np.zeros(num_worlds, dtype=np.int64)
         self._return = np.zeros(num_worlds)
-        self.reset(seed)
+        self._rngs: list[Any] = []
+        self._fields: dict[str, np.ndarray] = {}
+        self._obs = self.reset(seed)
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """Start an episode in every world -> obs (N, obs_dim). Without a seed the generators go on."""
         if seed is not None:
             self._rngs = [rng.MAKE_RNG[self.task.stepping](seed + i) for i in self._all]
+            if self.disturbance:
+                self.disturbance.reset(seed)
         self._start(self._all)
-        self._fields = self._gather()
-        self._obs = self.task.observe(self._fields)
-        return self._obs
+        return self._begin()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """action (N, act_dim) in [-1, 1] (clipped) -> obs, reward, terminated, truncated, info.
@@ -80,7 +88,7 @@ class World:
         SimulationError if a simulation diverges.
         """
         unit = self._checked(action)
-        command = self.interface.command(unit)
+        command = self.interface.command(self._disturbed(unit))
         reward, terminated = self._advance(self._all, command, unit)
         self._elapsed += 1
         truncated = self._elapsed >= self.task.time_limit
@@ -91,7 +99,7 @@ class World:
             self._elapsed += going
             terminated |= ended
             truncated |= self._elapsed >= self.task.time_limit
-        obs = self.task.observe(self._fields)
+        obs = self._sensed(self.task.observe(self._fields), self._all)
         self.guard.check(self.task.name, self._names, self._elapsed, obs, reward)
         self._return += reward
         info = {"final_obs": obs, "episode_return": self._return.copy(), "episode_length": self._elapsed.copy()}
@@ -108,9 +116,7 @@ class World:
         for i in self._all:
             self._stepper.place(self._models[i], self._datas[i], qpos[i], qvel[i])
         self._forget(self._all)
-        self._fields = self._gather()
-        self._obs = self.task.observe(self._fields)
-        return self._obs
+        return self._begin()
 
     def get_state(self) -> dict[str, np.ndarray]:
         """All that is needed to go on bit for bit, as plain numeric arrays with a leading world axis."""
@@ -124,6 +130,7 @@ class World:
             "return": self._return.copy(),
             "obs": self._obs.copy(),
         }
+        state |= self.disturbance.get_state() if self.disturbance else {}
         return state | {f"field.{name}": value.copy() for name, value in self._fields.items()}
 
     def restore(self, state: dict[str, np.ndarray]) -> np.ndarray:
@@ -136,6 +143,8 @@ class World:
                     f"this state does not fit {self.num_worlds} worlds of {self.task.name}: "
                     f"{name} needs {now[name].shape}, the state has {has}"
                 )
+        if self.disturbance:
+            self.disturbance.restore(state)
         for i in self._all:
             mujoco.mj_setState(self._models[i], self._datas[i], state["physics"][i], FULL_STATE)
             self._stepper.refresh(self._models[i], self._datas[i])
@@ -201,6 +210,26 @@ class World:
         rows = list(worlds)
         self._elapsed[rows] = 0
         self._return[rows] = 0.0
+        if self.disturbance:
+            self.disturbance.forget(rows)
+
+    def _begin(self) -> np.ndarray:
+        """First observation after all worlds were put to a state."""
+        self.guard.forget()
+        self._fields = self._gather()
+        self._obs = self._sensed(self.task.observe(self._fields), self._all)
+        return self._obs
+
+    def _disturbed(self, action: np.ndarray) -> np.ndarray:
+        """Bring this step's shifts into force -> the action that reaches the motors."""
+        if self.disturbance is None:
+            return action
+        for i in self.disturbance.begin_step():
+            self._stepper.refresh(self._models[i], self._datas[i])
+        return self.disturbance.arriving(action)
+
+    def _sensed(self, obs: np.ndarray, worlds: Sequence[int]) -> np.ndarray:
+        return self.disturbance.sense(obs, worlds) if self.disturbance else obs
 
     def _restart(self, over: np.ndarray, obs: np.ndarray) -> np.ndarray:
         """Reset the ended worlds -> obs with their rows replaced; the rows before stay in the caller's obs."""
@@ -210,12 +239,23 @@ class World:
             fields[name][over] = [views[i].ravel() for i in over]
         self._fields = fields
         obs = obs.copy()
-        obs[over] = self.task.observe({name: value[over] for name, value in fields.items()})
+        fresh = self.task.observe({name: value[over] for name, value in fields.items()})
+        obs[over] = self._sensed(fresh, over.tolist())
         return obs
 
 
-def make(task: str | Task, num_worlds: int = 1, threads: int | None = None, seed: int = 0, **options: Any) -> World:
-    """A world of a task by name; see `World`. Raises LookupError for an unknown name."""
+def make(
+    task: str | Task,
+    num_worlds: int = 1,
+    threads: int | None = None,
+    seed: int = 0,
+    shift: ShiftLike | Sequence[ShiftLike] = None,
+    **options: Any,
+) -> World:
+    """A world of a task by name; `threads` None uses all cores, `shift` is one for all worlds or a list of one each.
+
+    Options: `action_repeat`, `guard`. Raises LookupError for an unknown task or joint, ValueError for a bad shift.
+    """
     from sim.tasks import get_task
 
-    return World(task if isinstance(task, Task) else get_task(task), num_worlds, threads, seed, **options)
+    return World(task if isinstance(task, Task) else get_task(task), num_worlds, threads, seed, shift, **options)
