@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from policies.networks import ACTIVATIONS
 from robot_cl.data.naming import not_found
 
 EMBEDDED = Path(__file__).parent / "embedded"
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "relu": lambda x: np.maximum(x, 0.0),
-    "tanh": np.tanh,
-    "silu": lambda x: x / (1.0 + np.exp(-x)),
-}
-SQUASHES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"tanh": np.tanh, "clip": lambda x: np.clip(x, -1.0, 1.0)}
+SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "clip": lambda x: x.clamp(-1.0, 1.0)}
 _LOG_STD_RANGE = (-20.0, 2.0)
 _EPS = 1e-8
 _HEADER = "robot_cl.behaviour"
@@ -53,7 +51,7 @@ class BehaviourCard:
 
 
 class Behaviour:
-    """A multi-layer perceptron policy computed by numpy. Remembers nothing between steps.
+    """A multi-layer perceptron policy on the CPU. Remembers nothing between steps.
 
     Raises ValueError, in one sentence, if the arrays do not form one.
     """
@@ -84,7 +82,7 @@ class Behaviour:
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """obs (B, obs_dim) -> the mean action (B, act_dim) float32 in [-1, 1]."""
-        return SQUASHES[self.card.squash](self._mean_and_hidden(obs)[0]).astype(np.float32)
+        return SQUASHES[self.card.squash](self._mean_and_hidden(obs)[0]).numpy()
 
     def sample(self, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """obs (B, obs_dim) -> an action (B, act_dim) float32 in [-1, 1] drawn from the policy's own distribution.
@@ -94,29 +92,32 @@ class Behaviour:
         if not self.stochastic:
             raise ValueError(f"behaviour {self.name!r} has no log_std to sample with; give a noise level instead")
         mean, hidden = self._mean_and_hidden(obs)
-        log_std = self.arrays.get("log_std")
-        if log_std is None:
-            log_std = hidden @ self.arrays["log_std_W"].T + self.arrays["log_std_b"]
-        std = np.exp(np.clip(log_std, *_LOG_STD_RANGE))
-        noisy = mean + std * rng.standard_normal(mean.shape, dtype=np.float32)
-        return SQUASHES[self.card.squash](noisy).astype(np.float32)
+        noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), dtype=np.float32))
+        log_std = self._log_std(hidden).clamp(*_LOG_STD_RANGE)
+        return SQUASHES[self.card.squash](mean + log_std.exp() * noise).numpy()
 
     def reset(self, rows: np.ndarray | None = None) -> None:
         """Nothing to forget."""
 
-    def _mean_and_hidden(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _mean_and_hidden(self, obs: np.ndarray) -> tuple[Tensor, Tensor]:
         """Output before squashing (B, act_dim) and the last hidden layer (B, width), float32."""
         x = np.asarray(obs)
         if self._mean is not None and self._scale is not None:
             x = (x - self._mean) * self._scale
             if self.card.obs_clip is not None:
                 x = np.clip(x, -self.card.obs_clip, self.card.obs_clip)
-        x = x.astype(np.float32)
+        hidden = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
         activation = ACTIVATIONS[self.card.activation]
         for weight, bias in self.layers[:-1]:
-            x = activation(x @ weight + bias)
+            hidden = activation(torch.addmm(bias, hidden, weight))
         weight, bias = self.layers[-1]
-        return x @ weight + bias, x
+        return torch.addmm(bias, hidden, weight), hidden
+
+    def _log_std(self, hidden: Tensor) -> Tensor:
+        if "log_std" in self.arrays:
+            return torch.from_numpy(self.arrays["log_std"].astype(np.float32))
+        weight, bias = (torch.from_numpy(self.arrays[f"log_std_{key}"].astype(np.float32)) for key in "Wb")
+        return torch.addmm(bias, hidden, weight.T)
 
     def _check_log_std(self) -> None:
         hidden = self.layers[-1][0].shape[0]
@@ -158,12 +159,12 @@ def list_behaviours() -> dict[str, BehaviourCard]:
     return {path.stem: _read_header(path) for path in sorted(EMBEDDED.glob("*.safetensors"))}
 
 
-def _layers(arrays: dict[str, np.ndarray], name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def _layers(arrays: dict[str, np.ndarray], name: str) -> list[tuple[Tensor, Tensor]]:
     """(weight (in, out), bias (out,)) of each layer, float32."""
     count = sum(1 for _ in itertools.takewhile(lambda i: f"W{i}" in arrays, itertools.count()))
     if not count:
         raise ValueError(f"behaviour {name!r} has no layers W0, b0, ...; it has {', '.join(arrays) or 'nothing'}")
-    layers: list[tuple[np.ndarray, np.ndarray]] = []
+    layers: list[tuple[Tensor, Tensor]] = []
     for i in range(count):
         weight, bias = arrays[f"W{i}"], arrays.get(f"b{i}")
         if bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
@@ -172,7 +173,8 @@ def _layers(arrays: dict[str, np.ndarray], name: str) -> list[tuple[np.ndarray, 
             raise ValueError(f"behaviour {name!r}: W{i} reads {weight.shape[1]} numbers, W{i - 1} gives another count")
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise ValueError(f"behaviour {name!r}: layer {i} has NaN or infinite weights")
-        layers.append((np.ascontiguousarray(weight.T, dtype=np.float32), bias.astype(np.float32)))
+        transposed = np.ascontiguousarray(weight.T, dtype=np.float32)
+        layers.append((torch.from_numpy(transposed), torch.from_numpy(bias.astype(np.float32))))
     return layers
 
 

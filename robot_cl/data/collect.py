@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from policies.policy import Policy
 from robot_cl.data.minari_io import Progress
@@ -19,6 +21,17 @@ from robot_cl.data.store import StoredDataset, write_dataset
 STEPS_PER_WORLD = 2000
 MAX_WORLDS = 64
 REPLAY_NOISE = (0.6, 0.4, 0.2, 0.1)
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Matrices of a few worlds are too small to share out; waiting for a second thread can take far longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class SampledPolicy(Policy, Protocol):
@@ -78,7 +91,7 @@ class Part:
     def provenance(self) -> dict[str, Any]:
         digest = getattr(self.policy, "digest", None)
         record = {"policy": policy_name(self.policy), "digest": digest if isinstance(digest, str) else None}
-        return record | {"noise": self.noise, "share": self.share, "stochastic": self.stochastic}
+        return record | {"noise": self.noise, "stochastic": self.stochastic}
 
 
 def replay_like(policies: Sequence[Policy], random_share: float = 0.1) -> list[Part]:
@@ -109,6 +122,7 @@ def collect(
     seed: int = 0,
     num_worlds: int | None = None,
     threads: int | None = None,
+    world_options: dict[str, Any] | None = None,
     storage: str = "hdf5",
     root: Path | None = None,
     overwrite: bool = False,
@@ -116,7 +130,8 @@ def collect(
 ) -> StoredDataset:
     """Steps `task` with a policy, or with the parts of a mixture one after the other, and stores the dataset `name`.
 
-    `noise` and `stochastic` belong to a lone policy (see `Part`). Exactly `steps` transitions are stored, episode by
+    `noise` and `stochastic` belong to a lone policy (see `Part`); `world_options` go to `sim.make` (action_repeat,
+    shift, ...). Exactly `steps` transitions are stored, episode by
     episode; the last episode of each world is cut where its share of the steps ends. The same arguments give the
     same dataset, bit for bit. `progress(done, steps)` is called about every percent.
     Raises ValueError or LookupError if the policy does not fit the task, before anything is written.
@@ -128,8 +143,11 @@ def collect(
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists already; choose another name, or pass overwrite=true to replace it")
     parts = [Part(policy, noise, 1.0, stochastic)] if isinstance(policy, Policy) else list(policy)
-    recording, interface = record(task, parts, steps, seed, num_worlds, threads, progress)
-    source = {"kind": "collect", "task": task, "seed": seed, "parts": [part.provenance() for part in parts]}
+    recording, interface = record(task, parts, steps, seed, num_worlds, threads, world_options, progress)
+    total = sum(part.share for part in parts)
+    provenance = [part.provenance() | {"share": round(part.share / total, 6)} for part in parts]
+    source = {"kind": "collect", "task": task, "seed": seed, "parts": provenance}
+    source["world_options"] = {key: repr(value) for key, value in (world_options or {}).items()}
     return write_dataset(
         name,
         recording,
@@ -150,6 +168,7 @@ def record(
     seed: int = 0,
     num_worlds: int | None = None,
     threads: int | None = None,
+    world_options: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Recording, Any]:
     """As `collect`, but in memory: (recording, the world's interface)."""
@@ -164,11 +183,12 @@ def record(
             continue
         worlds = min(num_worlds or max(1, min(MAX_WORLDS, count // STEPS_PER_WORLD)), count)
         first_seed = seed + k * (num_worlds or MAX_WORLDS)
-        world = sim.make(task, num_worlds=worlds, threads=threads, seed=first_seed)
+        world = sim.make(task, num_worlds=worlds, threads=threads, seed=first_seed, **(world_options or {}))
         check_fit(part.policy, world.interface, task)
         rng = np.random.default_rng([seed, k])
         report = None if progress is None else _shifted(progress, done, steps)
-        recordings.append(record_part(world, part, count, rng, first_seed, report))
+        with one_torch_thread():
+            recordings.append(record_part(world, part, count, rng, first_seed, report))
         done += count
     return Recording.cat(recordings), world.interface
 
