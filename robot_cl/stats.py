@@ -172,3 +172,24 @@ def paired_bootstrap(
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"paired scores need equal shapes (runs,), got {x.shape} and {y.shape}")
     return stratified_bootstrap(x - y, rng, statistic, resamples, confidence)
+
+
+def nested_bootstrap(
+    groups: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    statistic: Statistic = mean,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """Interval over all scores of several groups, such as the episodes of several training seeds, equally many each.
+
+    Groups are redrawn first and scores within them after that, because episodes of one trained network share its luck.
+    A single group is an ordinary bootstrap. Raises ValueError where groups differ in size or hold fewer than two.
+    """
+    scores = np.asarray(groups, dtype=np.float64)
+    if scores.ndim != 2 or scores.shape[1] < 2 or not np.isfinite(scores).all():
+        raise ValueError(f"groups need equal sizes of at least two finite scores, got shape {scores.shape}")
+    count, size = scores.shape
+    which = rng.integers(0, count, (resamples, count, 1))
+    drawn = scores[which, rng.integers(0, size, (resamples, count, size))]
+    return _percentiles(float(statistic(scores.ravel())), statistic(drawn.reshape(resamples, -1)), confidence)

@@ -1,0 +1,209 @@
+"""`robot-cl VERB [WORD ...] [key=value ...]`: finds the verb, prints its help, and turns mistakes into one sentence.
+
+Nothing heavy is imported here: a verb's module is imported when the verb is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robot_cl.commands.verb import Call, Outcome, Verb
+
+# verb -> (module, name in it, one line)
+VERBS: dict[str, tuple[str, str, str]] = {
+    "doctor": ("doctor", "DOCTOR", "what is installed here, and the fix where something is missing"),
+    "list": ("list", "LIST", "tasks, datasets, behaviours, learners: what can be named where"),
+    "demo": ("demo", "DEMO", "dataset, offline policy, online policy, film and report, within minutes"),
+    "data list": ("data", "LIST", "the datasets on this machine"),
+    "data collect": ("data", "COLLECT", "record a dataset with one or several policies"),
+    "data import": ("data", "IMPORT", "take in a D4RL, npz or Minari file"),
+    "data check": ("data", "CHECK", "findings about a dataset, and which learner fits it"),
+    "train": ("train", "TRAIN", "train a policy offline, online, or first one and then the other"),
+    "resume": ("train", "RESUME", "continue a run where it stopped, bit for bit"),
+    "verify": ("train", "VERIFY", "run the first steps of a run again and compare"),
+    "evaluate": ("evaluate", "EVALUATE", "returns of a policy with intervals, and a film"),
+    "report": ("report", "REPORT", "one self-contained page about a run"),
+    "compare": ("compare", "COMPARE", "two or more runs side by side, with intervals"),
+}
+FLAGS = {"-h": "help", "--help": "help", "--json": "json", "-q": "quiet", "--quiet": "quiet", "--version": "version"}
+OVERRIDE = re.compile(r"[+~]*[A-Za-z_][\w./@-]*=")
+USER_MISTAKES = (ValueError, LookupError, OSError, ImportError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0 done, 1 not so, 2 a mistake, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except BrokenPipeError:  # the reader of a pipe has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as problem:
+        if os.environ.get("ROBOT_CL_DEBUG"):
+            traceback.print_exc()
+        return _complain(problem)
+
+
+def _run(words: list[str]) -> int:
+    flags, words = _take_flags(words)
+    if "version" in flags:
+        from importlib.metadata import version
+
+        print(f"robot-cl {version('robot-cl')}")
+        return 0
+    name, rest = _find_verb(words)
+    if name not in VERBS:
+        print(_overview(name))
+        return 0 if "help" in flags or not name else 2
+    verb = _load(name)
+    if "help" in flags:
+        print(_page(name, verb, rest))
+        return 0
+    return _call(name, verb, rest, flags)
+
+
+def _call(name: str, verb: Verb, rest: list[str], flags: set[str]) -> int:
+    from robot_cl.commands.verb import Call, to_json
+
+    call = Call(*_split(name, verb, rest), as_json="json" in flags, quiet="quiet" in flags)
+    try:
+        outcome = verb.run(call, _options(name, verb, call))
+    except KeyboardInterrupt:
+        print(f"stopped; {call.resume or 'nothing was left half-written'}", file=sys.stderr)
+        return 130
+    if call.as_json:
+        wrote = str(outcome.wrote) if outcome.wrote else None
+        print(to_json({**outcome.data, "wrote": wrote, "next": outcome.next}))
+    else:
+        _last_line(call, outcome)
+    return outcome.code
+
+
+def _options(name: str, verb: Verb, call: Call) -> object:
+    if verb.options is None:
+        if call.overrides and not verb.free:
+            raise ValueError(f"robot-cl {name} takes no options, got {call.overrides[0]!r}")
+        return None
+    from robot_cl.config import read_options
+
+    return read_options(verb.options(), call.overrides)
+
+
+def _last_line(call: Call, outcome: Outcome) -> None:
+    wrote = f"wrote {_short(outcome.wrote)}" if outcome.wrote else ""
+    after = f"next: robot-cl {outcome.next}" if outcome.next else ""
+    line = "  ·  ".join(part for part in (wrote, after) if part)
+    if line:
+        call.say(line)
+
+
+def _short(path: object) -> str:
+    """A path below the working directory as one would type it."""
+    text = os.path.relpath(str(path))
+    return str(path) if text.startswith("..") else text
+
+
+def _take_flags(words: list[str]) -> tuple[set[str], list[str]]:
+    """Flags apart from words; `--name value` and `--name=value` are other spellings of name=value."""
+    flags, left, queue = set(), [], list(words)
+    while queue:
+        word = queue.pop(0)
+        if word in FLAGS:
+            flags.add(FLAGS[word])
+        elif word.startswith("--") and len(word) > 2:
+            key = word[2:].replace("-", "_")
+            if "=" in key:
+                left.append(word[2:])
+            elif queue and not queue[0].startswith("--"):
+                left.append(f"{key}={queue.pop(0)}")
+            else:
+                raise ValueError(f"{word} needs a value: write {key}=VALUE")
+        else:
+            left.append(word)
+    return flags, left
+
+
+def _find_verb(words: list[str]) -> tuple[str, list[str]]:
+    """The longest verb at the front and what follows it; a bare group such as `data` is returned as it is."""
+    if not words:
+        return "", []
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in VERBS:
+            return name, words[length:]
+    groups = {verb.split()[0] for verb in VERBS if " " in verb}
+    if words[0] in groups and len(words) == 1:
+        return words[0], []
+    from robot_cl.data.naming import not_found
+
+    if words[0] in groups:
+        known = [verb.split()[1] for verb in VERBS if verb.startswith(words[0] + " ")]
+        raise not_found(f"verb {words[0]!r}", words[1], known)
+    raise not_found("verb", words[0], {verb.split()[0] for verb in VERBS})
+
+
+def _load(name: str) -> Verb:
+    module, attribute, _ = VERBS[name]
+    return getattr(importlib.import_module(f"robot_cl.commands.{module}"), attribute)
+
+
+def _split(name: str, verb: Verb, rest: list[str]) -> tuple[list[str], list[str]]:
+    """Plain words and key=value words. Raises ValueError if the verb takes fewer or more plain words."""
+    words = [word for word in rest if not OVERRIDE.match(word)]
+    fewest, most = verb.words
+    if not fewest <= len(words) <= most:
+        problem = f"does not know what to do with {words[most]!r}" if len(words) > most else "needs more words"
+        raise ValueError(f"robot-cl {name} {problem}; usage: robot-cl {name} {verb.usage}".rstrip())
+    return words, [word for word in rest if OVERRIDE.match(word)]
+
+
+def _overview(group: str = "") -> str:
+    """The page of `robot-cl --help`, or of one group of verbs."""
+    names = [name for name in VERBS if not group or name.startswith(group + " ")]
+    width = max(map(len, names))
+    lines = [f"  {name:<{width}}  {VERBS[name][2]}" for name in names]
+    start = "robot-cl: continual control for robots, from data to policy to robot\n\n" if not group else ""
+    example = "  robot-cl demo\n  robot-cl train learner=iql data=halfcheetah/mixed-v0 task=halfcheetah seeds=3\n"
+    end = f"\nexamples:\n{example}" if not group else ""
+    usage = f"usage: robot-cl {group + ' ' if group else ''}VERB [key=value ...] [--json] [--quiet] [--help]\n\n"
+    return f"{start}{usage}" + "\n".join(lines) + f"\n{end}\nrobot-cl VERB --help shows a verb's options and examples."
+
+
+def _page(name: str, verb: Verb, rest: list[str]) -> str:
+    """The page of `robot-cl VERB --help`."""
+    from robot_cl.commands.helptext import option_lines
+
+    parts = [f"usage: robot-cl {name} {verb.usage}".rstrip(), verb.about.strip()]
+    if verb.options is not None:
+        parts.append("options:\n" + option_lines(verb.options()))
+    if verb.more_help is not None:
+        parts.append(verb.more_help(rest))
+    parts.append("examples:\n" + "\n".join(f"  {example}" for example in verb.examples))
+    parts.append("--json prints one JSON object for scripts, --quiet prints only mistakes.")
+    return "\n\n".join(parts)
+
+
+def _complain(problem: Exception) -> int:
+    """One sentence on standard error. A bare KeyError or IndexError is a bug of ours, not a mistake of the user's."""
+    mistake = isinstance(problem, USER_MISTAKES) and type(problem) not in (KeyError, IndexError)
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    if mistake:
+        print(f"robot-cl: {text}", file=sys.stderr)
+        return 2
+    kind = type(problem).__name__
+    print(f"robot-cl: unexpected {kind}: {text} (ROBOT_CL_DEBUG=1 shows where)", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

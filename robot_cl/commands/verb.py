@@ -1,0 +1,136 @@
+"""What a verb of the command line is made of: its help, its options, and what it may do to the terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PATIENCE = 2.0  # seconds after which work shows a bar
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verb hands back: plain data for --json, the folder it wrote, the next sensible command, the exit code."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    wrote: Path | None = None
+    next: str | None = None
+    code: int = 0
+
+
+@dataclass
+class Call:
+    """One use of a verb. Remembers the console and, for Ctrl-C, how to resume."""
+
+    words: list[str]
+    overrides: list[str]
+    as_json: bool = False
+    quiet: bool = False
+    resume: str = ""
+
+    @cached_property
+    def console(self) -> Console:
+        """Where people read: standard output, or standard error when standard output is JSON."""
+        from rich.console import Console
+
+        return Console(stderr=self.as_json, quiet=self.quiet, highlight=False)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def mark(self, text: str) -> None:
+        """As `say`, for text with rich's markup in it; what comes from outside must be escaped."""
+        self.console.print(text, soft_wrap=True)
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """A spinner while something of unknown length goes on."""
+        with self.console.status(f"{what} ..."):
+            yield
+
+    def table(self, *columns: str, title: str | None = None) -> Table:
+        """An empty table in the house style; numbers go to the right when the column name ends in a blank."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+        for column in columns:
+            table.add_column(column.strip(), justify="right" if column.endswith(" ") else "left", overflow="fold")
+        return table
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Progress]:
+        """A bar with the time left, drawn only once the work has taken two seconds."""
+        bar = Progress(self.console, title)
+        try:
+            yield bar
+        finally:
+            bar.close()
+
+
+class Progress:
+    """`progress(done, total, note)`; remembers when it began and the bar, once there is one."""
+
+    def __init__(self, console: Console, title: str):
+        self.console, self.title, self.began, self.bar = console, title, time.monotonic(), None
+        self.task: Any = None
+
+    def __call__(self, done: float, total: float, note: str = "") -> None:
+        if self.bar is None:
+            if time.monotonic() - self.began < PATIENCE or not self.console.is_terminal:
+                return
+            self._open(total)
+        self.bar.update(self.task, completed=done, total=total, note=note)  # type: ignore[attr-defined]
+
+    def _open(self, total: float) -> None:
+        from rich import progress as rich_progress
+
+        columns = (
+            rich_progress.TextColumn("{task.description}"),
+            rich_progress.BarColumn(bar_width=28),
+            rich_progress.TaskProgressColumn(),
+            rich_progress.TimeElapsedColumn(),
+            rich_progress.TextColumn("left"),
+            rich_progress.TimeRemainingColumn(),
+            rich_progress.TextColumn("{task.fields[note]}", style="dim"),
+        )
+        bar: Any = rich_progress.Progress(*columns, console=self.console, transient=True)
+        self.bar, self.task = bar, bar.add_task(self.title, total=total, note="")
+        bar.start()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb's page of help and the function behind it.
+
+    `options` returns the dataclass that key=value words fill (a function, because importing it may be slow); `words`
+    is how few and how many plain words, such as RUN, may stand before them.
+    """
+
+    run: Callable[[Call, Any], Outcome]
+    usage: str
+    about: str
+    examples: tuple[str, ...]
+    options: Callable[[], type] | None = None
+    words: tuple[int, int] = (0, 0)
+    free: bool = False  # the verb reads key=value words itself
+    more_help: Callable[[list[str]], str] | None = None
+
+
+def to_json(data: Any) -> str:
+    """One line of JSON; what JSON cannot hold is refused, not written as NaN."""
+    return json.dumps(data, default=str, allow_nan=False)
