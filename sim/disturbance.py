@@ -17,7 +17,7 @@ class Disturbance:
     `models` is a list with the model of each world; worlds in the same shift share one, and it is changed in place.
     """
 
-    def __init__(self, plans: Sequence[Plan], base: mujoco.MjModel, act_dim: int, seed: int = 0):
+    def __init__(self, plans: Sequence[Plan], base: mujoco.MjModel, act_dim: int):
         self.plans, self._base = list(plans), base
         for _, shift in (point for plan in plans for schedule in plan for point in schedule.points):
             check_joints(base, shift)  # a wrong name is told now, not at step 5000
@@ -28,16 +28,16 @@ class Disturbance:
         self._due = np.zeros(count)
         self._now: list[Shift] = [NONE] * count
         self._made: dict[tuple, mujoco.MjModel] = {NONE.physics_key(): base}
-        self.reset(seed)
+        self.reset(range(count))
 
     @property
     def now(self) -> list[Shift]:
         """The shift in force in each world."""
         return list(self._now)
 
-    def reset(self, seed: int) -> None:
-        """As newly made: age zero, world i's noise from seed + i."""
-        self._rngs = [rng.noise_rng(seed + i) for i in range(len(self.plans))]
+    def reset(self, seeds: Sequence[int]) -> None:
+        """As newly made: age zero, noise from one seed per world."""
+        self._rngs = [rng.noise_rng(int(seed)) for seed in seeds]
         self._age[:] = 0
         self._past[:] = 0.0
         self._enforce(range(len(self.plans)))

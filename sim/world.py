@@ -57,7 +57,7 @@ class World:
         self._stepper: Stepper = STEPPERS[task.stepping](task)
         self._pool = Pool(min(num_worlds, threads or len(os.sched_getaffinity(0))))
         self.disturbance = (
-            None if shift is None else Disturbance(plans(shift, num_worlds), self.model, self.interface.act_dim, seed)
+            None if shift is None else Disturbance(plans(shift, num_worlds), self.model, self.interface.act_dim)
         )
         self._models = self.disturbance.models if self.disturbance else [self.model] * num_worlds
         self._datas = [mujoco.MjData(self.model) for _ in range(num_worlds)]
@@ -71,12 +71,18 @@ class World:
         self._fields: dict[str, np.ndarray] = {}
         self._obs = self.reset(seed)
 
-    def reset(self, seed: int | None = None) -> np.ndarray:
-        """Start an episode in every world -> obs (N, obs_dim). Without a seed the generators go on."""
+    def reset(self, seed: int | Sequence[int] | None = None) -> np.ndarray:
+        """Start an episode in every world -> obs (N, obs_dim).
+
+        World i is seeded with seed + i, or with seed[i] of a sequence; without a seed the generators go on.
+        """
         if seed is not None:
-            self._rngs = [rng.MAKE_RNG[self.task.stepping](seed + i) for i in self._all]
+            seeds = [seed + i for i in self._all] if isinstance(seed, (int, np.integer)) else list(seed)
+            if len(seeds) != self.num_worlds:
+                raise ValueError(f"{len(seeds)} seeds for {self.num_worlds} worlds; give one number or one per world")
+            self._rngs = [rng.MAKE_RNG[self.task.stepping](int(s)) for s in seeds]
             if self.disturbance:
-                self.disturbance.reset(seed)
+                self.disturbance.reset(seeds)
         self._start(self._all)
         return self._begin()
 

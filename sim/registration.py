@@ -1,0 +1,34 @@
+"""Gymnasium ids of the tasks. Imports nothing heavy, because gymnasium itself runs it as a plugin."""
+
+from __future__ import annotations
+
+from gymnasium.envs import registration
+
+NAMESPACE = "robot_cl"
+ENV_IDS: dict[str, str] = {
+    "Hopper-v0": "hopper",
+    "HalfCheetah-v0": "halfcheetah",
+    "Walker2d-v0": "walker2d",
+    "Ant-v0": "ant",
+    "WalkerStand-v0": "walker-stand",
+    "WalkerWalk-v0": "walker-walk",
+    "WalkerRun-v0": "walker-run",
+    "CheetahRun-v0": "cheetah-run",
+}
+
+
+def register_envs() -> None:
+    """Make `gymnasium.make("robot_cl/Hopper-v0")` and `gymnasium.make_vec` know every task.
+
+    Runs at the import of sim.env, and as the package's "gymnasium.envs" entry point, which brings the namespace.
+    """
+    prefix = "" if registration.current_namespace else f"{NAMESPACE}/"
+    for name, task in ENV_IDS.items():
+        if f"{NAMESPACE}/{name}" not in registration.registry:
+            registration.register(
+                id=prefix + name,
+                entry_point="sim.env:make_env",
+                vector_entry_point="sim.env:make_vector_env",
+                max_episode_steps=1000,
+                kwargs={"task": task},
+            )
