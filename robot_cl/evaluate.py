@@ -146,7 +146,8 @@ class _Episodes:
 
     @staticmethod
     def cat(parts: Sequence[_Episodes]) -> _Episodes:
-        returns, lengths, fell = (np.concatenate([getattr(p, f) for p in parts]) for f in ("returns", "lengths", "fell"))
+        returns = np.concatenate([part.returns for part in parts])
+        lengths, fell = (np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "fell"))
         return _Episodes(returns, lengths, fell, [qpos for part in parts for qpos in part.qpos])
 
 

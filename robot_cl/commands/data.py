@@ -1,0 +1,109 @@
+"""robot-cl data list | collect | import | check"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from robot_cl.commands.helptext import REQUIRED
+from robot_cl.commands.verb import Call, Outcome, Verb
+
+
+def run_list(call: Call, options: Any) -> Outcome:
+    from robot_cl.data.store import list_datasets
+    from robot_cl.paths import data_root
+
+    found = list_datasets()
+    table = call.table("dataset", "task", "steps ", "episodes ", "return ", "score ", "from")
+    for name, meta in found.items():
+        score = "" if meta.score is None else f"{meta.score:.1f}"
+        returns = f"{meta.return_mean:.0f} ± {meta.return_std:.0f}"
+        kind = str(meta.source.get("kind", ""))
+        table.add_row(name, meta.task or "?", f"{meta.steps:,}", f"{meta.episodes:,}", returns, score, kind)
+    if found:
+        call.console.print(table)
+    else:
+        call.say(f"no datasets in {data_root()} yet")
+    following = f"data check {next(iter(found))}" if found else "data collect --help"
+    return Outcome({"datasets": {name: meta.to_dict() for name, meta in found.items()}}, next=following)
+
+
+@dataclass
+class CollectOptions:
+    """Options of `data collect`."""
+
+    task: str = REQUIRED  # as in `robot-cl list tasks`
+    policy: Any = REQUIRED  # a behaviour's name, a run, an SB3 zip, an npz; a list [a,b] mixes several
+    name: str = REQUIRED  # of the new dataset, such as hopper/medium-v0
+    steps: int = 100_000  # transitions to record
+    noise: Any = 0.0  # standard deviation added to each action; a list gives one for each policy
+    shares: list[float] = field(default_factory=list)  # of the steps, one for each policy; none: equal
+    replay: bool = False  # like a replay buffer: uniform actions first, then the policies with falling noise
+    stochastic: bool = False  # draw from the policy's own distribution instead of taking its mean
+    seed: int = 0  # of the worlds and of the noise
+    storage: str = "hdf5"  # Minari's storage: hdf5 or arrow
+    overwrite: bool = False  # replace a dataset of this name
+
+
+def run_collect(call: Call, options: CollectOptions) -> Outcome:
+    from robot_cl.data.collect import collect
+
+    parts = mixture(options)
+    with call.progress(f"recording {options.name}") as bar:
+        dataset = collect(
+            options.task,
+            parts,
+            options.steps,
+            options.name,
+            seed=options.seed,
+            storage=options.storage,
+            overwrite=options.overwrite,
+            progress=bar,
+        )
+    _describe(call, dataset.meta)
+    return Outcome({"dataset": dataset.meta.to_dict()}, wrote=dataset.path, next=f"data check {dataset.name}")
+
+
+def mixture(options: CollectOptions) -> list[Any]:
+    """The parts that the options name. Raises ValueError where lists differ in length."""
+    from robot_cl.data.collect import Part, replay_like
+    from robot_cl.evaluate import load
+
+    names = options.policy if isinstance(options.policy, list) else [options.policy]
+    policies = [load(str(name)) for name in names]
+    if options.replay:
+        return replay_like(policies)
+    noises = options.noise if isinstance(options.noise, list) else [options.noise] * len(names)
+    shares = options.shares or [1.0] * len(names)
+    for what, given in (("noise", noises), ("shares", shares)):
+        if len(given) != len(names):
+            raise ValueError(f"{what} has {len(given)} entries for {len(names)} policies; give one for each")
+    rows = zip(policies, noises, shares, strict=True)
+    return [Part(policy, float(noise), float(share), options.stochastic) for policy, noise, share in rows]
+
+
+def _describe(call: Call, meta: Any) -> None:
+    score = "" if meta.score is None else f", score {meta.score:.1f} ({meta.reference})"
+    call.say(f"{meta.id}: {meta.steps:,} steps in {meta.episodes:,} episodes of {meta.task or 'an unknown task'}")
+    call.say(f"  return {meta.return_mean:.1f} ± {meta.return_std:.1f}{score}")
+    call.say(f"  {meta.terminals:,} terminals, {meta.timeouts:,} timeouts, {meta.cuts:,} cut by the recorder")
+
+
+LIST = Verb(
+    run=run_list,
+    usage="",
+    about="The datasets under ./datasets, or under $ROBOT_CL_DATA if that is set.",
+    examples=("robot-cl data list", "robot-cl data list --json"),
+)
+COLLECT = Verb(
+    run=run_collect,
+    usage="task=TASK policy=POLICY name=NAME [key=value ...]",
+    about="Record a dataset: one policy, with noise or without, or a mixture of several. The same words give the same\n"
+    "dataset, bit for bit.",
+    examples=(
+        "robot-cl data collect task=hopper policy=hopper-medium name=hopper/medium-v0 steps=100000",
+        "robot-cl data collect task=halfcheetah policy=agent.zip name=halfcheetah/mine-v0 noise=0.1",
+        "robot-cl data collect task=hopper policy=hopper-medium name=hopper/replay-v0 replay=true",
+    ),
+    options=lambda: CollectOptions,
+)

@@ -1,0 +1,110 @@
+"""robot-cl list"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from robot_cl.commands.verb import Call, Outcome, Verb
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """One kind of thing with a name: where the name is typed, and name -> one line about each."""
+
+    where: str
+    items: Callable[[], dict[str, str]]
+
+
+def _table(module: str, name: str) -> Callable[[], dict[str, str]]:
+    """Names of an explicit table, each with the first line of its member's docstring."""
+    return lambda: {key: first_line(value) for key, value in getattr(importlib.import_module(module), name).items()}
+
+
+def first_line(member: Any) -> str:
+    doc = (getattr(member, "__doc__", None) or "").strip()
+    return doc.splitlines()[0].rstrip(".") if doc and not doc.startswith(f"{type(member).__name__}(") else ""
+
+
+def _tasks() -> dict[str, str]:
+    from sim.tasks import TASKS
+
+    return {name: f"{task.original}, {1 / task.control_dt:.0f} Hz" for name, task in TASKS.items()}
+
+
+def _datasets() -> dict[str, str]:
+    from robot_cl.data.store import list_datasets
+
+    return {
+        name: f"{meta.steps:,} steps of {meta.task or 'an unknown task'}, return {meta.return_mean:.0f}"
+        for name, meta in list_datasets().items()
+    }
+
+
+def _behaviours() -> dict[str, str]:
+    from robot_cl.data.behaviours import list_behaviours
+
+    def line(card: Any) -> str:
+        known = f", return {card.mean_return:.0f}" if card.mean_return is not None else ""
+        return f"{card.task or 'any task'}{known}"
+
+    return {name: line(card) for name, card in list_behaviours().items()}
+
+
+def _runs() -> dict[str, str]:
+    from robot_cl.paths import runs_root
+
+    root = runs_root()
+    return {p.name: "" for p in sorted(root.iterdir()) if (p / "config.yaml").exists()} if root.is_dir() else {}
+
+
+def _shifts() -> dict[str, str]:
+    from sim.shift import NEUTRAL, PER_JOINT
+
+    return {**{k: f"write {k}VALUE" for k in NEUTRAL}, **{k: f"write {k}=VALUE or {k}.JOINT=VALUE" for k in PER_JOINT}}
+
+
+SHELVES: dict[str, Shelf] = {
+    "tasks": Shelf("task=", _tasks),
+    "datasets": Shelf("data=", _datasets),
+    "behaviours": Shelf("policy=", _behaviours),
+    "learners": Shelf("learner=", _table("robot_cl.learners", "LEARNERS")),
+    "shifts": Shelf("shift=", _shifts),
+    "merges": Shelf("how=", _table("policies.merging", "MERGE")),
+    "runs": Shelf("RUN", _runs),
+}
+
+
+def run(call: Call, options: Any) -> Outcome:
+    wanted = call.words or list(SHELVES)
+    for kind in wanted:
+        if kind not in SHELVES:
+            from robot_cl.data.naming import not_found
+
+            raise not_found("kind of thing", kind, SHELVES)
+    found = {kind: SHELVES[kind].items() for kind in wanted}
+    for kind, items in found.items():
+        _show(call, kind, SHELVES[kind].where, items)
+    return Outcome({kind: dict(items) for kind, items in found.items()})
+
+
+def _show(call: Call, kind: str, where: str, items: Mapping[str, str]) -> None:
+    from rich.markup import escape
+
+    call.mark(f"[bold]{kind}[/]  [dim]{escape(where)}[/]")
+    width = max(map(len, items), default=0)
+    for name, line in items.items():
+        call.mark(f"  {escape(name):<{width}}  [dim]{escape(line)}[/]".rstrip())
+    if not items:
+        call.mark("  [dim]none yet[/]")
+
+
+LIST = Verb(
+    run=run,
+    usage="[KIND ...]",
+    about="Everything that has a name, and where that name is typed: " + ", ".join(SHELVES) + ".",
+    examples=("robot-cl list", "robot-cl list tasks datasets", "robot-cl list --json"),
+    words=(0, len(SHELVES)),
+)
