@@ -249,15 +249,14 @@ def _describe(
     whole = data.complete if data.complete.any() else np.ones_like(data.complete)
     returns = data.returns[whole]
     last = data.stops - 1
-    ends = data.terminated[last], data.truncated[last] & data.complete
     return DatasetMeta(
         id=name,
         task=task,
         steps=len(data),
         episodes=data.episodes,
         terminals=int(data.terminated.sum()),
-        timeouts=int((data.truncated & ~data.terminated).sum() - (~data.complete & data.truncated[last]).sum()),
-        cuts=int((~(ends[0] | ends[1])).sum()),
+        timeouts=int(data.truncated.sum() - data.truncated[last][~data.complete].sum()),
+        cuts=int((~data.complete).sum()),
         obs_dim=data.obs_dim,
         act_dim=data.act_dim,
         return_mean=float(returns.mean()),
