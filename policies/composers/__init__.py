@@ -1,0 +1,18 @@
+"""Composers: which skills act, and how much. A new one is a file and a line here."""
+
+from policies.composers.anisotropic import Anisotropic
+from policies.composers.composer import Composer, CompositionShape
+from policies.composers.context_gate import ContextGate
+from policies.composers.fixed import Fixed
+from policies.composers.preference import Preference
+from policies.composers.self_activated import SelfActivated
+
+__all__ = ["COMPOSERS", "Composer", "CompositionShape"]
+
+COMPOSERS: dict[str, type[Composer]] = {
+    "fixed": Fixed,
+    "anisotropic": Anisotropic,
+    "context_gate": ContextGate,
+    "self_activated": SelfActivated,
+    "preference": Preference,
+}
