@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -14,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from sim import render
 from sim.registration import register_envs
 from sim.spec import Interface
+from sim.tasks import get_task
 from sim.world import World, make
 
 if TYPE_CHECKING:
@@ -110,9 +112,13 @@ def make_env(task: str, render_mode: str | None = None, **options: Any) -> World
     return WorldEnv(make(task, num_worlds=1, threads=1, **options), render_mode)
 
 
-def make_vector_env(task: str, num_envs: int = 1, **options: Any) -> WorldVectorEnv:
-    """N worlds of a task as a gymnasium VectorEnv; options as in `sim.make`."""
-    return WorldVectorEnv(make(task, num_worlds=num_envs, **options))
+def make_vector_env(
+    task: str, num_envs: int = 1, max_episode_steps: int | None = None, **options: Any
+) -> WorldVectorEnv:
+    """N worlds of a task as a gymnasium VectorEnv; options as in `sim.make`, `max_episode_steps` as in gymnasium."""
+    known = get_task(task)
+    limited = replace(known, time_limit=max_episode_steps or known.time_limit)
+    return WorldVectorEnv(make(limited, num_worlds=num_envs, **options))
 
 
 def make_sb3_env(task: str, num_envs: int = 1, **options: Any) -> VecEnv:

@@ -20,7 +20,7 @@ def test_a_diverging_world_is_named_and_its_last_states_are_kept(
         world.step(rng.uniform(-1, 1, (3, 6)))
     seen = []
     world._datas[1].qvel[:] = 1e150  # the state a broken contact would leave
-    with pytest.raises(sim.SimulationError, match=r"halfcheetah: world 1 is not finite at step \d+ .*\.velocity|position"):
+    with pytest.raises(sim.SimulationError, match=r"halfcheetah: world 1 is not finite at step \d+ .*'rootz.pos"):
         for _ in range(5):
             action = rng.uniform(-1, 1, (3, 6))
             seen.append(action[1])
