@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -188,20 +189,46 @@ def log_tanh_slope(u: Tensor) -> Tensor:
 class ActorPolicy:
     """One member of an actor as a `Policy`: numpy in, numpy out, deterministic.
 
-    `interface` is the contract it was trained under (a sim.spec.Interface, or None if unknown).
+    `interface` (a sim.spec.Interface) and `task` are what it was trained under, None if unknown.
     """
 
-    def __init__(self, actor: StackedGaussianActor, member: int = 0, interface: Any = None):
+    def __init__(
+        self,
+        actor: StackedGaussianActor,
+        member: int = 0,
+        interface: Any = None,
+        task: str | None = None,
+        name: str = "actor",
+    ):
         self.actor = actor.member(member).eval().requires_grad_(False)
-        self.obs_dim, self.act_dim, self.interface = actor.obs_dim, actor.act_dim, interface
+        self.obs_dim, self.act_dim = actor.obs_dim, actor.act_dim
+        self.interface, self.task, self.name = interface, task, name
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray) -> np.ndarray:
         """obs (B, obs_dim) -> action (B, act_dim) float32 in [-1, 1]. Raises ValueError for another width."""
-        rows = torch.as_tensor(np.asarray(obs, dtype=np.float32), device=next(self.actor.parameters()).device)
-        if rows.dim() != 2 or rows.shape[1] != self.obs_dim:
-            raise ValueError(f"obs has shape {tuple(rows.shape)}, this policy reads (B, {self.obs_dim})")
-        return self.actor.mode(rows)[0].cpu().numpy()
+        return self.actor.mode(self._rows(obs))[0].cpu().numpy()
+
+    @torch.inference_mode()
+    def sample(self, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """obs (B, obs_dim) -> action (B, act_dim) float32 in [-1, 1] drawn from the policy's own distribution."""
+        mean, log_std = self.actor(self._rows(obs))
+        noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32)).to(mean.device)
+        return self.actor.sample(mean, log_std, noise)[0][0].clamp(-1.0, 1.0).cpu().numpy()
 
     def reset(self, rows: np.ndarray | None = None) -> None:
         """Nothing to forget."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 hex of the parameters and statistics."""
+        digest = hashlib.sha256()
+        for name, tensor in self.actor.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _rows(self, obs: np.ndarray) -> Tensor:
+        rows = torch.as_tensor(np.asarray(obs, dtype=np.float32), device=next(self.actor.parameters()).device)
+        if rows.dim() != 2 or rows.shape[1] != self.obs_dim:
+            raise ValueError(f"obs has shape {tuple(rows.shape)}, this policy reads (B, {self.obs_dim})")
+        return rows

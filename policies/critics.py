@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from policies.networks import StackedMLP
+from policies.networks import ACTIVATIONS, INITS, StackedMLP
+
+
+@dataclass
+class CriticConfig:
+    """What critics look like."""
+
+    hidden: tuple[int, ...] = (256, 256)  # widths of the hidden layers
+    activation: str = "relu"  # relu, tanh, silu, mish or gelu
+    layer_norm: bool = False  # normalise each hidden layer before its activation
+    init: str = "torch"  # torch or orthogonal
+
+    def __post_init__(self) -> None:
+        if not self.hidden or any(width < 1 for width in self.hidden):
+            raise ValueError(f"critic.hidden is {self.hidden}; expected at least one positive width, e.g. [256,256]")
+        for name, table in (("activation", ACTIVATIONS), ("init", INITS)):
+            if getattr(self, name) not in table:
+                raise ValueError(f"critic.{name} {getattr(self, name)!r} is unknown; one of {', '.join(table)}")
 
 
 class StackedQ(nn.Module):
@@ -23,17 +41,15 @@ class StackedQ(nn.Module):
         act_dim: int,
         rngs: Sequence[torch.Generator],
         twins: int = 2,
-        hidden: Sequence[int] = (256, 256),
-        activation: str = "relu",
-        layer_norm: bool = False,
-        init: str = "torch",
+        config: CriticConfig | None = None,
     ):
         super().__init__()
         if twins < 1:
             raise ValueError(f"twins is {twins}; a member needs at least one critic")
         self.population, self.twins = len(rngs), twins
         each = [rng for rng in rngs for _ in range(twins)]
-        self.net = StackedMLP(obs_dim + act_dim, hidden, 1, each, activation, layer_norm, init)
+        c = config or CriticConfig()
+        self.net = StackedMLP(obs_dim + act_dim, c.hidden, 1, each, c.activation, c.layer_norm, c.init)
 
     def forward(self, z: Tensor, action: Tensor) -> Tensor:
         x = torch.cat([z, action], dim=-1)
@@ -49,18 +65,10 @@ class StackedQ(nn.Module):
 class StackedV(nn.Module):
     """V(s) of P members: z (P, B, obs_dim) normalised, or shared (B, obs_dim) -> (P, B)."""
 
-    def __init__(
-        self,
-        obs_dim: int,
-        rngs: Sequence[torch.Generator],
-        hidden: Sequence[int] = (256, 256),
-        activation: str = "relu",
-        layer_norm: bool = False,
-        init: str = "torch",
-    ):
+    def __init__(self, obs_dim: int, rngs: Sequence[torch.Generator], config: CriticConfig | None = None):
         super().__init__()
-        self.population = len(rngs)
-        self.net = StackedMLP(obs_dim, hidden, 1, rngs, activation, layer_norm, init)
+        c, self.population = config or CriticConfig(), len(rngs)
+        self.net = StackedMLP(obs_dim, c.hidden, 1, rngs, c.activation, c.layer_norm, c.init)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.net(z).squeeze(-1)

@@ -13,9 +13,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+
+def tanh(x: Tensor) -> Tensor:
+    """tanh(x) = 2 σ(2x) − 1 on the CPU, where torch's sigmoid is several times faster than its tanh (equal to 2e-7)."""
+    return torch.tanh(x) if x.is_cuda else torch.sigmoid(x * 2.0) * 2.0 - 1.0
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
-    "tanh": torch.tanh,
+    "tanh": tanh,
     "silu": nn.functional.silu,
     "mish": nn.functional.mish,
     "gelu": nn.functional.gelu,
@@ -52,7 +58,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.population == 1:  # one GEMM is faster than a batched one of size one
-            y = nn.functional.linear(x, self.weight[0], self.bias[0, 0])
+            y = nn.functional.linear(x, self.weight.flatten(0, 1), self.bias.flatten())
             return y if y.dim() == 3 else y.unsqueeze(0)
         if x.dim() == 2:
             x = x.expand(self.population, *x.shape)

@@ -1,0 +1,230 @@
+"""What all learners share: networks, optimisers, generators and a step count, and how these are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from policies.actor import ActorConfig, StackedGaussianActor
+from policies.networks import StackedLinear, generators
+from policies.normalizer import Normalizer
+from robot_cl.batch import Transitions
+from robot_cl.learners.optim import FlatAdam
+
+Metrics = dict[str, Tensor]  # name -> (P,), one number per member
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Trainable(StrEnum):
+    """`full`: every weight of the actor; `adapter`: low-rank factors on a frozen actor."""
+
+    full = "full"
+    adapter = "adapter"
+
+
+@dataclass
+class LearnerConfig:
+    """Options of every learner."""
+
+    actor: ActorConfig = field(default_factory=ActorConfig)  # shape of the policy; ignored when one is loaded
+    trainable: Trainable = Trainable.full  # full network, or a low-rank adapter on the policy of init_from
+    rank: int = 8  # of the adapter
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}; an adapter needs at least 1")
+
+
+@dataclass(frozen=True)
+class OnlinePlan:
+    """How the training loop feeds `update_online`.
+
+    Each round collects `horizon` steps in every world. On-policy, these are `fresh` as (P, horizon, worlds). Else they
+    go to a replay buffer, and once it holds `warmup` steps, `updates` updates per collected step follow, each with
+    batches (P, batch) of which the share `offline_share` comes from the dataset.
+    """
+
+    horizon: int = 1
+    on_policy: bool = False
+    num_worlds: int = 1
+    updates: float = 1.0
+    warmup: int = 0
+    capacity: int = 1_000_000
+    offline_share: float = 0.0
+
+
+class Learner:
+    """Base of the learners; one level deep.
+
+    Remembers `nets` (parameters, targets, statistics), `opts` (moments), `rng` (one generator per member, from which
+    every draw of that member comes), `step` (updates made) and `extra` (running quantities). A subclass adds its
+    networks and optimisers in `build` and defines the updates of its `phases`; each returns metrics (P,) per name.
+    """
+
+    phases: ClassVar[tuple[str, ...]] = ("offline", "online")
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        obs_dim: int,
+        act_dim: int,
+        seeds: int = 1,
+        seed: int = 0,
+        device: str = "cpu",
+        actor: StackedGaussianActor | None = None,
+    ):
+        """`actor` continues a trained policy (of one member or of `seeds`), else one is drawn as `config.actor` says.
+
+        Raises ValueError where they do not fit together.
+        """
+        self.config, self.seeds, self.device, self.step = config, seeds, device, 0
+        self.obs_dim, self.act_dim = obs_dim, act_dim
+        self.rng = generators(seed, seeds)
+        self.opts: dict[str, FlatAdam] = {}
+        self.extra: dict[str, Tensor] = {}
+        self.nets = nn.ModuleDict()
+        self.continued = actor is not None
+        if config.trainable is Trainable.adapter and actor is None:
+            raise ValueError("trainable=adapter needs a trained policy to adapt; give init_from=RUN")
+        if actor is None:
+            actor = StackedGaussianActor(obs_dim, act_dim, self.rng, config.actor, self.new_normalizer())
+        elif (actor.obs_dim, actor.act_dim) != (obs_dim, act_dim):
+            raise ValueError(
+                f"the policy reads {actor.obs_dim} observations and gives {actor.act_dim} actions, "
+                f"the task has {obs_dim} and {act_dim}"
+            )
+        else:
+            actor = repeated(actor, seeds)
+        if config.trainable is Trainable.adapter:
+            from policies.lora import attach
+
+            attach(actor, config.rank, self.rng)
+        self.add("actor", actor)
+        self.build()
+
+    def build(self) -> None:
+        """Networks besides the actor (`add`), then optimisers (`optimiser`)."""
+        raise NotImplementedError
+
+    def add(self, name: str, module: Module) -> Module:
+        """Register a network under a name and move it to the device. Returns it."""
+        self.nets[name] = module.to(self.device)
+        return module
+
+    def new_normalizer(self) -> Normalizer:
+        """Statistics of the training data, the same for all members."""
+        return Normalizer(self.obs_dim)
+
+    @property
+    def actor(self) -> StackedGaussianActor:
+        actor = self.nets["actor"]
+        assert isinstance(actor, StackedGaussianActor)
+        return actor
+
+    def policy(self) -> StackedGaussianActor:
+        """The actor to publish: itself, or a copy with its adapters added to the weights."""
+        return merged(self.actor)
+
+    def optimiser(self, modules: Iterable[nn.Module], lr: float, clip: float | None = None) -> FlatAdam:
+        """Adam over the trainable parameters of `modules`: of an actor with adapters, only theirs."""
+        return FlatAdam((p for module in modules for p in module.parameters()), self.seeds, lr, clip)
+
+    def plan(self) -> OnlinePlan:
+        """How the online part is fed."""
+        return OnlinePlan()
+
+    def prepare(self, data: Transitions) -> None:
+        """Before the first update: statistics of the training data (N,), then frozen. A loaded policy keeps its own."""
+        if not self.actor.normalizer.frozen:
+            self.actor.normalizer.fit(data.obs)
+
+    def update_offline(self, batch: Transitions) -> Metrics:
+        """One update on a batch (P, B) of the dataset."""
+        raise NotImplementedError(f"{type(self).__name__} does not learn offline")
+
+    def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
+        """One update on fresh experience (see `OnlinePlan`) and, where asked for, a batch (P, B) of the dataset."""
+        raise NotImplementedError(f"{type(self).__name__} does not learn online")
+
+    def noise(self, *shape: int) -> Tensor:
+        """Standard normal (P, *shape), member p's from rng[p]."""
+        return torch.stack([torch.randn(shape, generator=g) for g in self.rng]).to(self.device)
+
+    @torch.inference_mode()
+    def explore(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """obs (P, W, obs_dim) -> action (P, W, act_dim) to try, drawn from the policy with standard normal noise."""
+        mean, log_std = self.actor(obs)
+        return self.actor.sample(mean, log_std, noise)[0].clamp(-1.0, 1.0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that is remembered, as one flat dict of tensors."""
+        state = {f"nets.{name}": value for name, value in self.nets.state_dict().items()}
+        for opt, adam in self.opts.items():
+            state |= {f"opts.{opt}.{name}": value for name, value in adam.state_dict().items()}
+        state |= {f"rng.{p}": rng.get_state() for p, rng in enumerate(self.rng)}
+        state |= {f"extra.{name}": value for name, value in self.extra.items()}
+        return state | {"step": torch.tensor(self.step)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `state_dict` of the same configuration. Raises ValueError naming the first difference."""
+        parts: dict[str, dict[str, Tensor]] = {"nets": {}, "opts": {}, "rng": {}, "extra": {}}
+        for key, value in state.items():
+            kind, _, name = key.partition(".")
+            if name:
+                parts.get(kind, {})[name] = value
+        check_shapes("network", parts["nets"], self.nets.state_dict())
+        if "step" not in state or len(parts["rng"]) != self.seeds:
+            raise ValueError(f"the saved state has {len(parts['rng'])} members, this learner {self.seeds}")
+        self.nets.load_state_dict(parts["nets"])
+        for opt, adam in self.opts.items():
+            prefix = f"{opt}."
+            adam.load_state_dict({k.removeprefix(prefix): v for k, v in parts["opts"].items() if k.startswith(prefix)})
+        for p, rng in enumerate(self.rng):
+            rng.set_state(parts["rng"][str(p)].cpu())
+        self.extra = {name: value.to(self.device).clone() for name, value in parts["extra"].items()}
+        self.step = int(state["step"])
+
+
+def check_shapes(what: str, given: dict[str, Tensor], expected: dict[str, Any]) -> None:
+    """Raises ValueError naming the first tensor that is missing, unknown or of another shape."""
+    for name in [*expected, *given]:
+        has = tuple(given[name].shape) if name in given else "missing"
+        wants = tuple(expected[name].shape) if name in expected else "unknown"
+        if has != wants:
+            raise ValueError(f"{what} tensor {name!r} is {has}, expected {wants}; it was made with other options")
+
+
+@torch.no_grad()
+def repeated(actor: StackedGaussianActor, seeds: int) -> StackedGaussianActor:
+    """A copy of `actor` with `seeds` members: its own, or its only one repeated. Raises ValueError otherwise."""
+    if actor.population not in (1, seeds):
+        raise ValueError(f"the policy has {actor.population} members; continue it with seeds={actor.population}")
+    spec = actor.spec() | {"population": seeds}
+    copy = StackedGaussianActor.from_spec(spec)
+    wanted = copy.state_dict()
+    state = {name: value.expand_as(wanted[name]) for name, value in actor.state_dict().items()}
+    copy.load_state_dict(state)
+    return copy
+
+
+@torch.no_grad()
+def merged(actor: StackedGaussianActor) -> StackedGaussianActor:
+    """`actor` itself, or where adapters are attached, a copy with W + scale · up down in place of each W."""
+    from policies.lora import LowRank, linear_layers
+
+    adapted = {name: layer for name, _, _, layer in linear_layers(actor) if isinstance(layer, LowRank)}
+    if not adapted:
+        return actor
+    copy = StackedGaussianActor.from_spec(actor.spec())
+    plain = {name.replace(".base.", "."): value for name, value in actor.state_dict().items()}
+    copy.load_state_dict({name: value for name, value in plain.items() if name in copy.state_dict()})
+    for name, _, _, layer in linear_layers(copy):
+        if name in adapted and isinstance(layer, StackedLinear):
+            delta = adapted[name].scale * torch.bmm(adapted[name].up, adapted[name].down)
+            layer.weight.add_(delta.to(layer.weight))
+    return copy

@@ -1,0 +1,57 @@
+"""Behaviour cloning: the actor that makes the data most likely."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+from torch import Tensor
+
+from robot_cl.batch import Transitions
+from robot_cl.learners.base import Learner, LearnerConfig, Metrics
+
+
+class CloningLoss(StrEnum):
+    """`nll`: −log π(a|s); `mse`: squared error of the deterministic action."""
+
+    nll = "nll"
+    mse = "mse"
+
+
+@dataclass
+class BCConfig(LearnerConfig):
+    """Options of behaviour cloning."""
+
+    loss: CloningLoss = CloningLoss.nll  # nll (−log π) or mse (of the deterministic action)
+    lr: float = 3e-4  # Adam's learning rate
+    clip: float | None = None  # largest gradient norm per member, none: unbounded
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; a learning rate is positive, e.g. 3e-4")
+
+
+class BC(Learner):
+    """Behaviour cloning (Pomerleau 1989), with a Gaussian likelihood or a squared error."""
+
+    phases: ClassVar[tuple[str, ...]] = ("offline",)
+    config: BCConfig
+
+    def build(self) -> None:
+        self.opts["actor"] = self.optimiser([self.actor], self.config.lr, self.config.clip)
+
+    def loss(self, batch: Transitions) -> Tensor:
+        """(P,)."""
+        if self.config.loss is CloningLoss.mse:
+            return (self.actor.mode(batch.obs) - batch.action).square().sum(-1).mean(-1)
+        mean, log_std = self.actor(batch.obs)
+        return -self.actor.log_prob(mean, log_std, batch.action).mean(-1)
+
+    def update_offline(self, batch: Transitions) -> Metrics:
+        loss = self.loss(batch)
+        loss.sum().backward()
+        self.opts["actor"].step()
+        self.step += 1
+        return {"actor_loss": loss.detach()}

@@ -1,0 +1,93 @@
+"""Where batches come from: a dataset shared by all members, and one replay buffer per member."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from robot_cl.batch import Transitions, row_width
+
+
+def draw(rows: int, batch: int, rngs: Sequence[torch.Generator]) -> Tensor:
+    """Row numbers (P, batch) in [0, rows), member p's from rngs[p]."""
+    if len(rngs) == 1:
+        return torch.randint(rows, (1, batch), generator=rngs[0])
+    return torch.stack([torch.randint(rows, (batch,), generator=g) for g in rngs])
+
+
+class OfflineData:
+    """A dataset as one packed tensor (N, row_width) on the device: a batch is one gather."""
+
+    def __init__(self, packed: Tensor, obs_dim: int, act_dim: int, device: str = "cpu"):
+        if not len(packed):
+            raise ValueError("the dataset is empty; there is nothing to learn from")
+        self.packed, self.obs_dim, self.act_dim = packed.to(device), obs_dim, act_dim
+
+    @classmethod
+    def of(cls, data: Transitions, device: str = "cpu") -> OfflineData:
+        return cls(data.pack(), data.obs_dim, data.act_dim, device)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def transitions(self) -> Transitions:
+        return Transitions.unpack(self.packed, self.obs_dim, self.act_dim)
+
+    def sample(self, batch: int, rngs: Sequence[torch.Generator]) -> Transitions:
+        """(P, batch), drawn with replacement."""
+        index = draw(len(self.packed), batch, rngs).to(self.packed.device)
+        rows = self.packed.index_select(0, index.view(-1)).view(*index.shape, -1)
+        return Transitions.unpack(rows, self.obs_dim, self.act_dim)
+
+
+class ReplayBuffer:
+    """A ring of the last `capacity` transitions of each member, packed (P, capacity, row_width).
+
+    Remembers the rows and how many were ever added (`total`, per member). Memory is taken as it fills.
+    """
+
+    def __init__(self, capacity: int, seeds: int, obs_dim: int, act_dim: int, device: str = "cpu"):
+        self.capacity, self.seeds, self.obs_dim, self.act_dim = capacity, seeds, obs_dim, act_dim
+        self.total = 0
+        self._rows = torch.empty(seeds, min(capacity, 4096), row_width(obs_dim, act_dim), device=device)
+
+    def __len__(self) -> int:
+        return min(self.total, self.capacity)
+
+    def add(self, fresh: Transitions) -> None:
+        """Append (P, T, W): time first, then world."""
+        self.add_packed(fresh.pack().flatten(1, 2))
+
+    def add_packed(self, rows: Tensor) -> None:
+        """Append (P, n, row_width)."""
+        self._reserve(min(self.total + rows.shape[1], self.capacity))
+        for part in rows.split(self.capacity, dim=1):
+            start, n = self.total % self.capacity, part.shape[1]
+            head = min(n, self.capacity - start)
+            self._rows[:, start : start + head] = part[:, :head]
+            self._rows[:, : n - head] = part[:, head:]
+            self.total += n
+
+    def since(self, position: int) -> Tensor:
+        """The rows (P, n, row_width) added after the first `position`, as far as they are still held, oldest first."""
+        first = max(position, self.total - len(self))
+        index = torch.arange(first, self.total, device=self._rows.device) % self.capacity
+        return self._rows.index_select(1, index)
+
+    def sample(self, batch: int, rngs: Sequence[torch.Generator]) -> Transitions:
+        """(P, batch), member p from its own rows, with replacement. Raises ValueError while empty."""
+        if not self.total:
+            raise ValueError("the replay buffer is empty; collect before sampling")
+        index = draw(len(self), batch, rngs).to(self._rows.device)
+        index = index + torch.arange(self.seeds, device=index.device).view(-1, 1) * self._rows.shape[1]
+        rows = self._rows.view(-1, self._rows.shape[-1]).index_select(0, index.view(-1)).view(*index.shape, -1)
+        return Transitions.unpack(rows, self.obs_dim, self.act_dim)
+
+    def _reserve(self, rows: int) -> None:
+        held = self._rows.shape[1]
+        if rows > held:
+            room = self._rows.new_empty(self.seeds, min(max(rows, 2 * held), self.capacity), self._rows.shape[2])
+            room[:, :held] = self._rows
+            self._rows = room
