@@ -124,6 +124,12 @@ class Ensemble(nn.Module):
             self.soft_clamp(r_log_var).squeeze(-1),
         )
 
+    def means(self, obs: Tensor, action: Tensor, with_reward: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Mean delta (E, B, obs_dim) and reward (E, B) of every member, without the work for variances or reward."""
+        x = self.input_norm(self.features(obs, action))
+        delta = self.delta_norm.inverse(self.state_net(x)[..., : self.obs_dim])
+        return delta, self.reward_norm.inverse(self.reward_net(x)[..., :1]).squeeze(-1) if with_reward else None
+
     def soft_clamp(self, log_var: Tensor) -> Tensor:
         """Smoothly into [log_var_min, log_var_max], with a gradient everywhere (PETS, appendix A.1)."""
         low, high = self.config.log_var_min, self.config.log_var_max
@@ -153,7 +159,7 @@ class Ensemble(nn.Module):
 
     def mean(self, obs: Tensor, action: Tensor) -> Tensor:
         """Next state (B, obs_dim) averaged over the elites: B networks' work per row, for diagnosis and evidence."""
-        return self.advance(obs, self(obs, action).delta[self.elites].mean(0))
+        return self.advance(obs, self.means(obs, action, with_reward=False)[0][self.elites].mean(0))
 
     def advance(self, obs: Tensor, delta: Tensor) -> Tensor:
         """obs + delta with the angles brought back to [-π, π)."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dynamics.ensemble import Ensemble
 from dynamics.losses import Errors, Loss, errors, normalised_mse
+from policies.networks import StackedLinear
 
 
 class Data(Protocol):
@@ -66,15 +67,15 @@ class FitReport:
 
 
 def optimiser(model: Ensemble, lr: float, weight_decay: Sequence[float]) -> torch.optim.Adam:
-    """Adam with the L2 penalty of each layer's weights in its own group; biases are not decayed."""
-    groups: list[dict[str, Any]] = []
+    """Adam with the L2 penalty of each layer's weights by layer; biases are not decayed."""
+    groups: dict[float, list[nn.Parameter]] = {}
     for net in (model.state_net, model.reward_net):
         for i, layer in enumerate(net.layers):
-            assert isinstance(layer, nn.Module)
-            decay = weight_decay[min(i, len(weight_decay) - 1)]
-            groups.append({"params": [layer.weight], "weight_decay": decay})
-            groups.append({"params": [layer.bias], "weight_decay": 0.0})
-    return torch.optim.Adam(groups, lr=lr)
+            assert isinstance(layer, StackedLinear)
+            groups.setdefault(weight_decay[min(i, len(weight_decay) - 1)], []).append(layer.weight)
+            groups.setdefault(0.0, []).append(layer.bias)
+    listed = [{"params": params, "weight_decay": decay} for decay, params in groups.items()]
+    return torch.optim.Adam(listed, lr=lr, fused=True)  # fused: one call per group instead of a dozen small ones
 
 
 def member_errors(model: Ensemble, data: Data, index: Tensor) -> Errors:
