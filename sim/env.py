@@ -12,10 +12,11 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from sim import render
+from sim import render, suites
 from sim.registration import register_envs
 from sim.spec import Interface
-from sim.tasks import get_task
+from sim.suites import SuiteEnv
+from sim.tasks import ALIASES, get_task
 from sim.world import World, make
 
 if TYPE_CHECKING:
@@ -107,8 +108,13 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return obs, reward, terminated, truncated, infos
 
 
-def make_env(task: str, render_mode: str | None = None, **options: Any) -> WorldEnv:
-    """One world of a task as a gymnasium.Env; options as in `sim.make` (seed, shift, action_repeat, guard)."""
+def make_env(task: str, render_mode: str | None = None, **options: Any) -> WorldEnv | SuiteEnv:
+    """One world of a task as a gymnasium.Env, or an environment "suite/id" of an existing suite (see sim.suites).
+
+    Options of a task are those of `sim.make` (seed, shift, action_repeat, guard); those of a suite are its own.
+    """
+    if task.split("/")[0] in suites.SUITES and task not in ALIASES:
+        return suites.make(task, render_mode, **options)
     return WorldEnv(make(task, num_worlds=1, threads=1, **options), render_mode)
 
 
