@@ -149,5 +149,6 @@ class Mixture(nn.Module):
     def one_hot(self, batch: int = 1) -> Tensor:
         """(K · batch, K): block k selects skill k alone."""
         eye = torch.eye(self.num_skills, device=self.mixed[0].down.device, dtype=self.mixed[0].down.dtype)
-        return eye.repeat_interleave(batch, 0)
+        # Not repeat_interleave: its translation to ONNX is wrong for a batch of unknown size.
+        return eye.unsqueeze(1).expand(-1, batch, -1).reshape(-1, self.num_skills)
 
