@@ -1,0 +1,44 @@
+"""What a person may say to a running policy, as one line of text: from a topic, a keyboard or a test."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from robot_cl.deploy.names import near
+
+MAX_TEXT = 1000
+# verb -> whether it may come over the network without `remote_start`: everything that makes the robot safer may.
+VERBS = {"stop": True, "hold": True, "skills": True, "goal": True, "start": False, "enable": False, "reset": False}
+
+
+@dataclass(frozen=True)
+class Order:
+    """One instruction: a verb, and for skills and goal the named numbers."""
+
+    verb: str
+    values: dict[str, float] = field(default_factory=dict)
+
+
+def parse_order(text: str) -> Order:
+    """"stop", "hold", "start", "enable", "reset", "skills NAME=0.5 ...", "goal NAME=1.2 ...".
+
+    Raises ValueError or LookupError with one sentence for anything else.
+    """
+    words = text[:MAX_TEXT].split()
+    if not words or len(text) > MAX_TEXT:
+        raise ValueError(f"an order has between 1 and {MAX_TEXT} characters, got {len(text)}")
+    verb, values = words[0].lower(), {}
+    if verb not in VERBS:
+        raise LookupError(f"there is no order {verb[:40]!r}, {near(verb[:40], VERBS)}")
+    for word in words[1:]:
+        name, _, number = word.partition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise ValueError(f"{verb} expects NAME=NUMBER, got {word[:40]!r}") from None
+        if not name or not math.isfinite(values[name]):
+            raise ValueError(f"{verb} expects NAME=NUMBER with a finite number, got {word[:40]!r}")
+    if (verb in ("skills", "goal")) != bool(values):
+        raise ValueError(f"{verb} takes {'at least one NAME=NUMBER' if verb in ('skills', 'goal') else 'no values'}")
+    return Order(verb, values)

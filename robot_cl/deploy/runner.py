@@ -1,0 +1,330 @@
+"""The control loop on the robot: a small state machine around a policy that may only drive while all is well.
+
+DISABLED --enable--> HOLD --start--> RAMP --> ACTIVE; any doubt leads to HOLD, lasting doubt to DAMP, a stop to ESTOP.
+Nothing but an operator leads back up. SHADOW computes and logs commands and sends none.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import numpy as np
+
+from policies.policy import Policy
+from robot_cl.deploy.actuation import Actuation
+from robot_cl.deploy.caller import Caller, InlineCaller
+from robot_cl.deploy.clock import Clock
+from robot_cl.deploy.contract import Contract
+from robot_cl.deploy.latency import Statistics
+from robot_cl.deploy.modes import DRIVING, SENDING, THINKING, Guard, Listener, Mode, RunnerConfig, Stage, Step
+from robot_cl.deploy.names import near
+from robot_cl.deploy.observe import ObservationBuilder, compare
+from robot_cl.deploy.operator import VERBS, Order, parse_order
+from robot_cl.deploy.safety import all_finite, blend, slew
+from robot_cl.deploy.transport import State, Transport
+
+
+class Runner:
+    """Drives one robot with one policy. Remembers mode, reason, last action, skill weights and times.
+
+    Everything runs in the thread that calls `tick` (or `run`); `order` and `estop` may be called from any thread.
+    Raises LookupError or ValueError at once if the policy's contract and the robot do not fit.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        contract: Contract,
+        transport: Transport,
+        clock: Clock,
+        config: RunnerConfig | None = None,
+        caller: Caller | None = None,
+        listeners: tuple[Listener, ...] = (),
+        guard: Guard | None = None,
+        stage: Stage | None = None,
+    ):
+        self.contract, self.transport, self.clock = contract, transport, clock
+        self.config, self.listeners, self.guard, self.stage = config or RunnerConfig(), listeners, guard, stage
+        self.caller = caller or InlineCaller(policy, clock)
+        self.dt = contract.control_dt
+        self.stale_s = self.config.stale_s or min(3 * self.dt, 0.1)
+        refusals = [f.text for f in compare(contract, transport.spec) if f.blocks]
+        if refusals:
+            raise ValueError("; ".join(refusals))
+        self.builder = ObservationBuilder(contract, transport.spec)
+        self.actuation = Actuation(contract, transport.spec, self.config.max_speed)
+        needed = self.builder.signals | self.actuation.needed
+        self._needed = np.array([transport.spec.signal_index[s] for s in sorted(needed)], dtype=np.intp)
+        self.stats = Statistics()
+        self.mode, self.reason, self.since = Mode.DISABLED, "not enabled yet", clock.now()
+        self.weights = np.array([s.weight for s in contract.skills])
+        self.wanted = self.weights.copy()
+        self._orders: deque[Order] = deque()
+        self._stop = threading.Event()
+        self._finish = threading.Event()
+        self._values = np.full(len(transport.spec.signals), np.nan)
+        self._usable = -np.inf  # when the last usable state was heard
+        self._source: object = None
+        self._blend_from: np.ndarray | None = None
+        self._last_action: np.ndarray | None = None
+        self._forget()
+
+    def enable(self) -> None:
+        """DISABLED or DAMP -> HOLD. Raises ValueError: no fresh, finite state, or a joint outside its box."""
+        if self.mode not in (Mode.DISABLED, Mode.DAMP):
+            raise ValueError(f"enable needs a disabled or damped robot, this one is in {self.mode}")
+        state = self._fresh_state()
+        if self.mode is Mode.DISABLED:
+            self.actuation.start(state.values)
+        self._values = state.values
+        self._enter(Mode.HOLD, "enabled")
+
+    def start(self) -> None:
+        """HOLD -> RAMP -> ACTIVE. Raises ValueError without a fresh, finite state."""
+        if self.mode is not Mode.HOLD:
+            raise ValueError(f"start needs a robot in hold, this one is in {self.mode}")
+        self._source = self._fresh_state().source
+        self._forget()
+        self._enter(Mode.RAMP, "started")
+
+    def shadow(self) -> None:
+        """DISABLED -> SHADOW: everything is computed and logged, nothing is sent."""
+        if self.mode is not Mode.DISABLED:
+            raise ValueError(f"shadow needs a disabled robot, this one is in {self.mode}")
+        state = self._fresh_state()
+        self.actuation.start(state.values)
+        self._source = state.source
+        self._forget()
+        self._enter(Mode.SHADOW, "shadowing")
+
+    def estop(self) -> None:
+        """Stop at the next tick, whatever else happens. From any thread."""
+        self._stop.set()
+
+    def reset(self) -> None:
+        """Any mode that is not driving -> DISABLED: nothing more is sent."""
+        if self.mode in DRIVING:
+            raise ValueError(f"reset needs a robot that is not driving, this one is in {self.mode}")
+        self._stop.clear()
+        self._enter(Mode.DISABLED, "reset by the operator")
+
+    def order(self, text: str) -> None:
+        """One line from a person at this machine, for the next tick. Raises ValueError or LookupError if malformed."""
+        order = parse_order(text)
+        self._stop.set() if order.verb == "stop" else self._orders.append(order)
+
+    def swap(self, policy: Policy, contract: Contract) -> None:
+        """Drive with another policy of the same interface from the next tick on; the command stays continuous."""
+        difference = self.contract.interface.difference(contract.interface)
+        if difference or [t.history for t in contract.observation] != [t.history for t in self.contract.observation]:
+            raise ValueError(f"the new policy has another interface: {difference or 'other histories'}")
+        self.contract, self.caller.policy = contract, policy
+        self.weights = np.array([s.weight for s in contract.skills])
+        self.wanted, self._blend_from, self._blend_at = self.weights.copy(), self.actuation.previous, self.clock.now()
+
+    def finish(self) -> None:
+        """End `run` after the present tick, with a stop command. From any thread or signal handler."""
+        self._finish.set()
+
+    def run(self, duration: float = np.inf) -> None:
+        """Tick every control period until `duration` seconds passed or `finish`; always ends with a stop command."""
+        due = self.clock.now()
+        end = due + duration
+        try:
+            while due < end and not self._finish.is_set():
+                self.stats.add("late", self.clock.now() - due)
+                self.tick()
+                due += self.dt
+                behind = self.clock.now() - due
+                if behind > self.dt:  # a whole period lost: skip it rather than hurry through stale deadlines
+                    self.stats.events["missed"] += int(behind // self.dt)
+                    due += self.dt * (behind // self.dt)
+                self.clock.sleep_until(due)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Send the stop command if anything was being sent, and let go of the policy thread."""
+        if self.mode in SENDING and self.actuation.previous is not None:
+            self.transport.write(self.actuation.stop(self._values))
+            self._enter(Mode.ESTOP, "finished")
+        self.caller.close()
+
+    def tick(self) -> None:
+        """One control step: orders, state, policy, judgement, command."""
+        began = self.clock.now()
+        self._obey()
+        state = self.transport.read()
+        obs = self._observe(state, began)
+        thinks = self.mode in THINKING and not self._stop.is_set()
+        action = self._act(obs, began) if thinks and obs is not None else None
+        if self._stop.is_set() and self.mode not in (Mode.ESTOP, Mode.DISABLED):
+            self._enter(Mode.DISABLED if self.mode is Mode.SHADOW else Mode.ESTOP, "stop ordered")
+        command = self._command(action)
+        if command is not None and self.mode in SENDING:
+            self.transport.write(command)
+        age = self.transport.age()
+        self.stats.add("age", age)
+        self.stats.add("tick", self.clock.now() - began)
+        taken = None if command is None else self.actuation.to_action(command)
+        step = Step(began, self.mode, self.reason, self._values, obs, action, command, taken, age)
+        for listener in self.listeners:
+            listener.step(step)
+
+    def _obey(self) -> None:
+        """Carry out orders, from the network only those allowed; a wrong one is counted and changes nothing."""
+        for text in self.transport.messages():
+            try:
+                order = parse_order(text)
+                if VERBS[order.verb] or self.config.remote_start:
+                    self._stop.set() if order.verb == "stop" else self._orders.append(order)
+            except (ValueError, LookupError):
+                self.stats.events["bad_order"] += 1
+        while self._orders:
+            order = self._orders.popleft()
+            try:
+                self._carry_out(order)
+            except (ValueError, LookupError) as problem:
+                self.stats.events["refused_order"] += 1
+                self.refusal = str(problem)
+
+    def _carry_out(self, order: Order) -> None:
+        if order.verb == "skills":
+            self._want_skills(order.values)
+        elif order.verb == "goal":
+            for name, value in order.values.items():
+                self.builder.set_goal(name, value)
+        elif order.verb == "hold":
+            if self.mode in DRIVING:
+                self._enter(Mode.HOLD, "hold ordered")
+        else:
+            {"enable": self.enable, "start": self.start, "reset": self.reset}[order.verb]()
+
+    def _want_skills(self, values: dict[str, float]) -> None:
+        names = [s.name for s in self.contract.skills]
+        for name, value in values.items():
+            if name not in names:
+                raise LookupError(f"this bundle has no skill {name!r}, {near(name, names)}")
+            skill = self.contract.skills[names.index(name)]
+            self.wanted[names.index(name)] = min(max(value, skill.low), skill.high)
+
+    def _observe(self, state: State | None, now: float) -> np.ndarray | None:
+        """The observation if the state is fresh, finite and from the publisher we started with; else the doubt acts."""
+        if state is None:
+            self._doubt("no state was heard yet", now)
+            return None
+        self._values = state.values
+        if not all_finite(state.values[self._needed]):
+            self._doubt("the state is not finite", now)
+            return None
+        self._usable = state.received
+        # Would it be too old before the next tick? Then now is the last moment to hold in time.
+        if now + self.dt > state.received + self.stale_s + 1e-9:
+            self._doubt(f"no state for {now - state.received:.3f} s", now)
+            return None
+        if state.source != self._source and self.mode in DRIVING:
+            self._doubt("another publisher took over", now)
+            return None
+        obs = self.builder.build(state.values)
+        if not all_finite(obs):
+            self._doubt("the observation is not finite", now)
+            return None
+        return obs
+
+    def _act(self, obs: np.ndarray, now: float) -> np.ndarray | None:
+        """The policy's action, the last one where it is late, None where it may not be used."""
+        if self.weights.size:
+            step = self.dt / self.config.swap_s if self.config.swap_s else np.inf
+            self.weights = slew(self.weights, self.wanted, step)
+        weights = self.weights if self.weights.size else None
+        try:
+            action = self.caller.call(obs, weights, now + self.config.deadline * self.dt)
+        except Exception as problem:  # whatever a policy raises, the robot must be held
+            self._doubt(f"the policy failed ({type(problem).__name__})", now)
+            return None
+        self.stats.add("policy", self.clock.now() - now)
+        if action is None:
+            return self._late(now)
+        self._late_count = 0
+        if self.stage is not None:
+            action = np.asarray(self.stage(obs, action))
+        if action.shape != (self.contract.act_dim,) or not all_finite(action):
+            self._doubt("the policy's action is not finite", now)
+            return None
+        if self.guard is not None and self.guard.alarm(obs, action):
+            self._doubt("the guard finds this unlike anything it was calibrated on", now)
+        self._last_action = action
+        return action
+
+    def _late(self, now: float) -> np.ndarray | None:
+        self._late_count += 1
+        self.stats.events["late_action"] += 1
+        if self._late_count >= self.config.late_damp:
+            self._doubt(f"{self._late_count} late actions in a row", now, lasting=True)
+        elif self._late_count >= self.config.late_hold:
+            self._doubt(f"{self._late_count} late actions in a row", now)
+        return self._last_action
+
+    def _doubt(self, why: str, now: float, lasting: bool = False) -> None:
+        """HOLD if driving; DAMP where nothing usable was heard for long. In shadow only counted."""
+        self.stats.events[why.split(" (")[0].split(" for ")[0]] += 1
+        lasting = lasting or now + self.dt > self._usable + self.config.damp_s + 1e-9
+        if lasting and self.mode in DRIVING | {Mode.HOLD}:
+            self._enter(Mode.DAMP, why)
+        elif self.mode in DRIVING:
+            self._enter(Mode.HOLD, why)
+
+    def _command(self, action: np.ndarray | None) -> np.ndarray | None:
+        """What this mode sends, inside the box; None where it sends nothing."""
+        if self.mode is Mode.DISABLED:
+            return None
+        if self.mode is Mode.ESTOP:
+            return self.actuation.stop(self._values)
+        if self.mode in DRIVING | {Mode.SHADOW}:
+            if action is None:
+                return None if self.mode is Mode.SHADOW else self.actuation.limit(self._fallback("hold"), self._values)
+            return self.actuation.limit(self._driven(action), self._values)
+        return self.actuation.limit(self._fallback("damp" if self.mode is Mode.DAMP else "hold"), self._values)
+
+    def _driven(self, action: np.ndarray) -> np.ndarray:
+        """The policy's command, faded in after a start or a swap."""
+        command, now = self.actuation.from_action(action), self.clock.now()
+        if self._blend_from is not None:
+            share = (now - self._blend_at) / self.config.swap_s if self.config.swap_s else 1.0
+            command = blend(self._blend_from, command, share)
+            self._blend_from = None if share >= 1 else self._blend_from
+        if self.mode is Mode.RAMP:
+            share = (now - self.since) / self.config.ramp_s if self.config.ramp_s else 1.0
+            command = blend(self._fallback("hold"), command, share)
+            if share >= 1:
+                self._enter(Mode.ACTIVE, "ramped in")
+        return command
+
+    def _fallback(self, kind: str) -> np.ndarray:
+        return self.actuation.fallback(kind, self._values)
+
+    def _fresh_state(self) -> State:
+        state = self.transport.read()
+        if state is None or self.clock.now() - state.received > self.stale_s:
+            why = self.transport.problem()
+            raise ValueError(f"no fresh state from the robot{f': {why}' if why else '; is it publishing?'}")
+        if not all_finite(state.values[self._needed]):
+            names = np.array(list(self.transport.spec.signals))[self._needed]
+            bad = names[~np.isfinite(state.values[self._needed])]
+            raise ValueError(f"the robot reports no finite {', '.join(bad[:4])}")
+        return state
+
+    def _forget(self) -> None:
+        """Start an episode: no history, no last action, no late answers."""
+        self.builder.reset()
+        self.caller.policy.reset()
+        if self.guard is not None:
+            self.guard.reset()
+        self._late_count, self._last_action = 0, None
+        self._blend_from = None
+        self._blend_at, self.refusal = 0.0, ""
+
+    def _enter(self, mode: Mode, reason: str) -> None:
+        self.mode, self.reason, self.since = mode, reason, self.clock.now()
+        self.actuation.enter(self._values)
