@@ -20,7 +20,7 @@ def whole_folder(root: Path, final: Path, overwrite: bool = False) -> Iterator[P
     An exception removes it. What a killed process left is invisible (hidden, never listed) and is removed by the next
     writer. Raises FileExistsError if `final` exists and `overwrite` is False.
     """
-    _refuse_existing(final, overwrite)
+    refuse_existing(final, overwrite)
     root.mkdir(parents=True, exist_ok=True)
     sweep(root)
     work = root / f"{_TEMPORARY}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -29,7 +29,7 @@ def whole_folder(root: Path, final: Path, overwrite: bool = False) -> Iterator[P
         yield work
         _sync_tree(work)
         final.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_existing(final, overwrite)
+        refuse_existing(final, overwrite)
         _rename(root, work, final)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -65,7 +65,8 @@ def write_json(path: Path, data: object) -> None:
     path.write_text(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _refuse_existing(final: Path, overwrite: bool) -> None:
+def refuse_existing(final: Path, overwrite: bool) -> None:
+    """Raises FileExistsError if `final` is there and may not be replaced."""
     if final.exists() and not overwrite:
         raise FileExistsError(f"{final} exists already; choose another name, or pass overwrite=true to replace it")
 

@@ -15,7 +15,8 @@ from policies.policy import Policy
 from robot_cl.data.minari_io import Progress
 from robot_cl.data.recording import Recording
 from robot_cl.data.reference import simulator_fingerprint
-from robot_cl.data.store import StoredDataset, write_dataset
+from robot_cl.data.store import StoredDataset, new_folder, write_dataset
+from robot_cl.paths import data_root
 
 # Two episodes of the usual 1000 steps per world: few episodes are cut, and the worlds are stepped together.
 STEPS_PER_WORLD = 2000
@@ -136,12 +137,7 @@ def collect(
     same dataset, bit for bit. `progress(done, steps)` is called about every percent.
     Raises ValueError or LookupError if the policy does not fit the task, before anything is written.
     """
-    from robot_cl.data.naming import check_free
-    from robot_cl.paths import data_root
-
-    folder = check_free(root or data_root(), name)
-    if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} exists already; choose another name, or pass overwrite=true to replace it")
+    new_folder(name, "collect", root or data_root(), overwrite)
     parts = [Part(policy, noise, 1.0, stochastic)] if isinstance(policy, Policy) else list(policy)
     recording, interface = record(task, parts, steps, seed, num_worlds, threads, world_options, progress)
     total = sum(part.share for part in parts)

@@ -90,6 +90,11 @@ def d4rl_id(source: dict[str, Any]) -> str | None:
     return name if _D4RL_ID.fullmatch(name) else None
 
 
+def claims_d4rl(name: str) -> bool:
+    """Whether a dataset of this name would be taken for D4RL's: under d4rl/, or a D4RL id."""
+    return name.startswith("d4rl/") or d4rl_id({"kind": "d4rl", "file": name}) is not None
+
+
 def simulator_fingerprint() -> dict[str, str]:
     """Versions of what computes the physics here; results of different fingerprints are not comparable."""
     found = {}

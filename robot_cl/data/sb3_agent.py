@@ -71,7 +71,7 @@ def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
             if "policy.pth" not in sizes:
                 raise ValueError(f"{path} is not a Stable-Baselines3 agent: it has no policy.pth")
             if sizes["policy.pth"] > _MAX_BYTES:
-                raise ValueError(f"{path} announces {sizes['policy.pth']} bytes of weights, at most {_MAX_BYTES} are read")
+                raise ValueError(f"{path} announces {sizes['policy.pth']} bytes of weights; {_MAX_BYTES} is the limit")
             stored = archive.read("policy.pth")
             settings = json.loads(archive.read("data")) if "data" in sizes else {}
     except (zipfile.BadZipFile, OSError, json.JSONDecodeError) as problem:

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from robot_cl.batch import Transitions, row_width
-from robot_cl.data.atomic import remove_folder, whole_folder, write_json
+from robot_cl.data.atomic import refuse_existing, remove_folder, whole_folder, write_json
 from robot_cl.data.meta import DatasetMeta, content_hash
 from robot_cl.data.minari_io import Progress, write_minari
 from robot_cl.data.naming import check_free, check_name, not_found
 from robot_cl.data.recording import Recording, split_rows
-from robot_cl.data.reference import d4rl_id, find_reference
+from robot_cl.data.reference import claims_d4rl, d4rl_id, find_reference
 from robot_cl.paths import data_root
 from sim.spec import Channel, Interface
 
@@ -75,7 +75,7 @@ class StoredDataset:
         Raises ValueError or OSError if the file is not what meta.json says.
         """
         path = self.path / "flat" / "transitions.npy"
-        rows = _map(path)
+        rows = map_array(path)
         expected = (self.meta.steps, row_width(self.meta.obs_dim, self.meta.act_dim))
         if rows.shape != expected or rows.dtype != np.float32:
             raise ValueError(
@@ -86,7 +86,7 @@ class StoredDataset:
     @cached_property
     def episode_arrays(self) -> dict[str, np.ndarray]:
         """lengths, seeds, ordinals, complete, each (E,)."""
-        arrays = {key: np.asarray(_map(self.path / "flat" / f"{key}.npy")) for key in _EPISODE_ARRAYS}
+        arrays = {key: np.asarray(map_array(self.path / "flat" / f"{key}.npy")) for key in _EPISODE_ARRAYS}
         if arrays["lengths"].sum() != self.meta.steps or {len(a) for a in arrays.values()} != {self.meta.episodes}:
             raise ValueError(f"{self.path} has episode tables that disagree with meta.json; write the dataset again")
         return arrays
@@ -136,7 +136,8 @@ def write_dataset(
     Raises ValueError for a bad name, storage or interface; FileExistsError for an existing one.
     """
     root = root or data_root()
-    final = check_free(root, name)
+    source = source or {"kind": "arrays"}
+    final = new_folder(name, str(source["kind"]), root, overwrite)
     interface = interface or anonymous_interface(data.obs_dim, data.act_dim)
     if (interface.obs_dim, interface.act_dim) != (data.obs_dim, data.act_dim):
         raise ValueError(
@@ -144,7 +145,7 @@ def write_dataset(
             f"the interface{f' of {task}' if task else ''} {interface.obs_dim} and {interface.act_dim}"
         )
     rows = data.rows()
-    meta = _describe(name, data, rows, interface, task, source or {"kind": "arrays"}, storage, held_out)
+    meta = _describe(name, data, rows, interface, task, source, storage, held_out)
     scale = find_reference(task, meta.source) if task else None
     meta = replace(
         meta,
@@ -170,13 +171,18 @@ def open_dataset(name_or_path: str | Path, root: Path | None = None) -> StoredDa
 
     Raises LookupError with near matches if there is none, ValueError or OSError if the folder is damaged.
     """
+    dataset = find_dataset(name_or_path, root)
+    _ = dataset.rows, dataset.episode_arrays, dataset.interface
+    return dataset
+
+
+def find_dataset(name_or_path: str | Path, root: Path | None = None) -> StoredDataset:
+    """As `open_dataset`, but only meta.json is read: the arrays may be damaged."""
     root = root or data_root()
     folder = Path(name_or_path).expanduser()
     if not (folder / "meta.json").exists():
         folder = root / _stored_name(str(name_or_path), root)
-    dataset = StoredDataset(folder, _read_meta(folder))
-    _ = dataset.rows, dataset.episode_arrays, dataset.interface
-    return dataset
+    return StoredDataset(folder, _read_meta(folder))
 
 
 def list_datasets(root: Path | None = None) -> dict[str, DatasetMeta]:
@@ -194,6 +200,18 @@ def delete_dataset(name: str, root: Path | None = None) -> None:
     root = root or data_root()
     folder = root / _stored_name(name, root)
     remove_folder(root, folder)
+
+
+def new_folder(name: str, kind: str, root: Path, overwrite: bool = False) -> Path:
+    """The folder of a dataset yet to be written from a source of `kind`.
+
+    Raises ValueError for a bad name or D4RL's name on other data, FileExistsError for a taken one.
+    """
+    folder = check_free(root, name)
+    if claims_d4rl(name) and kind != "d4rl":
+        raise ValueError(f"{name!r} is a D4RL name, but this data is not D4RL's; choose a name of its own")
+    refuse_existing(folder, overwrite)
+    return folder
 
 
 def anonymous_interface(obs_dim: int, act_dim: int, control_dt: float = 1.0) -> Interface:
@@ -289,7 +307,7 @@ def _statistics(data: Recording, held_out: Sequence[int]) -> dict[str, list[floa
     }
 
 
-def _map(path: Path) -> np.ndarray:
+def map_array(path: Path) -> np.ndarray:
     """The array of an .npy file, mapped copy-on-write. Raises OSError or ValueError in a sentence."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; write the dataset again")
@@ -304,7 +322,10 @@ __all__ = [
     "StoredDataset",
     "anonymous_interface",
     "delete_dataset",
+    "find_dataset",
     "list_datasets",
+    "map_array",
+    "new_folder",
     "open_dataset",
     "write_dataset",
 ]

@@ -16,9 +16,8 @@ from robot_cl.data.importers.d4rl import read_d4rl
 from robot_cl.data.importers.npz import read_npz
 from robot_cl.data.importers.steps import Columns, Counts, Rules, build
 from robot_cl.data.minari_io import Progress
-from robot_cl.data.naming import check_free
 from robot_cl.data.reference import D4RL, d4rl_id, task_key
-from robot_cl.data.store import StoredDataset, anonymous_interface, write_dataset
+from robot_cl.data.store import StoredDataset, anonymous_interface, new_folder, write_dataset
 from robot_cl.paths import data_root
 from sim.spec import Interface
 
@@ -112,9 +111,7 @@ def import_dataset(
     path, rules, counts = Path(path).expanduser(), Rules(horizon, clip, keep_terminals), Counts()
     kind = detect(path)
     root, name = root or data_root(), name or default_name(path, kind)
-    folder = check_free(root, name)
-    if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} exists already; choose another name, or pass overwrite=true to replace it")
+    new_folder(name, kind, root, overwrite)
     content = _read(path, kind, progress)
     try:
         task, interface = _task_interface(task, content, counts)
@@ -142,9 +139,9 @@ def import_dataset(
 
 
 def default_name(path: Path, kind: str) -> str:
-    """hopper_medium-v2.hdf5 -> d4rl/hopper/medium-v2; a Minari folder keeps its id; others imported/<file>-v0."""
+    """hopper_medium-v2.hdf5 -> d4rl/hopper/medium-v2; Minari's -> minari/<their id>; others -> imported/<file>-v0."""
     if kind == "minari":
-        return str(minari_reader.read_metadata(_minari_folder(path))["dataset_id"])
+        return "minari/" + str(minari_reader.read_metadata(_minari_folder(path))["dataset_id"])
     known = d4rl_id({"kind": kind, "file": path.name})
     if known is not None:
         return "d4rl/" + known.replace("-", "/", 1)
@@ -196,8 +193,10 @@ def _read(path: Path, kind: str, progress: Progress | None) -> _Content:
     metadata = minari_reader.read_metadata(folder)
     columns, seeds = minari_reader.read_minari(folder, progress)
     interface = minari_reader.space_interface(metadata, columns)
-    titles = [*minari_reader.environment_ids(metadata), *str(metadata["dataset_id"]).split("/")]
-    return _Content(columns, titles, seeds, interface, {"minari_id": str(metadata["dataset_id"])})
+    environments = minari_reader.environment_ids(metadata)
+    titles = [*environments, *str(metadata["dataset_id"]).split("/")]
+    extra = {"minari_id": str(metadata["dataset_id"]), "environment": "".join(environments)}
+    return _Content(columns, titles, seeds, interface, extra)
 
 
 def _task_interface(task: str | None, content: _Content, counts: Counts) -> tuple[str | None, Interface | None]:

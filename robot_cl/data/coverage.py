@@ -1,0 +1,94 @@
+"""How much of states, actions and returns a dataset covers, and which learner that suits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from robot_cl.data.checks.subject import Subject
+
+_NEIGHBOUR_ROWS = 2000
+_CHUNK = 250
+_NARROW_SPREAD, _NARROW_DISAGREEMENT, _EXPERT_SCORE = 0.15, 0.35, 80.0
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """`return_spread` is the 90th minus the 10th percentile of episode returns, over the larger magnitude of the two:
+    0 is one quality of behaviour only.
+
+    `action_disagreement` is the root mean square difference of the actions at a state and at its nearest neighbour
+    from another episode, over that of two random steps: 0 is a function of the state, 1 is no relation to it.
+    `action_spread` is the standard deviation of actions over that of uniform ones; `effective_dimensions` the
+    participation ratio of the standardised observations' covariance, out of obs_dim.
+    """
+
+    episodes: int
+    steps: int
+    return_quantiles: tuple[float, float, float]
+    return_spread: float
+    action_disagreement: float
+    action_spread: float
+    effective_dimensions: float
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A learner's name and the sentences that speak for it."""
+
+    learner: str
+    evidence: list[str]
+
+
+def coverage(subject: Subject) -> Coverage:
+    whole = subject.complete if subject.complete.any() else np.ones_like(subject.complete)
+    low, middle, high = (float(q) for q in np.quantile(subject.returns[whole], (0.1, 0.5, 0.9)))
+    obs = subject.obs[subject.some_rows].astype(np.float64)
+    z = (obs - obs.mean(axis=0)) / np.maximum(obs.std(axis=0), 1e-6)
+    spectrum = np.linalg.eigvalsh(np.cov(z, rowvar=False).reshape(z.shape[1], -1)).clip(min=0.0)
+    return Coverage(
+        episodes=len(subject.lengths),
+        steps=len(subject.reward),
+        return_quantiles=(low, middle, high),
+        return_spread=(high - low) / max(abs(low), abs(high), 1e-9),
+        action_disagreement=_disagreement(subject),
+        action_spread=float(subject.action.std(axis=0, dtype=np.float64).mean() * np.sqrt(3.0)),
+        effective_dimensions=float(spectrum.sum() ** 2 / max((spectrum**2).sum(), 1e-12)),
+    )
+
+
+def recommend(found: Coverage, score: float | None, informative_reward: bool = True) -> Recommendation:
+    """Near-expert, narrow data: imitate (bc). Mixed data, or room above the behaviour: improve on it (iql)."""
+    spread = f"returns spread by {found.return_spread:.0%} between the worst and the best tenth of the episodes"
+    actions = f"actions at neighbouring states differ {found.action_disagreement:.2f} as much as random ones"
+    narrow = found.return_spread < _NARROW_SPREAD and found.action_disagreement < _NARROW_DISAGREEMENT
+    if not informative_reward:
+        return Recommendation("bc", ["the reward tells nothing of the state, only imitation is left", spread, actions])
+    if narrow and (score is None or score >= _EXPERT_SCORE):
+        quality = "no reference score is known" if score is None else f"the mean score is {score:.0f}"
+        return Recommendation("bc", [spread, actions, f"{quality}: one behaviour, hardly anything to choose between"])
+    if narrow:
+        return Recommendation("iql", [spread, actions, f"the mean score is {score:.0f}: there is room above it"])
+    return Recommendation("iql", [spread, actions, "better and worse behaviour can be told apart"])
+
+
+def _disagreement(subject: Subject) -> float:
+    """Nearest-neighbour action disagreement among an even sample of steps, neighbours from other episodes only."""
+    rows = subject.some_rows[:: max(1, len(subject.some_rows) // _NEIGHBOUR_ROWS)]
+    owner = np.searchsorted(subject.stops, rows, side="right")
+    if len(np.unique(owner)) < 2:
+        return float("nan")
+    obs, action = subject.obs[rows], subject.action[rows].astype(np.float64)
+    z = (obs - obs.mean(axis=0)) / np.maximum(obs.std(axis=0), 1e-6)
+    squares = (z**2).sum(axis=1)
+    nearest = np.empty(len(rows), dtype=int)
+    for start in range(0, len(rows), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        distance = squares[part, None] + squares[None] - 2.0 * z[part] @ z.T
+        distance[owner[part, None] == owner[None]] = np.inf
+        nearest[part] = distance.argmin(axis=1)
+    beside = ((action - action[nearest]) ** 2).sum(axis=1).mean()
+    # The expected squared difference of two independent draws is twice the variance.
+    apart = 2.0 * action.var(axis=0).sum()
+    return float(np.sqrt(beside / max(apart, 1e-12)))
