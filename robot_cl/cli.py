@@ -90,7 +90,7 @@ def _call(name: str, verb: Verb, rest: list[str], flags: set[str]) -> int:
 
 
 def _options(name: str, verb: Verb, call: Call) -> object:
-    if verb.options is None:
+    if verb.options is None or verb.free:
         if call.overrides and not verb.free:
             raise ValueError(f"robot-cl {name} takes no options, got {call.overrides[0]!r}")
         return None

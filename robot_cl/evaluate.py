@@ -18,7 +18,8 @@ import sim
 from policies.policy import Policy
 from robot_cl import stats
 from robot_cl.data.collect import check_fit, policy_name
-from robot_cl.data.reference import find_reference, simulator_fingerprint
+from robot_cl.data.reference import find_reference
+from robot_cl.provenance import simulator_fingerprint
 from sim.spec import Interface
 
 MAX_WORLDS = 64
@@ -58,7 +59,7 @@ class Evaluation:
     iqm_interval: tuple[float, float] | None
     score: float | None
     reference: str | None
-    simulator: dict[str, str]
+    simulator: str
     interface: str
     wall_s: float
     film: Film | None = field(default=None, repr=False, compare=False)
@@ -220,7 +221,7 @@ def _summarise(
         iqm_interval=_ends(returns, seeds[0], stats.iqm) if several else None,
         score=reference.score(mean) if reference else None,
         reference=reference.name if reference else None,
-        simulator=simulator_fingerprint(),
+        simulator=simulator_fingerprint(task),
         interface=interface,
         wall_s=round(wall_s, 3),
         film=film,

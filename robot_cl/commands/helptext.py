@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, fields, is_dataclass
 from enum import Enum
@@ -24,24 +25,31 @@ class OptionHelp:
 
 
 def describe(schema: type) -> list[OptionHelp]:
-    """The options of a dataclass in order; the meaning is the comment behind, or the text below, each field."""
+    """The options of a dataclass in order, those of dataclasses in it below them.
+
+    The meaning is the comment behind, or the text below, each field.
+    """
+    return list(_walk(schema, {f.name: _default(f) for f in fields(schema) if f.init}, ""))
+
+
+def _walk(schema: type, values: Mapping[str, Any], prefix: str) -> Iterator[OptionHelp]:
     meanings, hints = _meanings(schema), typing.get_type_hints(schema)
-    return [
-        OptionHelp(f.name, _kind(hints[f.name]), _default(f), f.metadata.get("help") or meanings.get(f.name, ""))
-        for f in fields(schema)
-        if f.init
-    ]
+    for name, value in values.items():
+        if is_dataclass(value) and not isinstance(value, type):
+            yield from _walk(type(value), {f.name: getattr(value, f.name) for f in fields(value)}, f"{prefix}{name}.")
+        else:
+            yield OptionHelp(prefix + name, _kind(hints[name]), _text(value), meanings.get(name, ""))
 
 
-def _default(f: Field[Any]) -> str:
+def _default(f: Field[Any]) -> Any:
     made = f.default_factory() if f.default_factory is not NO_DEFAULT else f.default
-    if made is NO_DEFAULT or (isinstance(made, str) and made == REQUIRED):
-        return ""
-    return _text(made)
+    return REQUIRED if made is NO_DEFAULT else made
 
 
 def _text(value: Any) -> str:
-    """A value as one would type it after the equals sign."""
+    """A value as one would type it after the equals sign, nothing where one has to be given."""
+    if isinstance(value, str) and value == REQUIRED:
+        return ""
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, (tuple, list)):

@@ -53,6 +53,12 @@ def _behaviours() -> dict[str, str]:
     return {name: line(card) for name, card in list_behaviours().items()}
 
 
+def _learners() -> dict[str, str]:
+    from robot_cl.learners import LEARNERS, learner_class
+
+    return {name: first_line(learner_class(name)) for name in LEARNERS}
+
+
 def _runs() -> dict[str, str]:
     from robot_cl.paths import runs_root
 
@@ -70,7 +76,7 @@ SHELVES: dict[str, Shelf] = {
     "tasks": Shelf("task=", _tasks),
     "datasets": Shelf("data=", _datasets),
     "behaviours": Shelf("policy=", _behaviours),
-    "learners": Shelf("learner=", _table("robot_cl.learners", "LEARNERS")),
+    "learners": Shelf("learner=", _learners),
     "shifts": Shelf("shift=", _shifts),
     "merges": Shelf("how=", _table("policies.merging", "MERGE")),
     "runs": Shelf("RUN", _runs),

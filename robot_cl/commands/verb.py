@@ -43,7 +43,10 @@ class Call:
         """Where people read: standard output, or standard error when standard output is JSON."""
         from rich.console import Console
 
-        return Console(stderr=self.as_json, quiet=self.quiet, highlight=False)
+        console = Console(stderr=self.as_json, quiet=self.quiet, highlight=False)
+        if not console.is_terminal:
+            console.width = 140  # a file or a pipe has no edge, and rich would assume 80 columns
+        return console
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)
@@ -65,7 +68,9 @@ class Call:
 
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
         for column in columns:
-            table.add_column(column.strip(), justify="right" if column.endswith(" ") else "left", overflow="fold")
+            number = column.endswith(" ")
+            justify: Any = "right" if number else "left"
+            table.add_column(column.strip(), justify=justify, no_wrap=number, overflow="fold")
         return table
 
     @contextmanager

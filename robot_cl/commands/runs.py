@@ -1,0 +1,64 @@
+"""Which folder a word on the command line means."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+LAST = "last"
+
+
+def find_run(word: str) -> Path:
+    """A run folder from its path, its name under runs/, an unambiguous part of its name, or "last" for the newest.
+
+    Raises LookupError with near names otherwise.
+    """
+    from robot_cl.data.naming import not_found
+    from robot_cl.paths import runs_root
+
+    path = Path(word).expanduser()
+    if (path / "config.yaml").exists():
+        return path
+    root = runs_root()
+    names = sorted(p.name for p in root.iterdir() if (p / "config.yaml").exists()) if root.is_dir() else []
+    if word == LAST and names:
+        return _shown(max((root / name for name in names), key=lambda p: (p / "config.yaml").stat().st_mtime))
+    fits = [name for name in names if name == word] or [name for name in names if word in name]
+    if len(fits) == 1:
+        return _shown(root / fits[0])
+    if len(fits) > 1:
+        raise LookupError(f"{word!r} fits {len(fits)} runs: {', '.join(fits[-8:])}; write more of the name, or {LAST}")
+    if path.exists():
+        raise LookupError(f"{path} is not a run: it has no config.yaml; runs lie under {root}")
+    raise not_found("run", word, names, "train makes one, and data list shows what to train on")
+
+
+def find_source(word: str) -> tuple[Path | str, Path | None]:
+    """What `load_policy` should read, and the run folder it belongs to, if any.
+
+    A run, a checkpoint of one, a bundle, a file, or a behaviour's name.
+    """
+    path = Path(word).expanduser()
+    if (path / "policy.json").exists() and path.parent.name == "checkpoints":
+        return path, path.parent.parent
+    if path.exists() and not (path / "config.yaml").exists():
+        return path, None
+    try:
+        run = find_run(word)
+        return run, run
+    except LookupError:
+        from robot_cl.data.behaviours import list_behaviours
+
+        if word in list_behaviours():
+            return word, None
+        if not (os.sep in word or word.endswith((".zip", ".npz", ".safetensors"))):
+            raise
+        raise FileNotFoundError(f"there is no {word}; give a run, a checkpoint, a bundle or a policy file") from None
+
+
+def _shown(path: Path) -> Path:
+    """Relative to the working directory where it lies below it, as one would type it."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path

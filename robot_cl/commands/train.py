@@ -1,0 +1,181 @@
+"""robot-cl train | resume | verify"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robot_cl.commands.verb import Call, Outcome, Progress, Verb
+
+SHOWN = ("eval_return", "return")
+
+
+def run_train(call: Call, options: Any) -> Outcome:
+    """One run, or one after the other for every combination of values given with commas."""
+    from robot_cl.config import expand
+
+    combinations = expand(call.overrides)
+    runs = []
+    for k, overrides in enumerate(combinations):
+        if len(combinations) > 1:
+            call.say(f"{k + 1} of {len(combinations)}: {' '.join(overrides)}")
+        runs.append(train_one(call, overrides))
+    return _trained(call, runs)
+
+
+def train_one(call: Call, overrides: list[str]) -> Path:
+    from robot_cl.config import read_groups
+    from robot_cl.learners import config_classes
+    from robot_cl.run_config import TrainConfig
+    from robot_cl.train import train
+
+    config, chosen = read_groups(TrainConfig, {"learner": config_classes()}, "train", overrides)
+    name, learner = chosen["learner"]
+    return watched(call, f"training {name}", lambda progress: train(config, learner, progress))
+
+
+def watched(call: Call, title: str, work: Callable[[Any], Path]) -> Path:
+    """`work(progress)` with a bar; on Ctrl-C the call learns how to resume."""
+    from robot_cl.paths import runs_root
+
+    began = time.time()
+    with call.progress(title) as bar:
+        try:
+            return shown(work(narrated(bar)))
+        except KeyboardInterrupt:
+            made = [p for p in runs_root().glob("*/config.yaml") if p.stat().st_mtime >= began - 1]
+            if made:
+                newest = max(made, key=lambda p: p.stat().st_mtime).parent
+                call.resume = f"continue with: robot-cl resume {shown(newest)}"
+            raise
+
+
+def narrated(bar: Progress) -> Callable[[str, int, int, dict[str, float]], None]:
+    """What the training loop calls: moves the bar and keeps the latest return beside it."""
+    note = ""
+
+    def report(phase: str, step: int, total: int, values: dict[str, float]) -> None:
+        nonlocal note
+        for name in SHOWN:
+            if name in values:
+                note = f"{name.replace('_', ' ')} {values[name]:,.0f}"
+                break
+        bar(step, total, f"{phase}  {note}")
+
+    return report
+
+
+def shown(path: Path) -> Path:
+    """Relative to the working directory where it lies below it."""
+    absolute = path.resolve()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path
+
+
+def _trained(call: Call, runs: list[Path]) -> Outcome:
+    from robot_cl.curves import load_metrics
+
+    data = {}
+    for run in runs:
+        metrics = load_metrics(run)
+        last = {}
+        for name in metrics.names:
+            step, values = metrics.series(name)
+            if len(step):
+                last[name] = values[-1].tolist()
+        data[str(run)] = last
+        parts = [f"{name.replace('_', ' ')} {_numbers(last[name])}" for name in SHOWN if name in last]
+        call.say(f"{run.name}: {', '.join(parts) or 'done'}")
+    following = f"evaluate {runs[-1]}" if len(runs) == 1 else f"compare {' '.join(map(str, runs))}"
+    return Outcome({"runs": data}, wrote=runs[-1], next=following)
+
+
+def _numbers(values: list[float]) -> str:
+    return " ".join(f"{value:,.0f}" for value in values)
+
+
+def learner_help(words: list[str]) -> str:
+    """The options of the learner named by learner=..., and what may be named."""
+    from robot_cl.commands.helptext import option_lines
+    from robot_cl.config import choices, read_groups
+    from robot_cl.learners import config_class, config_classes
+    from robot_cl.run_config import TrainConfig
+
+    given = [word for word in words if word.startswith(("learner=", "experiment="))]
+    _, chosen = read_groups(TrainConfig, {"learner": config_classes()}, "train", given)
+    name = chosen["learner"][0]
+    return (
+        f"learners:     {', '.join(choices('learner', config_classes()))}\n"
+        f"experiments:  {', '.join(choices('experiment'))}\n\n"
+        f"options of {name} (see those of another with robot-cl train --help learner=NAME):\n"
+        + option_lines(config_class(name), prefix="learner.")
+    )
+
+
+def _train_options() -> type:
+    from robot_cl.run_config import TrainConfig
+
+    return TrainConfig
+
+
+def run_resume(call: Call, options: Any) -> Outcome:
+    from robot_cl.commands.runs import find_run
+    from robot_cl.train import resume
+
+    folder = find_run(call.words[0])
+    return _trained(call, [watched(call, f"continuing {folder.name}", lambda progress: resume(folder, progress))])
+
+
+@dataclass
+class VerifyOptions:
+    """Options of `verify`."""
+
+    updates: int = 20  # first updates to run again, at most those whose weights were recorded
+
+
+def run_verify(call: Call, options: VerifyOptions) -> Outcome:
+    from robot_cl.commands.runs import find_run
+    from robot_cl.train import verify
+
+    folder = find_run(call.words[0])
+    with call.working(f"running the first {options.updates} updates again"):
+        result = verify(folder, options.updates)
+    call.say(f"{folder.name}: {result}")
+    data = {"identical": result.identical, "updates": result.updates, "diverged_at": result.diverged_at}
+    return Outcome(data, next=f"report {folder}" if result.identical else "doctor", code=0 if result.identical else 1)
+
+
+TRAIN = Verb(
+    run=run_train,
+    usage="learner=NAME [data=NAME] [task=NAME] [key=value ...]",
+    about="Train a policy: offline on a dataset, online in worlds, or first one and then the other. seeds=N trains N\n"
+    "runs in one stacked pass. Values with commas run one after the other. Ctrl-C leaves a run that can be resumed.",
+    examples=(
+        "robot-cl train learner=iql data=hopper/medium-v0 task=hopper seeds=3",
+        "robot-cl train learner=iql data=hopper/medium-v0 task=hopper offline_steps=50000 online_steps=20000",
+        "robot-cl train learner=ppo task=halfcheetah online_steps=2000000",
+        "robot-cl train learner=ppo_warm task=halfcheetah init_from=runs/2026-01-31-iql online_steps=500000",
+        "robot-cl train learner=bc,iql learner.lr=1e-4 data=hopper/medium-v0",
+    ),
+    options=_train_options,
+    free=True,
+    more_help=learner_help,
+)
+RESUME = Verb(
+    run=run_resume,
+    usage="RUN",
+    about="Continue a run from its newest checkpoint. The result is, bit for bit, that of a run never interrupted.",
+    examples=("robot-cl resume last", "robot-cl resume runs/2026-01-31-iql"),
+    words=(1, 1),
+)
+VERIFY = Verb(
+    run=run_verify,
+    usage="RUN [updates=20]",
+    about="Run the first updates of a run again and compare all weights after each, bit for bit. Exit code 1 if they\n"
+    "differ: another version, another machine, or changed data.",
+    examples=("robot-cl verify last", "robot-cl verify runs/2026-01-31-iql updates=50"),
+    options=lambda: VerifyOptions,
+    words=(1, 1),
+)
