@@ -88,7 +88,6 @@ class Learner:
         self.opts: dict[str, FlatAdam] = {}
         self.extra: dict[str, Tensor] = {}
         self.nets = nn.ModuleDict()
-        self.continued = actor is not None
         if config.trainable is Trainable.adapter and actor is None:
             raise ValueError("trainable=adapter needs a trained policy to adapt; give init_from=RUN")
         if actor is None:
@@ -143,6 +142,9 @@ class Learner:
         if not self.actor.normalizer.frozen:
             self.actor.normalizer.fit(data.obs)
 
+    def attach_data(self, data: Transitions) -> None:
+        """The whole training data (N,), given before `prepare` and again when a run is resumed; nothing is drawn here."""
+
     def update_offline(self, batch: Transitions) -> Metrics:
         """One update on a batch (P, B) of the dataset."""
         raise NotImplementedError(f"{type(self).__name__} does not learn offline")
@@ -188,6 +190,33 @@ class Learner:
             rng.set_state(parts["rng"][str(p)].cpu())
         self.extra = {name: value.to(self.device).clone() for name, value in parts["extra"].items()}
         self.step = int(state["step"])
+
+    @torch.no_grad()
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        """Take over from another learner's `state_dict` the networks (not the actor) and running quantities that fit.
+
+        A network fits if it has the same name and shapes; one member's is repeated for all.
+        """
+        for name, net in self.nets.items():
+            mine = net.state_dict()
+            theirs = {key: state.get(f"nets.{name}.{key}") for key in mine}
+            fitted = {key: _repeat(value, mine[key]) for key, value in theirs.items() if value is not None}
+            if name != "actor" and len(fitted) == len(mine) and all(v is not None for v in fitted.values()):
+                net.load_state_dict(fitted)
+        for name, value in self.extra.items():
+            saved = state.get(f"extra.{name}")
+            if saved is not None and saved.shape == value.shape:
+                value.copy_(saved)
+
+
+def _repeat(value: Tensor, like: Tensor) -> Tensor | None:
+    """`value` repeated along the population axis to the shape of `like`, or None if it cannot be."""
+    if value.shape == like.shape:
+        return value
+    if value.dim() != like.dim() or not value.dim() or value.shape[1:] != like.shape[1:]:
+        return None
+    times, rest = divmod(like.shape[0], value.shape[0])
+    return None if rest else value.repeat(times, *[1] * (value.dim() - 1))
 
 
 def check_shapes(what: str, given: dict[str, Tensor], expected: dict[str, Any]) -> None:

@@ -29,7 +29,6 @@ class PPOConfig(LearnerConfig):
 
     actor: ActorConfig = field(default_factory=_actor)  # shape of the policy; ignored when one is loaded
     critic: CriticConfig = field(default_factory=_critic)  # shape of V; ignored when one is loaded
-    num_worlds: int = 64  # worlds per seed
     horizon: int = 64  # control steps per world and rollout
     minibatch: int = 512  # transitions per gradient step and seed
     epochs: int = 10  # passes over each rollout
@@ -46,17 +45,12 @@ class PPOConfig(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_worlds", "horizon", "minibatch", "epochs", "clip", "lr", "critic_lr", "max_grad_norm"):
+        for name in ("horizon", "minibatch", "epochs", "clip", "lr", "critic_lr", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
         for name in ("discount", "gae"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number between 0 and 1")
-        if self.num_worlds * self.horizon % self.minibatch:
-            raise ValueError(
-                f"minibatch {self.minibatch} does not divide the rollout of {self.num_worlds} worlds x "
-                f"{self.horizon} steps = {self.num_worlds * self.horizon} transitions"
-            )
 
 
 class PPO(Learner):
@@ -86,7 +80,12 @@ class PPO(Learner):
         return Normalizer(self.obs_dim, population=self.seeds)
 
     def plan(self) -> OnlinePlan:
-        return OnlinePlan(self.config.horizon, on_policy=True, num_worlds=self.config.num_worlds)
+        return OnlinePlan(self.config.horizon, on_policy=True, num_worlds=64)
+
+    @property
+    def rollouts(self) -> int:
+        """Online updates so far; a learner with an offline part before this one counts them apart from `step`."""
+        return self.step
 
     @torch.inference_mode()
     def explore(self, obs: Tensor, noise: Tensor) -> Tensor:
@@ -121,8 +120,8 @@ class PPO(Learner):
         reward = fresh.reward * self._reward_scale(fresh.reward, ended)
         c = self.config
         advantage = gae(reward, value, next_value, fresh.terminated, ended, c.discount, c.gae)
-        target = (advantage + value).view(P, -1, 1)
-        flat = advantage.view(P, -1, 1)
+        target = (advantage + value).reshape(P, -1, 1)
+        flat = advantage.reshape(P, -1, 1)
         flat = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-8)
         return torch.cat([z, action, log_prob.unsqueeze(-1), flat, target], -1)
 
@@ -137,6 +136,10 @@ class PPO(Learner):
         for _ in range(c.epochs):
             for batch in self._shuffled(rows).split(c.minibatch, dim=1):
                 metrics = self._gradient_step(batch)
+        ratio = metrics.pop("ratio", None)  # those reported are of the last minibatch, where the policy has moved most
+        if ratio is not None:
+            metrics["clipped"] = ((ratio - 1.0).abs() > c.clip).float().mean(-1)
+            metrics["kl"] = (ratio - 1.0 - ratio.log()).mean(-1)
         return {name: value.detach() for name, value in metrics.items()}
 
     def _gradient_step(self, batch: Tensor) -> Metrics:
@@ -144,7 +147,7 @@ class PPO(Learner):
         old_log_prob, advantage, target = tail.unbind(-1)
         value_loss = (self.v(z) - target).square().mean(-1)
         metrics = {"value_loss": value_loss}
-        if self.step < self.config.value_warmup:
+        if self.rollouts < self.config.value_warmup:
             value_loss.sum().backward()
         else:
             mean, log_std = self.actor.heads(z)
@@ -167,7 +170,7 @@ class PPO(Learner):
     def _set_lr(self) -> None:
         c = self.config
         if c.decay:
-            left = max(0.0, 1.0 - self.step / c.decay)
+            left = max(0.0, 1.0 - self.rollouts / c.decay)
             self.opts["actor"].lr, self.opts["critic"].lr = c.lr * left, c.critic_lr * left
 
     def _reward_scale(self, reward: Tensor, ended: Tensor) -> Tensor:

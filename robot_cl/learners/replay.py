@@ -1,4 +1,4 @@
-"""Where batches come from: a dataset shared by all members, and one replay buffer per member."""
+"""Fresh experience kept for off-policy learners: one ring per member."""
 
 from __future__ import annotations
 
@@ -17,31 +17,6 @@ def draw(rows: int, batch: int, rngs: Sequence[torch.Generator]) -> Tensor:
     return torch.stack([torch.randint(rows, (batch,), generator=g) for g in rngs])
 
 
-class OfflineData:
-    """A dataset as one packed tensor (N, row_width) on the device: a batch is one gather."""
-
-    def __init__(self, packed: Tensor, obs_dim: int, act_dim: int, device: str = "cpu"):
-        if not len(packed):
-            raise ValueError("the dataset is empty; there is nothing to learn from")
-        self.packed, self.obs_dim, self.act_dim = packed.to(device), obs_dim, act_dim
-
-    @classmethod
-    def of(cls, data: Transitions, device: str = "cpu") -> OfflineData:
-        return cls(data.pack(), data.obs_dim, data.act_dim, device)
-
-    def __len__(self) -> int:
-        return len(self.packed)
-
-    def transitions(self) -> Transitions:
-        return Transitions.unpack(self.packed, self.obs_dim, self.act_dim)
-
-    def sample(self, batch: int, rngs: Sequence[torch.Generator]) -> Transitions:
-        """(P, batch), drawn with replacement."""
-        index = draw(len(self.packed), batch, rngs).to(self.packed.device)
-        rows = self.packed.index_select(0, index.view(-1)).view(*index.shape, -1)
-        return Transitions.unpack(rows, self.obs_dim, self.act_dim)
-
-
 class ReplayBuffer:
     """A ring of the last `capacity` transitions of each member, packed (P, capacity, row_width).
 
@@ -52,6 +27,10 @@ class ReplayBuffer:
         self.capacity, self.seeds, self.obs_dim, self.act_dim = capacity, seeds, obs_dim, act_dim
         self.total = 0
         self._rows = torch.empty(seeds, min(capacity, 4096), row_width(obs_dim, act_dim), device=device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._rows.device
 
     def __len__(self) -> int:
         return min(self.total, self.capacity)

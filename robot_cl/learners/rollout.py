@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.policy import Policy
 from robot_cl.batch import Transitions, row_width
 
 
@@ -75,3 +76,16 @@ class Collector:
     def _note(self, ended: np.ndarray, totals: np.ndarray) -> None:
         for i in ended:
             self.returns[i // self.worlds].append(float(totals[i]))
+
+
+def play(policy: Policy, world: Any, seed: int) -> np.ndarray:
+    """Returns (N,) of the first episode of each world after `reset(seed)`."""
+    obs = world.reset(seed=seed)
+    policy.reset()
+    returns, going = np.zeros(world.num_worlds), np.ones(world.num_worlds, dtype=bool)
+    while going.any():
+        obs, _, terminated, truncated, info = world.step(policy.act(obs.astype(np.float32)))
+        ended = going & (terminated | truncated)
+        returns[ended] = info["episode_return"][ended]
+        going &= ~ended
+    return returns

@@ -1,0 +1,177 @@
+"""Policies on disk: published weights apart from the state for continuing, all of it plain tensors and JSON.
+
+`checkpoints/<step>/policy.safetensors` and `policy.json` are publishable; `resume/` beside them holds the learner's and
+the worlds' state of the newest checkpoint only. Everything appears whole or not at all, and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from policies.actor import ActorPolicy, StackedGaussianActor
+from policies.policy import Policy
+from robot_cl.data.atomic import whole_folder, write_json
+from robot_cl.learners.base import check_shapes
+from sim.spec import Interface
+
+FORMAT = 1
+ACTORS = {"gaussian": StackedGaussianActor}
+CHECKPOINTS, LAST, POLICY, CARD, RESUME = "checkpoints", "last", "policy.safetensors", "policy.json", "resume"
+
+
+def load_policy(path: Path | str, member: int | None = None) -> Policy:
+    """A policy from a run, a checkpoint folder, an SB3 zip, a behaviour file or the name of an embedded behaviour.
+
+    `member` picks one of the stacked seeds (None: the first). The policy has `interface` and `task` where they are
+    known. Raises LookupError, ValueError or OSError in one sentence.
+    """
+    path = Path(path)
+    if path.is_dir() or path.name == POLICY:
+        return _run_policy(path.parent if path.name == POLICY else path, member)
+    if member is not None:
+        raise ValueError(f"member={member} picks a seed of a training run, and {path} is not one")
+    if path.suffix == ".zip" and path.is_file():
+        from robot_cl.data.sb3_agent import load_sb3
+
+        return load_sb3(path)
+    from robot_cl.data.behaviours import load_behaviour
+
+    return load_behaviour(path)
+
+
+def checkpoint_folder(path: Path | str) -> Path:
+    """The newest checkpoint of a run, or `path` itself if it is a checkpoint. Raises LookupError, OSError."""
+    path = Path(path)
+    if (path / CARD).exists():
+        return path
+    pointer = path / CHECKPOINTS / LAST
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}; expected a run folder such as runs/2026-01-31-NAME")
+    if not pointer.exists():
+        raise LookupError(f"{path} has no checkpoint; expected {CHECKPOINTS}/{LAST} or {CARD} in it")
+    step = pointer.read_text(encoding="utf-8").strip()
+    folder = path / CHECKPOINTS / step
+    if not step.isdigit() or not (folder / CARD).exists():
+        raise LookupError(f"{pointer} names {step!r}, which is not a checkpoint of {path}")
+    return folder
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """policy.json of a checkpoint. Raises ValueError if it cannot be read."""
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise ValueError(f"{folder / CARD} is not readable JSON ({problem})") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise ValueError(f"{folder / CARD} does not describe a policy of format {FORMAT}")
+    return card
+
+
+def load_actor(folder: Path) -> StackedGaussianActor:
+    """All members of a checkpoint's actor. Raises ValueError, OSError."""
+    card, path = read_card(folder), folder / POLICY
+    kind = card.get("kind")
+    if kind not in ACTORS:
+        raise ValueError(f"{folder / CARD} is of kind {kind!r}; known kinds: {', '.join(ACTORS)}")
+    state = load_tensors(path)
+    _refuse_giants(card.get("actor"), path)
+    actor = ACTORS[kind].from_spec(card["actor"])
+    check_shapes("policy", state, actor.state_dict())
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path} has NaN or infinite numbers in {name!r}")
+    actor.load_state_dict(state)
+    return actor
+
+
+def save_checkpoint(
+    run: Path, step: int, card: dict[str, Any], actor: StackedGaussianActor, state: dict[str, Tensor],
+    arrays: dict[str, np.ndarray], counters: dict[str, Any],
+) -> Path:  # fmt: skip
+    """Write checkpoints/<step>, point `last` at it, and drop the resume state of earlier ones. Returns the folder."""
+    root = run / CHECKPOINTS
+    with whole_folder(root, root / str(step), overwrite=True) as folder:
+        save_tensors(folder / POLICY, actor.state_dict())
+        write_json(folder / CARD, {"format": FORMAT, "kind": "gaussian", "actor": actor.spec(), "step": step} | card)
+        resume = folder / RESUME
+        resume.mkdir()
+        save_tensors(resume / "learner.safetensors", state)
+        if arrays:
+            np.savez(resume / "worlds.npz", **arrays)  # type: ignore[arg-type]
+        write_json(resume / "counters.json", counters)
+    write_whole(root / LAST, f"{step}\n")
+    for other in root.iterdir():
+        if other.name.isdigit() and other.name != str(step):
+            shutil.rmtree(other / RESUME, ignore_errors=True)
+    return root / str(step)
+
+
+def load_resume(folder: Path) -> tuple[dict[str, Tensor], dict[str, np.ndarray], dict[str, Any]]:
+    """Learner state, world arrays and counters of a checkpoint. Raises LookupError if it was published without them."""
+    resume = folder / RESUME
+    if not (resume / "counters.json").exists():
+        raise LookupError(f"{folder} has no {RESUME}/ state; only the newest checkpoint of a run can be continued")
+    arrays = {}
+    if (resume / "worlds.npz").exists():
+        with np.load(resume / "worlds.npz", allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    counters = json.loads((resume / "counters.json").read_text(encoding="utf-8"))
+    return load_tensors(resume / "learner.safetensors"), arrays, counters
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Copies, because parameters are views of one buffer."""
+    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Raises ValueError or FileNotFoundError in one sentence."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; the checkpoint is incomplete")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as problem:
+        raise ValueError(f"{path} is not a readable safetensors file ({problem})") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that is either the old one or the new one, whatever kills the writer."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _run_policy(path: Path, member: int | None) -> Policy:
+    folder = checkpoint_folder(path)
+    card, actor = read_card(folder), load_actor(folder)
+    interface = Interface.from_dict(card["interface"]) if card.get("interface") else None
+    if interface is not None and (interface.obs_dim, interface.act_dim) != (actor.obs_dim, actor.act_dim):
+        raise ValueError(f"{folder / CARD} has an interface of other widths than its actor's")
+    name = folder.parents[1].name if folder.parent.name == CHECKPOINTS else folder.name
+    several = actor.population > 1
+    label = f"{name} member {member or 0}" if several else name
+    return ActorPolicy(actor, member or 0, interface, card.get("task"), label)
+
+
+def _refuse_giants(spec: Any, path: Path) -> None:
+    """Widths that the weights on disk cannot have are refused before memory is taken for them."""
+    try:
+        widths = [int(spec["obs_dim"]), int(spec["act_dim"]), *map(int, spec["config"]["hidden"])]
+        numbers = int(spec["population"]) * sum(widths)
+    except (KeyError, TypeError, ValueError) as problem:
+        raise ValueError(f"{path.with_name(CARD)} does not describe an actor ({problem!r})") from None
+    if min(widths) < 1 or numbers > path.stat().st_size:
+        raise ValueError(f"{path.with_name(CARD)} describes an actor larger than {path.name} can hold")

@@ -1,0 +1,236 @@
+"""One training run in progress: what it holds, its two loops, and how it is put to disk and taken up again."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import sim
+from policies.actor import ActorPolicy, StackedGaussianActor
+from robot_cl import seeding
+from robot_cl.batch import Transitions
+from robot_cl.checkpoint import load_resume, save_checkpoint
+from robot_cl.data.sampler import Sampler
+from robot_cl.data.store import StoredDataset, open_dataset
+from robot_cl.learners import learner_class, name_of
+from robot_cl.learners.base import LearnerConfig, Metrics, OnlinePlan
+from robot_cl.learners.replay import ReplayBuffer
+from robot_cl.learners.rollout import Collector, play
+from robot_cl.metrics import MetricLog, MetricWriter
+from robot_cl.replay_files import restore_replay, save_replay
+from robot_cl.run_config import TrainConfig
+from sim.spec import Interface
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+DIGEST_UPDATES = 50  # the first updates leave a hash of all weights, which `verify` compares
+DIGESTS = "digests.txt"
+
+
+class Run:
+    """Remembers the learner, where its batches come from, the step reached and what was written about it.
+
+    `step` counts updates in the offline part and environment steps per seed in the online part. Nothing is written
+    before `open_folder`; without one the run leaves no trace.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        learner: LearnerConfig,
+        actor: StackedGaussianActor | None = None,
+        progress: Progress | None = None,
+    ):
+        """`config` is resolved (see train.resolve); `actor` is the policy to continue."""
+        self.name, self.progress = name_of(learner), progress
+        self.dataset = open_dataset(config.data) if config.data else None
+        self.interface = agreed_interface(config.task, self.dataset)
+        self.learner = learner_class(self.name)(
+            learner, self.interface.obs_dim, self.interface.act_dim, config.seeds, config.seed, config.device, actor
+        )
+        self.plan: OnlinePlan = self.learner.plan()
+        self.config = replace(config, num_worlds=config.num_worlds or self.plan.num_worlds)
+        self.total = config.offline + config.online
+        self.sampler: Sampler | None = None
+        self.collector: Collector | None = None
+        self.buffer: ReplayBuffer | None = None
+        if self.dataset is not None:
+            self.sampler = Sampler.over(self.dataset.transitions(), self.learner.rng, config.device)
+            rows, widths = self.sampler.rows, (self.interface.obs_dim, self.interface.act_dim)
+            self.learner.attach_data(Transitions.unpack(rows, *widths))
+        if config.online:
+            self._open_worlds()
+        self.step, self.digests, self.log = 0, list[str](), MetricLog(self.name)
+        self.folder: Path | None = None
+        self._writer: MetricWriter | None = None
+        self._eval_world: Any = None
+        self._stored, self._seconds, self._since = 0, 0.0, time.monotonic()
+
+    # The two parts
+
+    def go(self, updates: int | None = None) -> None:
+        """Train to the end, or until at least `updates` updates were made."""
+        enough = float("inf") if updates is None else updates
+        try:
+            while self.step < self.config.offline and self.learner.step < enough:
+                assert self.sampler is not None
+                self._record(self.learner.update_offline(self.sampler.sample(self.config.batch)))
+                self._advance(1)
+            while self.step < self.total and self.learner.step < enough:
+                self._advance(self._online_round())
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+
+    def _online_round(self) -> int:
+        """Collect, update, and say how many steps per seed that were."""
+        assert self.collector is not None
+        fresh = self.collector.collect(self.learner, self.plan.horizon)
+        taken = self.plan.horizon * self.collector.worlds
+        if self.buffer is None:
+            self._record(self.learner.update_online(fresh, None))
+            return taken
+        before = max(self.buffer.total, self.plan.warmup)
+        self.buffer.add(fresh)
+        # Whole updates due by now, so that any ratio of updates to steps comes out exactly.
+        due = int(self.buffer.total * self.plan.updates) - int(before * self.plan.updates)
+        old = round(self.config.batch * self.plan.offline_share) if self.sampler else 0
+        for _ in range(due):
+            recent = self.buffer.sample(self.config.batch - old, self.learner.rng)
+            offline = self.sampler.sample(old) if self.sampler and old else None
+            self._record(self.learner.update_online(recent, offline))
+        return taken
+
+    def _record(self, metrics: Metrics) -> None:
+        self.log.add(self.learner.step, metrics)
+        if self.learner.step <= DIGEST_UPDATES:
+            self.digests.append(f"{self.learner.step} {self._digest()}")
+            if self.folder is not None:
+                with (self.folder / DIGESTS).open("a", encoding="utf-8") as file:
+                    file.write(self.digests[-1] + "\n")
+
+    def _advance(self, steps: int) -> None:
+        """Count, and do what is due: metrics, evaluation, checkpoint."""
+        before, self.step = self.step, self.step + steps
+        c, ends = self.config, (self.config.offline, self.total)
+        part_over = any(before < end <= self.step for end in ends)
+
+        def due(every: int) -> bool:
+            return bool(every) and (part_over or self.step // every > before // every)
+
+        phase = "offline" if self.step <= c.offline else "online"
+        if due(c.log_every) or due(c.eval_every) or due(c.checkpoint_every):
+            values = self.log.flush()
+            finished = self.collector.finished() if self.collector else None
+            if finished is not None:
+                values["return"] = finished.numpy()
+            if due(c.eval_every) and c.task and self.folder:
+                values["eval_return"] = self.evaluate()
+            if self._writer is not None:
+                self._writer.write(self.step, phase, self.seconds, values)
+            self._tell(phase, {name: float(np.nanmean(value)) for name, value in values.items()})
+        elif self.step % 100 < steps:
+            self._tell(phase, {})
+        if due(c.checkpoint_every):
+            self.save()
+
+    def evaluate(self) -> np.ndarray:
+        """Mean return (P,) of each member's deterministic policy, always on the same start states."""
+        c = self.config
+        if self._eval_world is None:
+            self._eval_world = sim.make(str(c.task), num_worlds=c.eval_episodes, threads=c.threads)
+        actor = self.learner.policy()
+        policies = (ActorPolicy(actor, p) for p in range(c.seeds))
+        return np.array([play(policy, self._eval_world, seeding.EVALUATION_SEED).mean() for policy in policies])
+
+    @property
+    def seconds(self) -> float:
+        """Wall time spent so far, that of earlier processes included."""
+        return self._seconds + time.monotonic() - self._since
+
+    # To disk and back
+
+    def open_folder(self, folder: Path, rows: int = 0) -> None:
+        """Write to this folder from now on, keeping the first `rows` rows of its metrics."""
+        self.folder = folder
+        self._writer = MetricWriter(folder, rows, self.config.tensorboard, self.config.wandb)
+        (folder / DIGESTS).write_text("".join(line + "\n" for line in self.digests), encoding="utf-8")
+
+    def begin(self, folder: Path) -> None:
+        """A new folder: the untrained policy's score and checkpoint."""
+        self.open_folder(folder)
+        if self._writer is not None and self.config.eval_every and self.config.task:
+            phase = "offline" if self.config.offline else "online"
+            self._writer.write(0, phase, self.seconds, {"eval_return": self.evaluate()})
+        self.save()
+
+    def save(self) -> None:
+        """A checkpoint of everything."""
+        if self.folder is None or self._writer is None:
+            return
+        card = {
+            "learner": self.name,
+            "task": self.config.task,
+            "data": self.config.data,
+            "interface": self.interface.to_dict(),
+        }
+        counters = {"step": self.step, "seconds": self.seconds, "rows": self._writer.rows, "digests": self.digests}
+        if self.buffer is not None:
+            self._stored = save_replay(self.folder, self.buffer, self._stored)
+            counters["replay"] = self._stored
+        arrays = self.collector.state() if self.collector and self.step >= self.config.offline else {}
+        state = self.learner.state_dict()
+        save_checkpoint(self.folder, self.step, card, self.learner.policy(), state, arrays, counters)
+
+    def restore(self, run: Path, checkpoint: Path) -> None:
+        """Go on exactly where `checkpoint` of the folder `run` was written. Raises LookupError, ValueError."""
+        state, arrays, counters = load_resume(checkpoint)
+        self.learner.load_state_dict(state)
+        if self.collector is not None and arrays:
+            self.collector.restore(arrays)
+        if self.buffer is not None:
+            restore_replay(run, self.buffer, int(counters.get("replay", 0)))
+            self._stored = self.buffer.total
+        self.step, self._seconds = int(counters["step"]), float(counters["seconds"])
+        self.digests = list(counters["digests"])
+        self.open_folder(run, int(counters["rows"]))
+
+    # Details
+
+    def _open_worlds(self) -> None:
+        c, plan = self.config, self.plan
+        rows = c.seeds * (c.num_worlds or 1)
+        world = sim.make(str(c.task), num_worlds=rows, threads=c.threads)
+        self.collector = Collector(world, c.seeds, c.seed)
+        if not plan.on_policy:
+            widths = self.interface.obs_dim, self.interface.act_dim
+            self.buffer = ReplayBuffer(plan.capacity, c.seeds, *widths, c.device)
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for name, value in self.learner.nets.state_dict().items():
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _tell(self, phase: str, values: dict[str, float]) -> None:
+        if self.progress is not None:
+            self.progress(phase, self.step, self.total, values)
+
+
+def agreed_interface(task: str | None, dataset: StoredDataset | None) -> Interface:
+    """The task's interface, which the dataset's must fit in width. Raises ValueError if neither is given."""
+    if task is None:
+        if dataset is None:
+            raise ValueError("there is nothing to learn from; give data=NAME, task=NAME or both")
+        return dataset.interface
+    interface = sim.make(task, num_worlds=1, threads=1).interface
+    if dataset is not None:
+        theirs = dataset.interface
+        if (theirs.obs_dim, theirs.act_dim) != (interface.obs_dim, interface.act_dim):
+            raise ValueError(f"dataset {dataset.name} does not fit task {task}: {theirs.difference(interface)}")
+    return interface

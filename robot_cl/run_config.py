@@ -1,0 +1,120 @@
+"""config.yaml of a run folder: the resolved options, written once and read back into the same dataclasses."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from robot_cl.checkpoint import write_whole
+from robot_cl.learners import config_class, name_of
+from robot_cl.learners.base import LearnerConfig
+
+T = TypeVar("T")
+FILE = "config.yaml"
+
+
+@dataclass
+class TrainConfig:
+    """Options of a training run, besides its learner's."""
+
+    task: str | None = None  # where the policy acts: needed for online learning and for evaluation
+    data: str | None = None  # dataset to learn from offline, by name or folder
+    init_from: str | None = None  # run or checkpoint whose policy (and values, where they fit) to continue
+    seeds: int = 1  # runs trained side by side, with seeds seed, seed + 1, ...
+    seed: int = 0  # of everything random
+    offline_steps: int | None = None  # updates on the dataset; none: 100000 with data, else 0
+    online_steps: int | None = None  # environment steps per seed; none: 1000000 without an offline part, else 0
+    batch: int = 256  # transitions per update and seed
+    num_worlds: int | None = None  # worlds per seed; none: as the learner likes
+    threads: int | None = None  # threads that step worlds; none: all cores
+    torch_threads: int | None = None  # threads of torch; none: 1 with small networks, else all cores
+    log_every: int = 1000  # steps between rows of metrics.csv
+    eval_every: int = 20_000  # steps between evaluations, 0: never
+    eval_episodes: int = 10  # per evaluation and seed
+    checkpoint_every: int = 20_000  # steps between checkpoints
+    out: str | None = None  # folder for the run folder; none: runs
+    name: str | None = None  # of the run folder after its date; none: learner and data or task
+    device: str = "auto"  # auto, cpu or cuda
+    tensorboard: bool = True  # write event files
+    wandb: bool = False  # also log to Weights & Biases
+
+    def __post_init__(self) -> None:
+        for key in ("seeds", "batch", "num_worlds", "threads", "torch_threads", "log_every", "checkpoint_every"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key} is {value}; expected at least 1")
+        for key in ("offline_steps", "online_steps", "eval_every", "seed"):
+            value = getattr(self, key)
+            if value is not None and value < 0:
+                raise ValueError(f"{key} is {value}; expected 0 or more")
+        if self.eval_every and self.eval_episodes < 1:
+            raise ValueError(f"eval_episodes is {self.eval_episodes}; expected at least 1, or eval_every=0")
+
+    @property
+    def offline(self) -> int:
+        """Updates, resolved."""
+        return self.offline_steps or 0
+
+    @property
+    def online(self) -> int:
+        """Environment steps per seed, resolved."""
+        return self.online_steps or 0
+
+
+def write_config(run: Path, config: TrainConfig, learner: LearnerConfig) -> None:
+    """config.yaml: the run's options, and those of the learner below `learner`, with its `name`."""
+    data = plain(config) | {"learner": {"name": name_of(learner)} | plain(learner)}
+    write_whole(run / FILE, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def read_config(run: Path) -> tuple[TrainConfig, LearnerConfig]:
+    """Inverse of `write_config`. Raises FileNotFoundError, ValueError, LookupError."""
+    path = run / FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; {run} is not a run folder, or was killed before it began")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        learner = dict(data.pop("learner"))
+        name = learner.pop("name")
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as problem:
+        raise ValueError(f"{path} is not a run's configuration ({problem})") from None
+    return filled(TrainConfig, data, str(path)), filled(config_class(name), learner, str(path))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A dataclass as plain values: enums by value, tuples as lists."""
+
+    def value(x: Any) -> Any:
+        if isinstance(x, Enum):
+            return x.value
+        if isinstance(x, dict):
+            return {k: value(v) for k, v in x.items()}
+        return [value(v) for v in x] if isinstance(x, (list, tuple)) else x
+
+    return {name: value(x) for name, x in asdict(config).items()}
+
+
+def filled(schema: type[T], data: dict[str, Any], where: str) -> T:
+    """A dataclass from plain values. Raises ValueError naming `where` for unknown keys and wrong values."""
+    hints = typing.get_type_hints(schema)
+    known = {f.name for f in fields(schema)}  # type: ignore[arg-type]
+    strange = sorted(set(data) - known)
+    if strange:
+        raise ValueError(f"{where}: {schema.__name__} has no option {strange[0]!r}")
+    try:
+        return schema(**{name: _value(hints[name], x, where) for name, x in data.items()})
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"{where}: {problem}") from None
+
+
+def _value(hint: Any, x: Any, where: str) -> Any:
+    if is_dataclass(hint) and isinstance(x, dict):
+        return filled(typing.cast(type, hint), x, where)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(x)
+    return tuple(x) if typing.get_origin(hint) is tuple else x

@@ -1,0 +1,195 @@
+"""Training: an offline part, an online part, either of zero length; resumable after any kill, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from policies.actor import StackedGaussianActor
+from robot_cl import seeding
+from robot_cl.checkpoint import checkpoint_folder, load_actor, load_resume
+from robot_cl.data.atomic import write_json
+from robot_cl.data.store import open_dataset
+from robot_cl.learners import learner_class, name_of
+from robot_cl.learners.base import LearnerConfig
+from robot_cl.paths import runs_root
+from robot_cl.provenance import provenance
+from robot_cl.run import DIGESTS, Progress, Run
+from robot_cl.run_config import TrainConfig, read_config, write_config
+
+DEFAULT_OFFLINE, DEFAULT_ONLINE = 100_000, 1_000_000
+
+
+def train(config: TrainConfig, learner: LearnerConfig, progress: Progress | None = None) -> Path:
+    """Train and return the run folder. `progress(phase, step, total, metrics)` is called now and then.
+
+    Raises ValueError, LookupError or OSError, in one sentence and before anything is written, for options that do not
+    fit together; DivergedError (a ValueError) if training produces NaN. An interrupted run can be resumed.
+    """
+    config = resolve(config, learner)
+    seeding.use_torch_threads(config.torch_threads or 1)
+    run, config, learner = _new_run(config, learner, progress)
+    folder = _new_folder(config, learner)
+    write_json(folder / "interface.json", run.interface.to_dict())
+    record = provenance(config.task, run.dataset, config.seed, config.torch_threads or 1, config.device)
+    write_json(folder / "provenance.json", record)
+    write_config(folder, config, learner)  # last, because a folder with it can be resumed
+    run.begin(folder)
+    run.go()
+    return folder
+
+
+def resume(run: Path | str, progress: Progress | None = None) -> Path:
+    """Continue a run from its newest checkpoint; the result is that of a run never interrupted. Returns the folder.
+
+    Raises FileNotFoundError, LookupError or ValueError if it is not a run, or its dataset has changed.
+    """
+    folder = Path(run)
+    config, learner = read_config(folder)
+    _check_dataset(folder, config)
+    seeding.use_torch_threads(config.torch_threads or 1)
+    try:
+        checkpoint = checkpoint_folder(folder)
+    except LookupError:  # killed before the first one: from the start
+        again, *_ = _new_run(config, learner, progress)
+        again.begin(folder)
+    else:
+        again = Run(config, learner, load_actor(checkpoint), progress)
+        again.restore(folder, checkpoint)
+    again.go()
+    return folder
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether the first updates came out the same; else the first update that did not."""
+
+    updates: int
+    diverged_at: int | None
+
+    @property
+    def identical(self) -> bool:
+        return self.diverged_at is None
+
+    def __str__(self) -> str:
+        return f"identical for {self.updates} updates" if self.identical else f"diverged at step {self.diverged_at}"
+
+
+def verify(run: Path | str, updates: int = 20) -> Verification:
+    """Run the first `updates` updates again (at most those recorded) and compare all weights after each, bit for bit.
+
+    Raises FileNotFoundError or ValueError if there is nothing to compare with.
+    """
+    folder = Path(run)
+    config, learner = read_config(folder)
+    recorded = (folder / DIGESTS).read_text(encoding="utf-8").split("\n") if (folder / DIGESTS).exists() else []
+    wanted = [line for line in recorded if line][:updates]
+    if not wanted:
+        raise ValueError(f"{folder} has no updates to compare with; it stopped before the first one")
+    seeding.use_torch_threads(config.torch_threads or 1)
+    again, *_ = _new_run(config, learner, None)
+    again.go(updates=len(wanted))
+    for now, then in zip(again.digests, wanted, strict=False):
+        if now != then:
+            return Verification(len(wanted), int(then.split()[0]))
+    return Verification(len(wanted), None)
+
+
+def resolve(config: TrainConfig, learner: LearnerConfig) -> TrainConfig:
+    """Defaults that depend on learner, data and machine, filled in. Raises ValueError for what cannot be trained."""
+    name = name_of(learner)
+    phases = learner_class(name).phases
+    task = config.task or (open_dataset(config.data).meta.task if config.data else None)
+    offline, online = config.offline_steps, config.online_steps
+    if offline is None:
+        wanted = getattr(learner, "offline_steps", DEFAULT_OFFLINE)  # a method of several phases knows their sum
+        offline = wanted if "offline" in phases and config.data else 0
+    if online is None:
+        online = DEFAULT_ONLINE if "offline" not in phases else 0
+    for steps, phase in ((offline, "offline"), (online, "online")):
+        if steps and phase not in phases:
+            raise ValueError(f"{name} does not learn {phase}; set {phase}_steps=0 or choose another learner")
+    if offline and not config.data:
+        raise ValueError(f"{name} with offline_steps={offline} needs a dataset; give data=NAME")
+    if online and not task:
+        raise ValueError(f"{name} with online_steps={online} needs a world; give task=NAME")
+    if not offline + online:
+        raise ValueError(f"{name} has nothing to do; give data=NAME and offline_steps, or task=NAME and online_steps")
+    return replace(
+        config,
+        task=task,
+        offline_steps=offline,
+        online_steps=online,
+        device=seeding.resolve_device(config.device),
+        threads=config.threads or seeding.cores(),
+        torch_threads=config.torch_threads or _torch_threads(learner),
+    )
+
+
+def _torch_threads(learner: LearnerConfig) -> int:
+    """Networks of 64 units gain nothing from a second thread."""
+    critic = getattr(learner, "critic", None)
+    widths = [*learner.actor.hidden, *(critic.hidden if critic else ())]
+    return 1 if max(widths) <= 128 else seeding.cores()
+
+
+def _new_run(
+    config: TrainConfig, learner: LearnerConfig, progress: Progress | None
+) -> tuple[Run, TrainConfig, LearnerConfig]:
+    """A run before its first step, and the options it really has."""
+    actor, learner = _initial_policy(config, learner)
+    run = Run(config, learner, actor, progress)
+    if run.dataset is not None:
+        run.learner.prepare(run.dataset.transitions())
+    if config.init_from:
+        source = checkpoint_folder(config.init_from)
+        if (source / "resume").exists():
+            run.learner.adopt(load_resume(source)[0])
+    return run, run.config, learner
+
+
+def _initial_policy(
+    config: TrainConfig, learner: LearnerConfig
+) -> tuple[StackedGaussianActor | None, LearnerConfig]:
+    """The policy named by init_from, and the learner's options with the shapes of its networks."""
+    if not config.init_from:
+        return None, learner
+    source = checkpoint_folder(config.init_from)
+    actor = load_actor(source)
+    learner = replace(learner, actor=actor.config)
+    try:
+        _, theirs = read_config(source.parents[1])
+    except FileNotFoundError:
+        return actor, learner
+    if hasattr(theirs, "critic") and hasattr(learner, "critic"):
+        learner = replace(learner, critic=theirs.critic)  # type: ignore[call-arg]
+    return actor, learner
+
+
+def _check_dataset(folder: Path, config: TrainConfig) -> None:
+    """Raises ValueError if the dataset under the run's name is not the one it began with."""
+    if not config.data:
+        return
+    then = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["dataset"]
+    now = open_dataset(config.data).meta
+    if now.hash != then["hash"]:
+        raise ValueError(f"dataset {now.id} has changed since {folder} began; restore it, or start a new run")
+
+
+def _new_folder(config: TrainConfig, learner: LearnerConfig) -> Path:
+    """runs/<date>-<name>, with a number where that is taken."""
+    root = Path(config.out) if config.out else runs_root()
+    label = config.name or f"{name_of(learner)}-{config.data or config.task}".replace("/", "-")
+    if "/" in label or label.startswith("."):
+        raise ValueError(f"name is {label!r}; a run's name is one folder name")
+    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{label}"
+    for number in range(1000):
+        folder = root / (stem if not number else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise OSError(f"cannot find a free name for {stem} in {root}")
