@@ -12,6 +12,10 @@ LEARNERS = {
     "bc": ("robot_cl.learners.bc", "BC", "BCConfig"),
     "iql": ("robot_cl.learners.iql", "IQL", "IQLConfig"),
     "ppo": ("robot_cl.learners.ppo", "PPO", "PPOConfig"),
+    "uni_o4": ("robot_cl.learners.uni_o4", "UniO4", "UniO4Config"),
+    "sac": ("robot_cl.learners.sac", "SAC", "SACConfig"),
+    "rlpd": ("robot_cl.learners.rlpd", "RLPD", "RLPDConfig"),
+    "moorl": ("robot_cl.learners.moorl", "MOORL", "MOORLConfig"),
 }
 
 

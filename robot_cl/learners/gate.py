@@ -1,0 +1,158 @@
+"""Judging a policy without the world: values along rollouts in learned dynamics, and a test whether a change helped.
+
+Uni-O4 (Lei et al. 2024), section 4.2, scores a policy by the mean of min Q over the states that it visits in the model
+(AM-Q) and accepts a new policy whose score is higher. Here old and new start from the same states with the same noise,
+and the difference must be larger than what the models disagree about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dynamics.ensemble import Ensemble
+from dynamics.imagine import widened
+from policies.networks import StackedMLP
+from robot_cl.batch import Transitions
+
+Act = Callable[[Tensor], Tensor]
+Value = Callable[[Tensor, Tensor], Tensor]
+Ends = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class GateConfig:
+    """Options of the gate. Published: horizon 1000 (locomotion), 50 to 200 (antmaze), 5 to 100 (manipulation)."""
+
+    every: int = 100  # improvement steps between two tests
+    horizon: int = 200  # steps of each imagined rollout
+    starts: int = 32  # start states from the data, the same for all tests
+    confidence: float = 1.0  # standard deviations over the models that a gain must exceed; 0: any gain
+    margin: float = 0.1  # share of the data's range by which imagined states may leave it
+    noise: bool = True  # draw the models' noise, the same for all policies; false: their mean
+
+    def __post_init__(self) -> None:
+        if min(self.every, self.horizon, self.starts) < 1:
+            raise ValueError("gate.every, gate.horizon and gate.starts must be at least 1")
+        if self.confidence < 0.0 or self.margin < 0.0:
+            raise ValueError(f"gate.confidence {self.confidence} and gate.margin {self.margin} must not be negative")
+
+
+@dataclass
+class Scores:
+    """`each` (P, n, E): policy n of seed p in model e. `clamped` (P, n): share of steps brought back to the data."""
+
+    each: Tensor
+    clamped: Tensor
+
+
+@torch.no_grad()
+def scores(
+    models: Sequence[Ensemble],
+    act: Act,
+    value: Value,
+    starts: Tensor,
+    policies: int,
+    config: GateConfig,
+    noise_seeds: Sequence[int],
+    ends: Ends | None = None,
+) -> Scores:
+    """AM-Q of P·n policies in the E members of their seed's model: Σ_t alive · min Q(s_t, π(s_t)) / horizon.
+
+    `act` maps raw observations (P·n, R, obs_dim) to actions in [-1, 1], policy by policy; `value` maps raw observations
+    and actions (P, R, ·) to (P, R); `ends` raw next observations (P, R, obs_dim) to bool (P, R), after which a rollout
+    earns nothing; starts (P, K, obs_dim). All policies of seed p meet the noise of noise_seeds[p], in every call.
+    """
+    P, K, width = starts.shape
+    n, E = policies, models[0].config.members
+    rngs = [torch.Generator().manual_seed(seed) for seed in noise_seeds]
+    low, high = widened(models[0].obs_low, models[0].obs_high, config.margin)
+    obs = starts[:, None, None].expand(P, E, n, K, width)
+    alive = torch.ones(P, E, n, K, device=starts.device)
+    total, clamped, steps = torch.zeros_like(alive), torch.zeros_like(alive), torch.zeros_like(alive)
+    for _ in range(config.horizon):
+        action = act(obs.transpose(1, 2).reshape(P * n, E * K, width)).view(P, n, E, K, -1).transpose(1, 2)
+        total += alive * value(obs.reshape(P, -1, width), action.reshape(P, E * n * K, -1)).view(P, E, n, K)
+        drawn = [torch.randn(E, 1, K, width, generator=g) if config.noise else None for g in rngs]
+        raw = torch.stack([_advance(models[p], obs[p], action[p], drawn[p]) for p in range(P)])
+        raw = torch.where(raw.isfinite(), raw, obs)
+        obs = torch.maximum(torch.minimum(raw, high), low)
+        clamped += alive * (obs != raw).any(-1)
+        steps += alive
+        if ends is not None:
+            alive = alive * ~ends(obs.reshape(P, -1, width)).view(P, E, n, K)
+    each = (total / config.horizon).mean(-1).transpose(1, 2)
+    return Scores(each, clamped.sum((1, 3)) / steps.sum((1, 3)))
+
+
+def _advance(model: Ensemble, obs: Tensor, action: Tensor, noise: Tensor | None) -> Tensor:
+    """Every member its own rows: obs (E, n, K, obs_dim), action likewise, noise (E, 1, K, obs_dim) -> next obs."""
+    E, n, K, width = obs.shape
+    said = model(obs.reshape(E, n * K, width), action.reshape(E, n * K, -1))
+    delta = said.delta.view(obs.shape)
+    if noise is not None and said.delta_log_var is not None:
+        delta = delta + noise.to(obs) * torch.exp(0.5 * said.delta_log_var.view(obs.shape)) * model.delta_scale
+    return model.advance(obs, delta)
+
+
+def lower_bound(difference: Tensor, confidence: float) -> Tensor:
+    """Mean over the models minus `confidence` standard deviations of their disagreement: (..., E) -> (...)."""
+    spread = difference.std(-1) if difference.shape[-1] > 1 else torch.zeros_like(difference[..., 0])
+    return difference.mean(-1) - confidence * spread
+
+
+def accepts(new: Tensor, old: Tensor, confidence: float) -> Tensor:
+    """Whether the paired gain new − old (..., E) is surely above zero, (...) bool."""
+    return lower_bound(new - old, confidence) > 0.0
+
+
+def spearman(x: Tensor, y: Tensor) -> float:
+    """Rank correlation of x and y (N,); ties get their mean rank. NaN if one of them is constant."""
+    a, b = (_ranks(v.double()) for v in (x, y))
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).sum() / (a.norm() * b.norm()))
+
+
+def _ranks(x: Tensor) -> Tensor:
+    _, group, count = torch.unique(x, return_inverse=True, return_counts=True)
+    last = count.cumsum(0).double()
+    return (last - 0.5 * (count - 1))[group]
+
+
+# -- where episodes end -----------------------------------------------------------------------------------------------
+
+
+class EndModel(nn.Module):
+    """Whether a state ends the episode, learned from the data: raw obs (P, R, obs_dim) -> bool (P, R)."""
+
+    log_odds: Tensor
+
+    def __init__(self, obs_dim: int, rngs: Sequence[torch.Generator], normalizer: nn.Module):
+        super().__init__()
+        self.net = StackedMLP(obs_dim, (64, 64), 1, rngs)
+        self.normalizer = normalizer
+        self.register_buffer("log_odds", torch.tensor(-torch.inf))  # of an end in the data; none seen: never
+
+    def logit(self, obs: Tensor) -> Tensor:
+        return self.net(self.normalizer(obs)).squeeze(-1)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.logit(obs) + self.log_odds > 0.0
+
+    def fit(self, data: Transitions, rngs: Sequence[torch.Generator], steps: int = 1500, half: int = 128) -> None:
+        """Logistic regression of `terminated` on next_obs, with batches half of ends; the odds are put back after."""
+        pools = [torch.nonzero(data.terminated == flag)[:, 0] for flag in (1.0, 0.0)]
+        if not len(pools[0]) or not len(pools[1]):
+            return
+        opt = torch.optim.Adam(self.net.parameters(), lr=1e-3)
+        label = torch.cat([torch.ones(half), torch.zeros(half)]).to(data.obs).expand(len(rngs), -1)
+        for _ in range(steps):
+            drawn = [torch.cat([p[torch.randint(len(p), (half,), generator=g)] for p in pools]) for g in rngs]
+            logit = self.logit(data.next_obs[torch.stack(drawn)])
+            opt.zero_grad()
+            nn.functional.binary_cross_entropy_with_logits(logit, label, reduction="sum").div(2 * half).backward()
+            opt.step()
+        self.log_odds.fill_(len(pools[0]) / len(pools[1])).log_()

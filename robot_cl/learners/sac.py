@@ -1,0 +1,225 @@
+"""Soft actor-critic, and the update that every learner of its family shares.
+
+Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications" (arXiv 1812.05905). RLPD, WSRL, Cal-QL, LCB and
+MOORL call the functions below with their own networks and batches; a page of theirs holds only what is theirs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from policies.actor import ActorConfig, Distribution, Sigma, StackedGaussianActor
+from policies.critics import CriticConfig, StackedQ, polyak
+from policies.normalizer import Normalizer
+from robot_cl.batch import Transitions
+from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
+from robot_cl.learners.optim import FlatAdam
+
+
+def tanh_actor() -> ActorConfig:
+    """SAC's actor: the tanh of a Gaussian whose σ is a head of the network."""
+    return ActorConfig(distribution=Distribution.tanh_gaussian, sigma=Sigma.clamped_head, log_std_min=-5.0)
+
+
+@dataclass
+class SACConfig(LearnerConfig):
+    """Options of soft actor-critic and of what is built on it."""
+
+    actor: ActorConfig = field(default_factory=tanh_actor)  # shape of the policy; ignored when one is loaded
+    critic: CriticConfig = field(default_factory=CriticConfig)  # shape of each critic
+    critics: int = 2  # critics per member
+    subset: int = 2  # critics, drawn anew each update, whose minimum is the target
+    lr: float = 3e-4  # Adam's learning rate, of everything
+    discount: float = 0.99  # per control step
+    tau: float = 0.005  # how far the targets move to the critics per update
+    temperature: float = 1.0  # start of the entropy's weight
+    entropy_per_action: float = -1.0  # target entropy over act_dim, in nats
+    entropy_backup: bool = True  # the target value includes the next entropy
+    actor_every: int = 1  # updates of the critics per update of the actor
+    updates: float = 1.0  # online: updates per environment step
+    warmup: int = 5000  # online: environment steps before the first update
+    capacity: int = 1_000_000  # online: transitions kept per seed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.subset <= self.critics:
+            raise ValueError(f"subset is {self.subset}; expected between 1 and critics={self.critics}")
+        for name in ("lr", "temperature", "updates", "actor_every", "capacity"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        if not 0.0 <= self.discount < 1.0 or not 0.0 < self.tau <= 1.0:
+            raise ValueError(f"discount {self.discount} must lie in [0, 1) and tau {self.tau} in (0, 1]")
+
+
+# -- equations, on (P, ...) tensors ---------------------------------------------------------------------------------
+
+
+def bellman_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: float) -> Tensor:
+    """r + γ (1 − terminated) V(s'), (P, B). A time limit does not end the future, so `truncated` plays no part."""
+    return reward + discount * (1.0 - terminated) * next_value
+
+
+def td_loss(q: Tensor, target: Tensor) -> Tensor:
+    """Σ_twins mean_B (Q − target)²: q (P, twins, B), target (P, B) or (P, twins, B) -> (P,)."""
+    target = target.unsqueeze(1) if target.dim() == 2 else target
+    return (q - target).square().mean(-1).sum(1)
+
+
+def subset_min(q: Tensor, subset: int, rngs: Sequence[torch.Generator]) -> Tensor:
+    """Minimum over `subset` critics drawn without replacement, by each member's own generator: (P, N, B) -> (P, B)."""
+    if subset == q.shape[1]:
+        return q.amin(1)
+    drawn = torch.stack([torch.randperm(q.shape[1], generator=g)[:subset] for g in rngs]).to(q.device)
+    return q.gather(1, drawn.unsqueeze(-1).expand(-1, -1, q.shape[-1])).amin(1)
+
+
+class Temperature(nn.Module):
+    """α = exp(log_alpha), one per member (P, 1)."""
+
+    def __init__(self, population: int, start: float):
+        super().__init__()
+        self.log_alpha = nn.Parameter(torch.full((population, 1), start).log())
+
+    def forward(self) -> Tensor:
+        return self.log_alpha.exp()
+
+
+# -- networks and their update --------------------------------------------------------------------------------------
+
+
+@dataclass
+class SoftNets:
+    """What one update works on; `rngs` has one generator per member (several members may share one)."""
+
+    actor: StackedGaussianActor
+    critic: StackedQ
+    target: StackedQ
+    temperature: Temperature
+    opts: dict[str, FlatAdam]
+    rngs: Sequence[torch.Generator]
+
+    def noise(self, *shape: int) -> Tensor:
+        """Standard normal (P, *shape), member by member."""
+        device = next(self.critic.parameters()).device
+        return torch.stack([torch.randn(shape, generator=g) for g in self.rngs]).to(device)
+
+    def sample(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z (P, B, obs_dim) normalised -> action in [-1, 1] (P, B, act_dim) and log π (P, B), reparametrised."""
+        mean, log_std = self.actor.heads(z)
+        action, log_prob = self.actor.sample(mean, log_std, self.noise(*mean.shape[1:]))
+        return action.clamp(-1.0, 1.0), log_prob
+
+
+def build(learner: Learner, config: SACConfig) -> SoftNets:
+    """Give `learner` critics, targets, a temperature, and their optimisers."""
+    critic = StackedQ(learner.obs_dim, learner.act_dim, learner.rng, config.critics, config.critic)
+    soft = SoftNets(
+        learner.actor,
+        learner.add("critic", critic),
+        learner.add("target", copy.deepcopy(critic).requires_grad_(False)),
+        learner.add("temperature", Temperature(learner.seeds, config.temperature)),
+        learner.opts,
+        learner.rng,
+    )
+    for name in ("actor", "critic", "temperature"):
+        learner.opts[name] = learner.optimiser([learner.nets[name]], config.lr)
+    return soft
+
+
+def soft_target(soft: SoftNets, config: SACConfig, batch: Transitions, z_next: Tensor) -> Tensor:
+    """r + γ (1 − terminated) (min over a subset of Q̄(s', a') − α log π(a'|s')), (P, B), without a graph."""
+    with torch.no_grad():
+        action, log_prob = soft.sample(z_next)
+        value = subset_min(soft.target(z_next, action), config.subset, soft.rngs)
+        if config.entropy_backup:
+            value = value - soft.temperature() * log_prob
+        return bellman_target(batch.reward, batch.terminated, value, config.discount)
+
+
+def step_critic(soft: SoftNets, loss: Tensor) -> None:
+    """One step of the critics on loss (P,); the actor's gradients stay untouched."""
+    loss.sum().backward(inputs=soft.opts["critic"].parameters)
+    soft.opts["critic"].step()
+
+
+def ensemble_value(q: Tensor) -> Tensor:
+    """What the actor maximises: the minimum of two critics, the mean of more (REDQ, Chen et al. 2021)."""
+    return q.amin(1) if q.shape[1] <= 2 else q.mean(1)
+
+
+def step_actor(soft: SoftNets, z: Tensor) -> tuple[Metrics, Tensor]:
+    """Maximise Q − α log π (equation 7). Returns metrics and the entropy (P,)."""
+    alpha = soft.temperature().detach()
+    action, log_prob = soft.sample(z)
+    loss = (alpha * log_prob - ensemble_value(soft.critic(z, action))).mean(-1)
+    loss.sum().backward(inputs=soft.opts["actor"].parameters)
+    soft.opts["actor"].step()
+    entropy = -log_prob.detach().mean(-1)
+    return {"actor_loss": loss.detach(), "entropy": entropy, "alpha": alpha[:, 0]}, entropy
+
+
+def step_temperature(soft: SoftNets, entropy: Tensor, wanted: float) -> None:
+    """Raise α while the entropy (P,) is below the wanted one, in nats (equation 17)."""
+    (soft.temperature.log_alpha[:, 0] * (entropy - wanted)).sum().backward()
+    soft.opts["temperature"].step()
+
+
+def update(
+    soft: SoftNets, config: SACConfig, batch: Transitions, move_actor: bool = True, move_target: bool = True
+) -> Metrics:
+    """Critics, targets, actor, temperature on one batch (P, B)."""
+    normalizer = soft.actor.normalizer
+    z, z_next = normalizer(batch.obs), normalizer(batch.next_obs)
+    target = soft_target(soft, config, batch, z_next)
+    q = soft.critic(z, batch.action)
+    loss = td_loss(q, target)
+    step_critic(soft, loss)
+    if move_target:
+        polyak(soft.target, soft.critic, config.tau)
+    metrics = {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
+    if move_actor:
+        more, entropy = step_actor(soft, z)
+        step_temperature(soft, entropy, config.entropy_per_action * batch.action.shape[-1])
+        metrics |= more
+    return metrics
+
+
+def joined(fresh: Transitions, offline: Transitions | None) -> Transitions:
+    """Both batches as one, along the batch axis."""
+    return fresh if offline is None else Transitions.cat([fresh, offline], 1)
+
+
+def online_plan(config: SACConfig, offline_share: float = 0.0) -> OnlinePlan:
+    return OnlinePlan(
+        updates=config.updates, warmup=config.warmup, capacity=config.capacity, offline_share=offline_share
+    )
+
+
+class SAC(Learner):
+    """Soft actor-critic from scratch, online; with a dataset it is trained on that first, without any care."""
+
+    phases: ClassVar[tuple[str, ...]] = ("offline", "online")
+    config: SACConfig
+
+    def build(self) -> None:
+        self.soft = build(self, self.config)
+
+    def new_normalizer(self) -> Normalizer:
+        """Raw observations as long as there is no data; a clip at ten would cut joint velocities."""
+        return Normalizer(self.obs_dim, clip=1e6)
+
+    def plan(self) -> OnlinePlan:
+        return online_plan(self.config)
+
+    def update_offline(self, batch: Transitions) -> Metrics:
+        self.step += 1
+        return update(self.soft, self.config, batch, self.step % self.config.actor_every == 0)
+
+    def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
+        return self.update_offline(joined(fresh, offline))

@@ -1,0 +1,388 @@
+"""Uni-O4: one on-policy objective, first on a dataset and then in the world."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dynamics.ensemble import Ensemble, EnsembleConfig
+from dynamics.fit import FitConfig, fit
+from dynamics.losses import nll
+from policies.actor import ActorConfig, Sigma, StackedGaussianActor
+from policies.critics import CriticConfig, StackedQ, polyak
+from policies.normalizer import Normalizer
+from robot_cl.batch import Transitions
+from robot_cl.learners import gate
+from robot_cl.learners.base import Metrics, OnlinePlan, Trainable, merged
+from robot_cl.learners.gate import EndModel, GateConfig
+from robot_cl.learners.iql import reward_scale
+from robot_cl.learners.optim import FlatAdam
+from robot_cl.learners.ppo import PPO, PPOConfig
+from robot_cl.learners.sac import bellman_target, td_loss
+from robot_cl.learners.stacks import copy_rows, repeat_members
+
+
+class Profile(StrEnum):
+    """`cpu`: sizes that finish in minutes on two cores; `reference`: the published ones."""
+
+    cpu = "cpu"
+    reference = "reference"
+
+
+class Compat(StrEnum):
+    """`ours`, or `reference`: as the published code behaves.
+
+    Its diversity term compares with the best of the other members only (a constant factor, so without effect under
+    Adam), its gate looks at one unpaired mean, and its result is the last policy, whether it was accepted or not.
+    """
+
+    ours = "ours"
+    reference = "reference"
+
+
+def _actor(hidden: tuple[int, ...] = (256, 256)) -> ActorConfig:
+    return ActorConfig(hidden=hidden, sigma=Sigma.head, log_std_min=-5.0, log_std_max=0.0, init="orthogonal")
+
+
+# Field -> (cpu, reference); a field that is given wins. Lei et al. 2024, appendix.
+PROFILES: Mapping[str, tuple[Any, Any]] = {
+    "critic_steps": (50_000, 2_000_000),
+    "behaviour_steps": (20_000, 400_000),
+    "improve_steps": (3_000, 10_000),
+    "offline_lr": (3e-4, 1e-4),
+}
+
+
+@dataclass
+class UniO4Config(PPOConfig):
+    """Options of Uni-O4: PPO's for its online part, and those of the five phases before it."""
+
+    profile: Profile = Profile.cpu  # cpu or reference sizes
+    compat: Compat = Compat.ours  # ours, or reference: as the published code behaves
+    actor: ActorConfig = field(default_factory=_actor)  # shape of the policy; ignored when one is loaded
+    critic: CriticConfig = field(default_factory=CriticConfig)  # shape of Q and V
+    behaviours: int = 4  # cloned policies per seed, each improved on its own
+    diversity: float = 0.1  # α, extra weight where a cloned policy is not the likeliest of its seed
+    expectile: float = 0.7  # of Q over the data's actions; 0.5 values the behaviour itself, for near-expert data
+    tau: float = 0.005  # how far the target moves to Q per update
+    critic_steps: int | None = None  # updates of Q and V
+    behaviour_steps: int | None = None  # updates of the cloned policies, beside the critics'
+    improve_steps: int | None = None  # offline policy gradient steps
+    offline_lr: float | None = None  # Adam's learning rate of Q, V and cloning
+    improve_lr: float = 1e-4  # of the offline policy gradient, falling linearly to 0
+    improve_clip: float = 0.25  # of the probability ratio, offline
+    dynamics: EnsembleConfig = field(default_factory=lambda: EnsembleConfig(5, 3, (200, 200, 200)))  # of the gate
+    fit: FitConfig = field(default_factory=lambda: FitConfig(holdout=0.2, max_holdout=1000, max_steps=12_000))
+    gate: GateConfig = field(default_factory=GateConfig)  # of the acceptance test
+    horizon: int = 256  # control steps per world and rollout
+    minibatch: int = 128  # transitions per gradient step and seed
+    clip: float = 0.05  # of the probability ratio, online
+    entropy: float = 0.01  # weight of the entropy bonus, online
+    lr: float = 3e-5  # Adam's learning rate of the policy, online
+    critic_lr: float = 2e-4  # Adam's learning rate of V, online
+    value_warmup: int = 2  # first rollouts that train V alone
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        reference = self.profile is Profile.reference
+        for name, sizes in PROFILES.items():
+            if getattr(self, name) is None:
+                setattr(self, name, sizes[reference])
+        if reference and self.actor == _actor():
+            self.actor = _actor((256, 256, 256))
+        if not 0.0 < self.expectile < 1.0 or self.behaviours < 1 or self.diversity < 0.0:
+            raise ValueError(
+                f"expectile {self.expectile} must lie between 0 and 1, behaviours {self.behaviours} be at least 1 and "
+                f"diversity {self.diversity} not negative"
+            )
+
+    @property
+    def fit_steps(self) -> int:
+        """Updates before the policies are improved."""
+        return max(self.critic_steps or 0, self.behaviour_steps or 0)
+
+    @property
+    def offline_steps(self) -> int:
+        """Updates of the whole offline part."""
+        return self.fit_steps + (self.improve_steps or 0)
+
+
+# -- equations --------------------------------------------------------------------------------------------------------
+
+
+def expectile_loss(gap: Tensor, expectile: float) -> Tensor:
+    """Phase 1: mean_B |ω − 1(u < 0)| u² of u = min Q̄(s, a) − V(s), (P, B) -> (P,)."""
+    weight = torch.where(gap.detach() < 0.0, 1.0 - expectile, expectile)
+    return (weight * gap.square()).mean(-1)
+
+
+def behaviour_loss(log_prob: Tensor, diversity: float, compat: Compat = Compat.ours) -> Tensor:
+    """Phase 3: −log π_i − α (log π_i − max_j log π_j), log_prob (P, n, B) -> (P, n).
+
+    The maximum includes i itself, the others are constants: the extra weight acts where i is not the best.
+    """
+    best, second = log_prob.detach().topk(min(2, log_prob.shape[1]), 1).values[:, [0, -1]].unbind(1)  # (P, B)
+    is_best = log_prob.detach() == best.unsqueeze(1)
+    others = torch.where(is_best, second.unsqueeze(1), best.unsqueeze(1))
+    peak = others if compat is Compat.reference else torch.maximum(log_prob, others)
+    return -(log_prob + diversity * (log_prob - peak)).mean(-1)
+
+
+def standardised(advantage: Tensor) -> Tensor:
+    """Zero mean, unit deviation over the last axis, for every member on its own."""
+    return (advantage - advantage.mean(-1, keepdim=True)) / (advantage.std(-1, keepdim=True) + 1e-8)
+
+
+def clipped_improvement(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """Phase 4: −mean_B min(ρ Â, clip(ρ, 1 ± ε) Â), (..., B) -> (...)."""
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage).mean(-1)
+
+
+class UniO4(PPO):
+    """Lei et al. 2024, "Uni-O4: Unifying Online and Offline Deep Reinforcement Learning with Multi-Step On-Policy
+    Optimization", ICLR.
+
+    1 critics by expectile regression, 2 learned dynamics, 3 an ensemble of cloned behaviours (1 and 3 side by side),
+    4 gated policy improvement of each, 5 selection by the gate, 6 PPO from the selected policy and V. Phases 1 to 5
+    are `config.offline_steps` calls of `update_offline`; 6 is PPO, whose `rollouts` are counted apart. Seed p's
+    policies are members p·n to p·n + n − 1 of `members` (being improved) and `accepted` (what the gate let through).
+    Policies and critics see normalised observations, dynamics and ends raw ones.
+    """
+
+    phases: ClassVar[tuple[str, ...]] = ("offline", "online")
+    config: UniO4Config
+
+    def build(self) -> None:
+        super().build()
+        c = self.config
+        self.q = self.add("q", StackedQ(self.obs_dim, self.act_dim, self.rng, 2, c.critic))
+        self.target_q = self.add("target_q", copy.deepcopy(self.q).requires_grad_(False))
+        self.members = self.add("members", self._members())
+        self.accepted = self.add("accepted", copy.deepcopy(self.members).requires_grad_(False))
+        self.members.normalizer = self.accepted.normalizer = self.actor.normalizer
+        keep = replace(c.dynamics, members=c.dynamics.elites)
+        empty = [torch.Generator()] * keep.members
+        self.models = [Ensemble(self.obs_dim, self.act_dim, keep, empty) for _ in self.rng]
+        self.add("dynamics", nn.ModuleList(self.models).requires_grad_(False))
+        self.ends = self.add("ends", EndModel(self.obs_dim, self.rng, self.actor.normalizer))
+        assert c.offline_lr is not None
+        self.opts["q"] = self.optimiser([self.q], c.offline_lr)
+        self.opts["members"] = FlatAdam(self.members.parameters(), self.seeds * c.behaviours, c.offline_lr)
+        self.extra["rollouts"] = torch.zeros((), dtype=torch.int64)
+        self.extra["chosen"] = torch.zeros(self.seeds, dtype=torch.int64)
+        self.extra["tests"] = torch.zeros(2, self.seeds, c.behaviours)  # made, passed
+        self.data: Transitions | None = None
+
+    def _members(self) -> StackedGaussianActor:
+        """n policies per seed: drawn anew, or copies of a loaded one, with adapters where these are trained."""
+        c, n = self.config, self.config.behaviours
+        each = [g for g in self.rng for _ in range(n)]
+        if not self.actor.normalizer.frozen:  # a loaded policy brings its statistics along
+            return StackedGaussianActor(self.obs_dim, self.act_dim, each, c.actor, self.actor.normalizer)
+        many = repeat_members(merged(self.actor), n)
+        if c.trainable is Trainable.adapter:
+            from policies.lora import attach
+
+            attach(many, c.rank, each)
+        return many
+
+    def new_normalizer(self) -> Normalizer:
+        return Normalizer(self.obs_dim)
+
+    @property
+    def rollouts(self) -> int:
+        return int(self.extra["rollouts"])
+
+    def attach_data(self, data: Transitions) -> None:
+        self.data = data
+
+    def prepare(self, data: Transitions) -> None:
+        check_data(data)
+        super().prepare(data)
+        self.extra["reward_scale"] = torch.tensor(reward_scale(data), device=self.device)
+
+    def plan(self) -> OnlinePlan:
+        return OnlinePlan(self.config.horizon, on_policy=True, num_worlds=8)
+
+    def policy(self) -> StackedGaussianActor:
+        if not self.rollouts:
+            self.select()
+        return super().policy()
+
+    # -- phases 1 and 3 -----------------------------------------------------------------------------------------------
+
+    def update_offline(self, batch: Transitions) -> Metrics:
+        c = self.config
+        metrics: Metrics = {}
+        assert c.critic_steps is not None and c.behaviour_steps is not None
+        if self.step < c.critic_steps:
+            metrics |= self.fit_values(batch)
+        if self.step < c.behaviour_steps:
+            metrics |= self.fit_behaviour(batch)
+        if self.step >= c.fit_steps:
+            if self.step == c.fit_steps:
+                metrics |= self.begin_improvement()
+            metrics |= self.improve(batch)
+            if (self.step + 1 - c.fit_steps) % c.gate.every == 0:
+                metrics |= self.pass_gate()
+        self.step += 1
+        if self.step == c.fit_steps or self.step == c.offline_steps:
+            self.select()
+        return metrics
+
+    def fit_values(self, batch: Transitions) -> Metrics:
+        """Phase 1. V regresses an expectile of the target Q, Q regresses r + γ (1 − terminated) V(s')."""
+        c, norm = self.config, self.actor.normalizer
+        z = norm(batch.obs)
+        with torch.no_grad():
+            next_v = self.v(norm(batch.next_obs))
+            target_q = self.target_q(z, batch.action).amin(1)
+            target = bellman_target(batch.reward * self.extra["reward_scale"], batch.terminated, next_v, c.discount)
+        value_loss = expectile_loss(target_q - self.v(z), c.expectile)
+        q_loss = td_loss(self.q(z, batch.action), target)
+        (value_loss + q_loss).sum().backward()
+        self.opts["critic"].lr, self.opts["critic"].clip = c.offline_lr or 0.0, None
+        self.opts["critic"].step()
+        self.opts["q"].step()
+        polyak(self.target_q, self.q, c.tau)
+        return {"value_loss": value_loss.detach(), "q_loss": q_loss.detach()}
+
+    def fit_behaviour(self, batch: Transitions) -> Metrics:
+        """Phase 3. All members of a seed see the same batch, so that they can be compared."""
+        c, n = self.config, self.config.behaviours
+        mean, log_std = self.members.heads(self._each(self.actor.normalizer(batch.obs)))
+        log_prob = self.members.log_prob(mean, log_std, self._each(batch.action)).view(self.seeds, n, -1)
+        loss = behaviour_loss(log_prob, c.diversity, c.compat)
+        loss.sum().backward()
+        self.opts["members"].step()
+        if self.step + 1 == c.behaviour_steps:
+            copy_rows(self.accepted, self.members)
+        return {"behaviour_loss": loss.detach().mean(1)}
+
+    def _each(self, x: Tensor) -> Tensor:
+        """(P, ...) -> (P·n, ...), a seed's rows once per member."""
+        return x.repeat_interleave(self.config.behaviours, 0)
+
+    # -- phases 2 and 4 -----------------------------------------------------------------------------------------------
+
+    def begin_improvement(self) -> Metrics:
+        """Phase 2 and the scores that the first candidates have to beat."""
+        c, data = self.config, self.data
+        assert data is not None and c.improve_steps is not None
+        reports = []
+        for p, rng in enumerate(self.rng):
+            seed = int(torch.randint(2**31, (), generator=rng))
+            rngs = [torch.Generator().manual_seed(seed + e) for e in range(c.dynamics.members)]
+            model = Ensemble(self.obs_dim, self.act_dim, c.dynamics, rngs).to(self.device)
+            reports.append(fit(model, data, nll, c.fit, rngs[0]))
+            self.models[p].load_state_dict(model.subset(model.elites).state_dict())
+        self.ends.fit(data, self.rng)
+        rows = torch.stack([torch.randint(len(data), (c.gate.starts,), generator=g) for g in self.rng])
+        self.extra["starts"] = data.obs[rows.to(data.obs.device)].to(self.device).clone()
+        self.extra["noise_seeds"] = torch.stack([torch.randint(2**31, (), generator=g) for g in self.rng])
+        copy_rows(self.members, self.accepted)
+        for moment in self.opts["members"].state.values():
+            moment.zero_()
+        self.extra["scores"] = self.score(self.accepted).each
+        return {"dynamics_loss": torch.tensor([sorted(r.best)[c.dynamics.elites - 1] for r in reports])}
+
+    def improve(self, batch: Transitions) -> Metrics:
+        """Phase 4, one step: a ~ π_old at states of the data, Â = min Q − V, clipped as PPO clips."""
+        c, n = self.config, self.config.behaviours
+        z = self.actor.normalizer(batch.obs)
+        with torch.no_grad():
+            old_mean, old_log_std = self.accepted.heads(self._each(z))
+            action, old_log_prob = self.accepted.sample(old_mean, old_log_std, self._noise(z.shape[1]))
+            q = self.q(z.repeat(1, n, 1), self._by_seed(action.clamp(-1.0, 1.0))).amin(1)
+            advantage = standardised(q.view(self.seeds, n, -1) - self.v(z).unsqueeze(1)).flatten(0, 1)
+        mean, log_std = self.members.heads(self._each(z))
+        log_ratio = self.members.log_prob(mean, log_std, action) - old_log_prob
+        loss = clipped_improvement(log_ratio, advantage, c.improve_clip)  # (P·n,)
+        loss.sum().backward()
+        left = 1.0 - (self.step - c.fit_steps) / max(1, c.improve_steps or 1)
+        self.opts["members"].lr, self.opts["members"].clip = c.improve_lr * max(0.0, left), c.max_grad_norm
+        self.opts["members"].step()
+        return {"improve_loss": loss.detach().view(self.seeds, n).mean(1)}
+
+    def _noise(self, rows: int) -> Tensor:
+        """(P·n, rows, act_dim), member by member from its seed's generator."""
+        return self.noise(self.config.behaviours, rows, self.act_dim).flatten(0, 1)
+
+    def _by_seed(self, x: Tensor) -> Tensor:
+        """(P·n, B, d) -> (P, n·B, d)."""
+        return x.reshape(self.seeds, -1, x.shape[-1])
+
+    def score(self, members: StackedGaussianActor) -> gate.Scores:
+        """AM-Q of all members, (P, n, E)."""
+        ends = self.ends if self.ends.log_odds.isfinite() else None
+        return gate.scores(
+            self.models, members.mode, self.value, self.extra["starts"], self.config.behaviours,
+            self.config.gate, self.extra["noise_seeds"].tolist(), ends,
+        )
+
+    def value(self, obs: Tensor, action: Tensor) -> Tensor:
+        """min Q at raw observations (P, R, obs_dim) and actions -> (P, R)."""
+        return self.q(self.actor.normalizer(obs), action).amin(1)
+
+    @torch.no_grad()
+    def pass_gate(self) -> Metrics:
+        """Members that are surely better become π_old; the others go back to it."""
+        c = self.config
+        said = self.score(self.members)
+        if c.compat is Compat.reference:
+            passed = said.each.mean(-1) > self.extra["scores"].mean(-1)
+        else:
+            passed = gate.accepts(said.each, self.extra["scores"], c.gate.confidence)
+        rows = torch.nonzero(passed.flatten())[:, 0]
+        copy_rows(self.accepted, self.members, rows, rows)
+        if c.compat is Compat.ours:
+            copy_rows(self.members, self.accepted)
+        self.extra["scores"] = torch.where(passed.unsqueeze(-1), said.each, self.extra["scores"])
+        self.extra["tests"] += torch.stack([torch.ones_like(passed), passed]).float()
+        made, good = self.extra["tests"].sum(-1)
+        return {
+            "accepted": good / made,
+            "clamped": said.clamped.mean(1),
+            "score": self.extra["scores"].mean(-1).amax(1),
+        }
+
+    # -- phases 5 and 6 -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def select(self, chosen: Tensor | None = None) -> None:
+        """Phase 5: the member of each seed with the best score (P,), or the `chosen` ones, becomes the policy."""
+        if chosen is not None:
+            self.extra["chosen"] = chosen
+        elif "scores" in self.extra:
+            self.extra["chosen"] = self.extra["scores"].mean(-1).argmax(1)
+        n, seeds = self.config.behaviours, torch.arange(self.seeds, device=self.device)
+        source = self.members if self.config.compat is Compat.reference else self.accepted
+        copy_rows(self.actor, source, None, seeds * n + self.extra["chosen"].to(self.device))
+
+    def update_online(self, fresh: Transitions, offline: Transitions | None = None) -> Metrics:
+        """Phase 6: one rollout (P, T, W)."""
+        self.opts["critic"].clip = self.config.max_grad_norm
+        if not self.rollouts:
+            self.opts["critic"].lr = self.config.critic_lr
+        metrics = super().update_online(fresh)
+        self.extra["rollouts"] += 1
+        return metrics
+
+
+def check_data(data: Transitions, least: int = 1000) -> None:
+    """Raises ValueError for data from which nothing can be learned."""
+    if len(data) < least:
+        raise ValueError(f"the dataset has {len(data)} transitions, uni_o4 needs at least {least}; collect more")
+    constant = (data.action.amax(0) == data.action.amin(0)).nonzero()[:, 0].tolist()
+    if constant:
+        name = f"action {constant[0]}"
+        raise ValueError(f"{name} is the same in every transition; collect data in which it varies, with noise=0.1")
+    if not data.reward.any():
+        raise ValueError("all rewards are zero; label the dataset with the task's reward before learning from it")
