@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_MANY = 64
 _TEMPORARY, _REPLACED = ".tmp", ".old"
 
 
@@ -109,6 +110,10 @@ def _alive(left: Path) -> bool:
 
 
 def _sync_tree(folder: Path) -> None:
+    """Everything below `folder` is on the disk when this returns."""
+    if sum(1 for _ in folder.rglob("*")) > _MANY:
+        os.sync()  # one flush of everything takes far less than thousands of single ones
+        return
     for parent, _, names in os.walk(folder):
         for name in names:
             _sync(Path(parent) / name)

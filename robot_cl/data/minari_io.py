@@ -84,12 +84,14 @@ def _box(width: int, bound: float | None) -> str:
 
 def _episodes(data: Recording, progress: Progress | None) -> Iterator[tuple[int, MinariEpisode]]:
     for e, (start, stop) in enumerate(zip(data.starts, data.stops, strict=True)):
-        attributes = {"id": e, "total_steps": int(stop - start), "complete": int(data.complete[e])}
-        if data.seeds[e] >= 0:
-            attributes |= {"world_seed": int(data.seeds[e]), "ordinal": int(data.ordinals[e])}
+        attributes = {"id": e, "total_steps": int(stop - start)}
         if data.seeds[e] >= 0 and data.ordinals[e] == 0:
             # Minari's `seed` promises that reset(seed) starts this very episode.
             attributes["seed"] = int(data.seeds[e])
+        elif data.seeds[e] >= 0:
+            attributes |= {"world_seed": int(data.seeds[e]), "ordinal": int(data.ordinals[e])}
+        if not data.complete[e]:
+            attributes["complete"] = 0
         rows = slice(start, stop)
         observations = np.concatenate((data.obs[rows], data.next_obs[stop - 1 : stop]))
         flags = data.terminated[rows], data.truncated[rows]
