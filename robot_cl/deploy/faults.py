@@ -48,7 +48,7 @@ class Fault:
             raise ValueError(f"{self.kind} must not be negative, got {self.amount}")
 
     def active(self, elapsed: float) -> bool:
-        return self.start <= elapsed < self.stop
+        return self.start - 1e-9 <= elapsed < self.stop - 1e-9
 
 
 Change = Callable[[Envelope, Fault, np.random.Generator], "Envelope | None"]

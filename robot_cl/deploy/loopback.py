@@ -62,6 +62,7 @@ class Loopback:
         self.closed = False
         self._rng = np.random.default_rng(seed)
         self._begin = self._plant_time = clock.now()
+        self._ticks = 0
         self._count = itertools.count()
         self._flying: list[tuple[float, int, Envelope]] = []
         self._commands: list[tuple[float, int, np.ndarray]] = []
@@ -110,7 +111,8 @@ class Loopback:
                 self._command = heapq.heappop(self._commands)[2]
             if self._command is not None:
                 self.plant.step(self._command)
-            self._plant_time += dt
+            self._ticks += 1
+            self._plant_time = self._begin + self._ticks * dt
             self._sense()
         self._deliver(now)
 

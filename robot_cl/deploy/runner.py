@@ -6,8 +6,11 @@ Nothing but an operator leads back up. SHADOW computes and logs commands and sen
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -129,17 +132,20 @@ class Runner:
 
     def run(self, duration: float = np.inf) -> None:
         """Tick every control period until `duration` seconds passed or `finish`; always ends with a stop command."""
-        due = self.clock.now()
-        end = due + duration
+        due = began = self.clock.now()
+        end, ticks = due + duration - 1e-9, 0
         try:
             while due < end and not self._finish.is_set():
                 self.stats.add("late", self.clock.now() - due)
                 self.tick()
-                due += self.dt
+                ticks += 1
+                due = began + ticks * self.dt
                 behind = self.clock.now() - due
                 if behind > self.dt:  # a whole period lost: skip it rather than hurry through stale deadlines
-                    self.stats.events["missed"] += int(behind // self.dt)
-                    due += self.dt * (behind // self.dt)
+                    lost = int(behind // self.dt)
+                    self.stats.events["missed"] += lost
+                    ticks += lost
+                    due += lost * self.dt
                 self.clock.sleep_until(due)
         finally:
             self.close()
@@ -147,8 +153,8 @@ class Runner:
     def close(self) -> None:
         """Send the stop command if anything was being sent, and let go of the policy thread."""
         if self.mode in SENDING and self.actuation.previous is not None:
-            self.transport.write(self.actuation.stop(self._values))
             self._enter(Mode.ESTOP, "finished")
+            self.transport.write(self.actuation.stop(self._values))
         self.caller.close()
 
     def tick(self) -> None:
@@ -165,7 +171,8 @@ class Runner:
         if command is not None and self.mode in SENDING:
             self.transport.write(command)
         age = self.transport.age()
-        self.stats.add("age", age)
+        if np.isfinite(age):
+            self.stats.add("age", age)
         self.stats.add("tick", self.clock.now() - began)
         taken = None if command is None else self.actuation.to_action(command)
         step = Step(began, self.mode, self.reason, self._values, obs, action, command, taken, age)
@@ -328,3 +335,15 @@ class Runner:
     def _enter(self, mode: Mode, reason: str) -> None:
         self.mode, self.reason, self.since = mode, reason, self.clock.now()
         self.actuation.enter(self._values)
+
+
+@contextmanager
+def stop_on_signals(runner: Runner) -> Iterator[None]:
+    """Within it, SIGINT and SIGTERM end `run` with a stop command instead of ending the process. Main thread only."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {s: signal.signal(s, lambda *_: runner.finish()) for s in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -55,5 +55,6 @@ def slew(value: np.ndarray, target: np.ndarray, max_step: float) -> np.ndarray:
 
 def pd_effort(kp: np.ndarray, kd: np.ndarray, goal: np.ndarray, position: np.ndarray, speed: np.ndarray) -> np.ndarray:
     """kp (goal − position) − kd speed, zero where position or speed is NaN. N m."""
-    effort = kp * (goal - position) - kd * speed
-    return np.where(np.isfinite(effort), effort, 0.0)
+    known = np.isfinite(goal) & np.isfinite(position) & np.isfinite(speed)
+    goal, position, speed = (np.where(known, x, 0.0) for x in (goal, position, speed))
+    return kp * (goal - position) - kd * speed

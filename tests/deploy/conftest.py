@@ -84,7 +84,7 @@ class Rig:
         self.plant = more.pop("plant", None) or JointPlant(spec)
         self.loopback = Loopback(spec, self.plant, self.clock, faults, seed=more.pop("seed", 0))
         self.policy, self.spec = policy, spec
-        self.begin = self.clock.now()
+        self.begin, self.ticks = self.clock.now(), 0
         self.log: list[tuple[float, str]] = []
         self.runner = Runner(policy, contract, self.loopback, self.clock, config, **more)
 
@@ -102,7 +102,8 @@ class Rig:
         while self.elapsed < until - 1e-9:
             self.runner.tick()
             self.log.append((self.elapsed, str(self.runner.mode)))
-            self.clock.advance(self.spec.control_dt)
+            self.ticks += 1
+            self.clock.sleep_until(self.begin + self.ticks * self.spec.control_dt)
         return self
 
     def first(self, mode: str) -> float:

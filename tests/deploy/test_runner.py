@@ -1,0 +1,328 @@
+"""The state machine, its operator, skills on the fly, and the end of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robot_cl.deploy.bundle import PolicyBundle
+from robot_cl.deploy.caller import InlineCaller, ThreadCaller
+from robot_cl.deploy.clock import MonotonicClock
+from robot_cl.deploy.contract import Contract, terms_from_interface
+from robot_cl.deploy.faults import Fault
+from robot_cl.deploy.loopback import JointPlant, Loopback
+from robot_cl.deploy.modes import Mode, RunnerConfig, Step
+from robot_cl.deploy.operator import parse_order
+from robot_cl.deploy.robot import RobotSpec, robot_from_dict
+from robot_cl.deploy.runner import Runner, stop_on_signals
+from sim.spec import Interface
+
+DT = 0.02
+MakeRig = Callable[..., Any]
+MakeBundle = Callable[..., Path]
+
+
+def test_nothing_is_sent_before_enabling_and_the_present_position_right_after(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.plant.position[:] = [0.7, -0.2]
+    rig.go(0.2)
+    assert rig.loopback.sent == [] and rig.runner.mode is Mode.DISABLED
+    rig.runner.enable()
+    rig.go(0.5)
+    assert rig.runner.mode is Mode.HOLD and np.allclose(rig.commands, [0.7, -0.2])
+
+
+def test_the_ramp_goes_from_holding_to_the_policy(make_rig: MakeRig, arm_dict: dict) -> None:
+    for channel in arm_dict["command"][0]["channels"]:
+        channel["rate"] = 1000.0
+    spec = robot_from_dict(arm_dict)
+
+    rig = make_rig(policy=Constant(0.8, -0.2), spec=spec, config=RunnerConfig(ramp_s=0.4)).drive(until=1.0)
+    goal = np.array([0.3, 0.8])  # elbow: 0.5 + 1.0 · (−0.2); waist: 0.8, in the robot's order
+    share = np.minimum(np.arange(50) * DT / 0.4, 1.0)[:, None]
+    np.testing.assert_allclose(rig.commands, share * goal, atol=1e-6)
+
+
+def test_only_the_allowed_ways_lead_between_modes(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    with pytest.raises(ValueError, match="start needs a robot in hold"):
+        rig.runner.start()
+    rig.drive(0.5)
+    for call in (rig.runner.enable, rig.runner.start, rig.runner.shadow, rig.runner.reset):
+        with pytest.raises(ValueError, match="active"):
+            call()
+    rig.runner.estop()
+    rig.go(0.6)
+    for call in (rig.runner.enable, rig.runner.start, rig.runner.shadow):
+        with pytest.raises(ValueError, match="estop"):
+            call()
+    rig.runner.reset()
+    count = len(rig.loopback.sent)
+    rig.go(0.8)
+    assert rig.runner.mode is Mode.DISABLED and len(rig.loopback.sent) == count
+
+
+def test_a_joint_outside_its_box_refuses_to_enable(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.plant.position[:] = [2.0, 0.0]
+    rig.go(0.1)
+    with pytest.raises(ValueError, match=r"elbow.position stands at 2 rad, outside its box \[-0.5, 1.5\]"):
+        rig.runner.enable()
+
+
+def test_a_silent_robot_refuses_to_enable(make_rig: MakeRig) -> None:
+    with pytest.raises(ValueError, match="is it publishing"):
+        make_rig(Fault("silence")).runner.enable()
+    with pytest.raises(ValueError, match=r"no finite elbow\.velocity"):
+        make_rig(Fault("nan", where="elbow.velocity")).runner.enable()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(control_dt=0.01), "acts every 20 ms, the robot file says 10 ms"),
+        (lambda d: d["state"]["joints"]["joints"].__setitem__(0, "wrist"), "does not measure 'waist.position'"),
+        (lambda d: d["state"]["joints"].update(joint_unit="deg"), "in deg on the robot and in rad in the policy"),
+        (lambda d: d["command"][0]["channels"][0].update(unit="deg"), "in deg, the policy gives rad"),
+        (lambda d: d["command"][0]["channels"][0].update(name="wrist.position"), "robot only: wrist.position"),
+        (lambda d: d["command"][0]["channels"].pop(), "policy only: waist.position"),
+        (lambda d: d["command"][0]["channels"][0].update(kp=50.0, kd=1.0), "kp of 'elbow.position' is 50"),
+        (lambda d: d.update(actions={"elbow": "x"}), "does not command"),
+    ],
+)
+def test_a_robot_unlike_the_contract_is_refused(
+    make_rig: MakeRig, arm_dict: dict, arm_interface: Interface, change: Callable, words: str
+) -> None:
+    change(arm_dict)
+    observation, action = terms_from_interface(arm_interface, gains={"elbow.position": {"kp": 80.0, "kd": 1.0}})
+    contract = Contract("0" * 64, 0, "test", DT, arm_interface.digest, observation, action)
+    with pytest.raises((ValueError, LookupError), match=words):
+        make_rig(spec=robot_from_dict(arm_dict), contract=contract)
+
+
+def test_operators_over_the_network_may_stop_but_not_start(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.runner.enable()
+    for text in ("start", "enable", "nonsense", "skills", "goal x=nan", "stop now", "x" * 5000, ""):
+        rig.loopback.say(text)
+    rig.go(0.2)
+    assert rig.runner.mode is Mode.HOLD and rig.runner.stats.events["bad_order"] == 6
+    rig.runner.start()
+    rig.go(0.5)
+    rig.loopback.say("stop")
+    rig.go(0.52)
+    assert rig.runner.mode is Mode.ESTOP
+    remote = make_rig(config=RunnerConfig(remote_start=True, ramp_s=0.05))
+    remote.loopback.say("enable")
+    remote.loopback.say("start")
+    assert remote.go(0.5).runner.mode is Mode.ACTIVE
+
+
+def test_orders_at_this_machine_are_checked_when_given(make_rig: MakeRig) -> None:
+    rig = make_rig().drive(0.3)
+    with pytest.raises(LookupError, match="did you mean 'hold'"):
+        rig.runner.order("hod")
+    rig.runner.order("hold")
+    assert rig.go(0.34).runner.mode is Mode.HOLD
+    assert parse_order("goal target.x=0.25").values == {"target.x": 0.25}
+
+
+def skilled_rig(make_rig: MakeRig, bundle: PolicyBundle, **more: Any) -> Any:
+    return make_rig(policy=bundle, contract=bundle.contract, **more)
+
+
+def test_skills_are_weighed_anew_while_driving_and_the_command_stays_continuous(
+    make_rig: MakeRig, make_bundle: MakeBundle
+) -> None:
+    bundle = PolicyBundle.load(make_bundle(skills=("hop", "walk")))
+    rig = skilled_rig(make_rig, bundle).drive(1.0)
+    before = rig.commands[-1]
+    rig.loopback.say("skills hop=1")
+    rig.go(1.02)
+    assert 0 < rig.runner.weights[0] < 0.1 and bundle.weights[0] == pytest.approx(rig.runner.weights[0])
+    rig.go(3.0)
+    rig.loopback.say("skills hop=0 walk=7")
+    rig.loopback.say("skills fly=1")
+    rig.go(5.0)
+    assert rig.runner.weights.tolist() == [0.0, 1.0] and rig.runner.stats.events["refused_order"] == 1
+    assert rig.runner.mode is Mode.ACTIVE and np.abs(rig.commands[-1] - before).max() > 0.01
+    rig.check_box()
+
+
+class Constant:
+    obs_dim, act_dim = 4, 2
+
+    def __init__(self, waist: float, elbow: float):
+        self.action = np.array([[waist, elbow]], np.float32)
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        return self.action
+
+    def reset(self, rows: np.ndarray | None = None) -> None:
+        pass
+
+
+def test_another_policy_takes_over_without_a_step(make_rig: MakeRig, arm_dict: dict, arm_contract: Contract) -> None:
+    for channel in arm_dict["command"][0]["channels"]:
+        channel["rate"] = 1000.0
+    rig = make_rig(policy=Constant(0.5, 0.5), spec=robot_from_dict(arm_dict)).drive(1.0)
+    rig.runner.swap(Constant(-0.5, 0.1), arm_contract)
+    rig.go(2.0)
+    jumps = np.abs(np.diff(rig.commands, axis=0)).max(1)[49:]
+    assert jumps[0] <= 1.0 * DT / 0.3 + 1e-6, "the first tick after the swap moves by at most its share of the way"
+    assert jumps.max() <= 1.0 * DT / 0.3 + 1e-6 and rig.runner.mode is Mode.ACTIVE
+    np.testing.assert_allclose(rig.commands[-1], [0.6, -0.5], atol=1e-6)
+
+
+def test_a_policy_of_another_interface_is_not_swapped_in(
+    make_rig: MakeRig, make_bundle: MakeBundle, arm_interface: Interface
+) -> None:
+    bundle = PolicyBundle.load(make_bundle())
+    rig = skilled_rig(make_rig, bundle).drive(0.5)
+    faster = dataclasses.replace(arm_interface, control_dt=0.01)
+    contract = Contract("0" * 64, 0, "t", 0.01, faster.digest, *terms_from_interface(faster))
+    with pytest.raises(ValueError, match="another interface"):
+        rig.runner.swap(bundle, contract)
+
+
+def test_a_guard_that_alarms_holds(make_rig: MakeRig) -> None:
+    class AtTen:
+        count = 0
+
+        def alarm(self, obs: np.ndarray, action: np.ndarray) -> bool:
+            self.count += 1
+            return self.count == 10
+
+        def reset(self) -> None:
+            self.count = 0
+
+    rig = make_rig(guard=AtTen()).drive(1.0)
+    assert rig.first("hold") == pytest.approx(9 * DT, abs=1e-6) and "guard" in rig.runner.reason
+
+
+def test_a_stage_changes_the_action_and_its_nan_holds(make_rig: MakeRig) -> None:
+    rig = make_rig(stage=lambda obs, action: -action).drive(2.0)
+    plain = make_rig().drive(2.0)
+    assert (rig.commands[-1] - plain.commands[-1] < -0.3).all()
+    assert make_rig(stage=lambda obs, action: action * np.nan).drive(0.5).runner.mode is Mode.HOLD
+
+
+def test_run_ends_with_a_stop_command_also_on_a_signal(make_rig: MakeRig) -> None:
+    class Killer:
+        def step(self, step: Step) -> None:
+            if step.time - rig.begin > 0.5:
+                signal.raise_signal(signal.SIGTERM)
+
+    rig = make_rig(listeners=(Killer(),))
+    rig.runner.enable()
+    rig.runner.start()
+    with stop_on_signals(rig.runner):
+        rig.runner.run(duration=60.0)
+    assert 0.5 < rig.elapsed < 0.6 and rig.runner.mode is Mode.ESTOP
+    assert (rig.commands[-1] == rig.commands[-2]).all() and len(rig.commands) == pytest.approx(27, abs=1)
+
+
+def test_run_keeps_its_rhythm_and_skips_what_it_lost(make_rig: MakeRig) -> None:
+    class Stall:
+        count = 0
+
+        def step(self, step: Step) -> None:
+            self.count += 1
+            times.append(step.time - rig.begin)
+            if self.count == 10:
+                rig.clock.advance(0.107)
+
+    times: list[float] = []
+    rig = make_rig(listeners=(Stall(),))
+    rig.runner.enable()
+    rig.runner.run(duration=1.0)
+    grid = np.array(times) / DT
+    assert rig.runner.stats.events["missed"] == 4 and len(times) == 46
+    late = grid - np.round(grid)
+    assert np.abs(np.delete(late, 10)).max() < 1e-6, "after a stall the old rhythm goes on"
+
+
+def test_a_policy_that_hangs_cannot_keep_a_stop_from_being_sent(arm: RobotSpec, arm_contract: Contract) -> None:
+    release, reached = threading.Event(), threading.Event()
+
+    class Hanging:
+        obs_dim, act_dim, calls = 4, 2, 0
+
+        def act(self, obs: np.ndarray) -> np.ndarray:
+            self.calls += 1
+            if self.calls > 3:
+                reached.set()
+                release.wait(20)
+            return np.zeros((1, 2), np.float32)
+
+        def reset(self, rows: np.ndarray | None = None) -> None:
+            pass
+
+    clock, policy = MonotonicClock(), Hanging()
+    loopback, config = Loopback(arm, JointPlant(arm), clock), RunnerConfig(stale_s=0.5, ramp_s=0.0)
+    runner = Runner(policy, arm_contract, loopback, clock, config, ThreadCaller(policy, clock))
+    runner.enable()
+    runner.start()
+    modes = []
+    while not reached.is_set() or len(modes) < 16:
+        runner.tick()
+        modes.append(runner.mode)
+        clock.sleep_until(clock.now() + DT)
+    assert Mode.HOLD in modes and runner.mode is Mode.DAMP, "3 late actions hold, 10 damp"
+    runner.estop()
+    runner.tick()
+    assert runner.mode is Mode.ESTOP and not release.is_set()
+    release.set()
+    runner.close()
+
+
+def test_an_answer_that_came_too_late_is_thrown_away() -> None:
+    class Echo:
+        obs_dim = act_dim = 1
+
+        def act(self, obs: np.ndarray) -> np.ndarray:
+            if obs[0, 0] == 1.0:
+                release.wait(20)
+            return obs.copy()
+
+        def reset(self, rows: np.ndarray | None = None) -> None:
+            pass
+
+    release, clock = threading.Event(), MonotonicClock()
+    caller = ThreadCaller(Echo(), clock)
+
+    def ask(value: float, patience: float) -> np.ndarray | None:
+        return caller.call(np.full((1, 1), value, np.float32), None, clock.now() + patience)
+
+    assert ask(0.0, 10.0) == 0.0
+    assert ask(1.0, 0.01) is None and ask(2.0, 0.01) is None
+    release.set()
+    assert ask(3.0, 10.0) is None, "the answer to 1 must not pass for an answer to 3"
+    assert ask(4.0, 10.0) == 4.0
+    caller.close()
+
+
+def test_statistics_count_what_happened(make_rig: MakeRig) -> None:
+    summary = make_rig(Fault("silence", start=1.0)).drive(2.0).runner.stats.summary()
+    assert summary["age_max_ms"] > 900 and summary["no state"] > 10
+
+
+def test_a_config_that_makes_no_sense_is_refused() -> None:
+    for options in ({"stale_s": 2.0}, {"late_hold": 0}, {"deadline": 1.5}, {"late_damp": 1}, {"ramp_s": -1.0}):
+        with pytest.raises(ValueError):
+            RunnerConfig(**options)
+
+
+def test_inline_answers_after_the_deadline_are_late(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    caller = InlineCaller(rig.policy, rig.clock)
+    obs = np.zeros((1, 4), np.float32)
+    assert caller.call(obs, None, rig.clock.now() + 0.01) is not None
+    assert caller.call(obs, None, rig.clock.now() - 0.01) is None
