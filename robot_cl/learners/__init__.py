@@ -15,6 +15,11 @@ LEARNERS = {
     "uni_o4": ("robot_cl.learners.uni_o4", "UniO4", "UniO4Config"),
     "sac": ("robot_cl.learners.sac", "SAC", "SACConfig"),
     "rlpd": ("robot_cl.learners.rlpd", "RLPD", "RLPDConfig"),
+    "percent_bc": ("robot_cl.learners.percent_bc", "PercentBC", "PercentBCConfig"),
+    "rebrac": ("robot_cl.learners.rebrac", "ReBRAC", "ReBRACConfig"),
+    "lcb": ("robot_cl.learners.lcb", "LCB", "LCBConfig"),
+    "cal_ql": ("robot_cl.learners.cal_ql", "CalQL", "CalQLConfig"),
+    "wsrl": ("robot_cl.learners.wsrl", "WSRL", "WSRLConfig"),
     "moorl": ("robot_cl.learners.moorl", "MOORL", "MOORLConfig"),
 }
 

@@ -1,0 +1,139 @@
+"""Cal-QL: conservative values that do not fall below what the behaviour earned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from policies.critics import StackedV, polyak
+from policies.networks import StackedLinear
+from robot_cl.batch import Transitions
+from robot_cl.learners.base import Learner, Metrics, OnlinePlan
+from robot_cl.learners.optim import FlatAdam
+from robot_cl.learners.returns import returns_to_go
+from robot_cl.learners.sac import (
+    SACConfig,
+    SoftNets,
+    build,
+    joined,
+    online_plan,
+    soft_target,
+    step_actor,
+    step_critic,
+    step_temperature,
+    td_loss,
+)
+
+
+@dataclass
+class CalQLConfig(SACConfig):
+    """Options of Cal-QL; calibrated false is CQL (Kumar et al. 2020)."""
+
+    conservatism: float = 5.0  # weight of the conservative term offline
+    online_conservatism: float = 0.5  # the same online
+    drawn: int = 4  # actions drawn per state from each of three proposals; published 10
+    calibrated: bool = True  # floor the drawn actions' values at the behaviour's return
+    entropy_backup: bool = False  # the target value includes the next entropy
+    offline_share: float = 0.5  # online: share of each batch that comes from the dataset
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.drawn < 1 or min(self.conservatism, self.online_conservatism) < 0.0:
+            raise ValueError("cal_ql expects drawn of at least 1 and conservatism of 0 or more")
+
+
+class CalQL(Learner):
+    """Nakamoto et al. 2023, "Cal-QL: Calibrated Offline RL Pre-Training for Efficient Online Fine-Tuning".
+
+    The floor is a regression of the data's returns on states, fitted before the first update (the authors use each
+    transition's own return; in expectation they agree).
+    """
+
+    phases: ClassVar[tuple[str, ...]] = ("offline", "online")
+    config: CalQLConfig
+
+    def build(self) -> None:
+        self.soft = build(self, self.config)
+        self.reference = self.add("reference", StackedV(self.obs_dim, self.rng, self.config.critic))
+
+    def plan(self) -> OnlinePlan:
+        return online_plan(self.config, self.config.offline_share)
+
+    def prepare(self, data: Transitions) -> None:
+        super().prepare(data)
+        fit_reference(self.reference, self.actor.normalizer, data, self.config.discount, self.rng)
+
+    def update_offline(self, batch: Transitions) -> Metrics:
+        return self._update(batch, self.config.conservatism)
+
+    def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
+        return self._update(joined(fresh, offline), self.config.online_conservatism)
+
+    def _update(self, batch: Transitions, weight: float) -> Metrics:
+        self.step += 1
+        return update(self.soft, self.config, batch, self.reference, weight)
+
+
+def update(soft: SoftNets, config: CalQLConfig, batch: Transitions, reference: StackedV, weight: float) -> Metrics:
+    """Soft actor-critic's update with the calibrated conservative term added to the critics' loss."""
+    norm = soft.actor.normalizer
+    z, z_next = norm(batch.obs), norm(batch.next_obs)
+    target = soft_target(soft, config, batch, z_next)
+    q = soft.critic(z, batch.action)
+    gap = conservative_gap(soft, config, z, z_next, q, reference)
+    loss = td_loss(q, target) + weight * gap
+    step_critic(soft, loss)
+    polyak(soft.target, soft.critic, config.tau)
+    metrics, entropy = step_actor(soft, z)
+    step_temperature(soft, entropy, config.entropy_per_action * batch.action.shape[-1])
+    return metrics | {"critic_loss": loss.detach(), "gap": gap.detach(), "q": q.detach().mean((1, 2))}
+
+
+def conservative_gap(
+    soft: SoftNets, config: CalQLConfig, z: Tensor, z_next: Tensor, q: Tensor, reference: StackedV
+) -> Tensor:
+    """Σ_critics mean_B (log Σ_a exp max(Q(s, a), V^μ(s)) − Q(s, a_data)), (P,); CQL(H) with equation 5.1's floor.
+
+    Actions are drawn uniformly, from π(s) and from π(s'), each weighted by its density.
+    """
+    P, B, A = z.shape[0], z.shape[1], soft.actor.act_dim
+    many = z.repeat(1, config.drawn, 1)
+    with torch.no_grad():
+        uniform = torch.stack([torch.rand(config.drawn * B, A, generator=g) for g in soft.rngs]).to(z) * 2.0 - 1.0
+        here, log_here = soft.sample(many)
+        there, log_there = soft.sample(z_next.repeat(1, config.drawn, 1))
+        log_uniform = torch.full_like(log_here, -A * math.log(2.0))
+        floor = reference(z).unsqueeze(1).repeat(1, 1, config.drawn) if config.calibrated else None  # (P, 1, drawn·B)
+    logits = []
+    for action, log_prob, own in ((uniform, log_uniform, False), (here, log_here, True), (there, log_there, True)):
+        value = soft.critic(many, action)
+        if own and floor is not None:
+            value = torch.maximum(value, floor)
+        logits.append((value - log_prob.unsqueeze(1)).view(P, -1, config.drawn, B))
+    stacked = torch.cat(logits, 2)
+    soft_max = torch.logsumexp(stacked, 2) - math.log(stacked.shape[2])
+    return (soft_max - q).mean(-1).sum(1)
+
+
+def fit_reference(
+    v: StackedV, normalizer: nn.Module, data: Transitions, discount: float, rngs: Sequence[torch.Generator],
+    steps: int = 3000, batch: int = 256,
+) -> None:  # fmt: skip
+    """Least squares of V on the data's discounted returns-to-go; each member draws its own batches."""
+    target = returns_to_go(data, discount)
+    mean, scale = target.mean(), target.std() + 1e-6
+    opt = FlatAdam(v.parameters(), len(rngs), 1e-3)
+    for _ in range(min(steps, 20 * len(data) // batch + 1)):
+        rows = torch.stack([torch.randint(len(data), (batch,), generator=g) for g in rngs]).to(target.device)
+        (v(normalizer(data.obs[rows])) - (target[rows] - mean) / scale).square().mean(-1).sum().backward()
+        opt.step()
+    last = v.net.layers[-1]
+    assert isinstance(last, StackedLinear)
+    with torch.no_grad():  # the last layer takes the targets' units
+        last.weight.mul_(scale)
+        last.bias.mul_(scale).add_(mean)

@@ -1,0 +1,131 @@
+"""Pessimism by a lower confidence bound: an ensemble of critics that trusts the data as far as it agrees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from policies.critics import CriticConfig, polyak
+from robot_cl.batch import Transitions
+from robot_cl.learners.base import Learner, Metrics, OnlinePlan
+from robot_cl.learners.iql import reward_scale
+from robot_cl.learners.sac import (
+    SACConfig,
+    bellman_target,
+    build,
+    joined,
+    online_plan,
+    step_critic,
+    step_temperature,
+    td_loss,
+)
+
+BETA_RANGE = (1.0, 8.0)  # of the pessimism: actions as varied as random ones, and one action per state
+
+
+@dataclass
+class LCBConfig(SACConfig):
+    """Options of the lower confidence bound."""
+
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(layer_norm=True))  # shape of each critic
+    critics: int = 5  # N, critics per member
+    beta: float | None = None  # standard deviations of the critics taken off a value; none: from the data
+    entropy_backup: bool = False  # the target value includes the next entropy
+    updates: float = 1.0  # online: updates per environment step
+    offline_share: float = 0.5  # online: share of each batch that comes from the dataset
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critics < 2:
+            raise ValueError(f"critics is {self.critics}; a confidence bound needs at least 2")
+        if self.beta is not None and self.beta < 0.0:
+            raise ValueError(f"beta is {self.beta}, which would be optimism; expected 0 or more")
+
+
+class LCB(Learner):
+    """The deep form of VI-LCB (Rashidinejad et al. 2021; `tabular.py` has the exact one).
+
+    Targets and policy use mean − β · std over N critics with one shared target, as SAC does the minimum of two. How
+    pessimistic to be is read from the data (`beta_for`): where every state was seen with many actions, the critics'
+    agreement means something, and little has to be taken off.
+    """
+
+    phases: ClassVar[tuple[str, ...]] = ("offline", "online")
+    config: LCBConfig
+
+    def build(self) -> None:
+        self.soft = build(self, self.config)
+        self.extra["beta"] = torch.tensor(self.config.beta if self.config.beta is not None else BETA_RANGE[1])
+        self.extra["reward_scale"] = torch.ones(())
+
+    def plan(self) -> OnlinePlan:
+        return online_plan(self.config, self.config.offline_share)
+
+    def prepare(self, data: Transitions) -> None:
+        super().prepare(data)
+        self.extra["reward_scale"].fill_(reward_scale(data))
+        if self.config.beta is None:
+            self.extra["beta"].fill_(beta_for(data))
+
+    def bound(self, q: Tensor) -> Tensor:
+        """mean − β std over the critics, (P, N, B) -> (P, B)."""
+        return q.mean(1) - self.extra["beta"] * q.std(1)
+
+    def update_offline(self, batch: Transitions) -> Metrics:
+        c, soft, norm = self.config, self.soft, self.actor.normalizer
+        z, z_next = norm(batch.obs), norm(batch.next_obs)
+        with torch.no_grad():
+            action, log_prob = soft.sample(z_next)
+            value = self.bound(soft.target(z_next, action))
+            if c.entropy_backup:
+                value = value - soft.temperature() * log_prob
+            target = bellman_target(batch.reward * self.extra["reward_scale"], batch.terminated, value, c.discount)
+        q = soft.critic(z, batch.action)
+        loss = td_loss(q, target)
+        step_critic(soft, loss)
+        polyak(soft.target, soft.critic, c.tau)
+        self.step += 1
+        return {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2)), **self._step_actor(z)}
+
+    def _step_actor(self, z: Tensor) -> Metrics:
+        soft = self.soft
+        action, log_prob = soft.sample(z)
+        bound = self.bound(soft.critic(z, action))
+        loss = (soft.temperature().detach() * log_prob - bound).mean(-1)
+        loss.sum().backward(inputs=soft.opts["actor"].parameters)
+        soft.opts["actor"].step()
+        entropy = -log_prob.detach().mean(-1)
+        step_temperature(soft, entropy, self.config.entropy_per_action * self.act_dim)
+        return {"actor_loss": loss.detach(), "entropy": entropy, "bound": bound.detach().mean(-1)}
+
+    def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
+        return self.update_offline(joined(fresh, offline))
+
+
+def beta_for(data: Transitions, rows: int = 2000) -> float:
+    """β from how much neighbouring states' actions differ: BETA_RANGE[1] if not at all, [0] if as much as any two.
+
+    A heuristic: the bonus of VI-LCB falls with the visits of a state and action, and data in which a state comes with
+    many actions has visits to spare. Drawn evenly from the data, no randomness.
+    """
+    spread = action_disagreement(data, rows)
+    low, high = BETA_RANGE
+    return high - (high - low) * min(1.0, max(0.0, spread))
+
+
+def action_disagreement(data: Transitions, rows: int = 2000) -> float:
+    """Root of the mean squared action difference of nearest neighbours, relative to that of any two rows; 0 to about 1.
+
+    Neighbours within 50 rows in time are left out, because a trajectory is its own neighbour.
+    """
+    picked = torch.linspace(0, len(data) - 1, min(rows, len(data)), device=data.obs.device).long()
+    obs, action = data.obs[picked], data.action[picked].double()
+    z = (obs - obs.mean(0)) / obs.std(0).clamp_min(1e-6)
+    distance = torch.cdist(z, z)
+    distance[(picked[:, None] - picked[None]).abs() <= 50] = torch.inf
+    beside = (action - action[distance.argmin(1)]).square().sum(1).mean()
+    apart = 2.0 * action.var(0, unbiased=False).sum()
+    return float((beside / apart.clamp_min(1e-12)).sqrt())

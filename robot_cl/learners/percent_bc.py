@@ -1,0 +1,51 @@
+"""Behaviour cloning of the best episodes only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robot_cl.batch import Transitions
+from robot_cl.data.sampler import Sampler
+from robot_cl.learners.base import Metrics
+from robot_cl.learners.bc import BC, BCConfig
+from robot_cl.learners.returns import episode_returns
+
+
+@dataclass
+class PercentBCConfig(BCConfig):
+    """Options of cloning a share of the data."""
+
+    share: float = 0.1  # of the transitions, taken from the episodes with the highest returns
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.share <= 1.0:
+            raise ValueError(f"share is {self.share}; expected above 0, and at most 1 for all of the data")
+
+
+class PercentBC(BC):
+    """The baseline of Chen et al. 2021 (Decision Transformer), appendix C: what choosing good episodes alone gives.
+
+    The batch that is handed in only says how many rows to draw; the rows come from the best episodes.
+    """
+
+    config: PercentBCConfig
+
+    def attach_data(self, data: Transitions) -> None:
+        self.best = Sampler.over(data[best_rows(data, self.config.share)], self.rng, self.device)
+
+    def update_offline(self, batch: Transitions) -> Metrics:
+        return super().update_offline(self.best.sample(batch.reward.shape[1]))
+
+
+def best_rows(data: Transitions, share: float) -> Tensor:
+    """Rows of the episodes with the highest returns, whole episodes until they hold `share` of the transitions."""
+    totals, owner = episode_returns(data)
+    lengths = torch.bincount(owner, minlength=len(totals))
+    order = totals.argsort(descending=True)
+    before = lengths[order].cumsum(0) - lengths[order]
+    kept = order[before < share * len(data)]
+    return torch.isin(owner, kept).nonzero()[:, 0]

@@ -1,0 +1,51 @@
+"""WSRL: an offline start, a short warm-up with the frozen policy, and then no offline data at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from policies.critics import CriticConfig, StackedV
+from robot_cl.batch import Transitions
+from robot_cl.learners import cal_ql, sac
+from robot_cl.learners.base import Learner, Metrics, OnlinePlan
+from robot_cl.learners.cal_ql import CalQLConfig, fit_reference
+
+
+@dataclass
+class WSRLConfig(CalQLConfig):
+    """Options of WSRL. Published: critics 10, updates 4, actor_every 4; the defaults here are for a CPU."""
+
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(layer_norm=True))  # shape of each critic
+    critics: int = 5  # critics per member
+    warmup: int = 5000  # online: environment steps with the frozen policy before the first update
+
+
+class WSRL(Learner):
+    """Zhou et al. 2025, "Efficient Online Reinforcement Learning Fine-Tuning Need Not Retain Offline Data".
+
+    Offline: Cal-QL with an ensemble. Online: the frozen policy fills the replay buffer for `warmup` steps, so that the
+    values meet their own policy's data before they move; from there on soft actor-critic on that buffer alone.
+    """
+
+    phases: ClassVar[tuple[str, ...]] = ("offline", "online")
+    config: WSRLConfig
+
+    def build(self) -> None:
+        self.soft = sac.build(self, self.config)
+        self.reference = self.add("reference", StackedV(self.obs_dim, self.rng, self.config.critic))
+
+    def plan(self) -> OnlinePlan:
+        return sac.online_plan(self.config)
+
+    def prepare(self, data: Transitions) -> None:
+        super().prepare(data)
+        fit_reference(self.reference, self.actor.normalizer, data, self.config.discount, self.rng)
+
+    def update_offline(self, batch: Transitions) -> Metrics:
+        self.step += 1
+        return cal_ql.update(self.soft, self.config, batch, self.reference, self.config.conservatism)
+
+    def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
+        self.step += 1
+        return sac.update(self.soft, self.config, fresh, self.step % self.config.actor_every == 0)
