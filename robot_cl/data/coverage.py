@@ -43,7 +43,7 @@ class Recommendation:
 
 def coverage(subject: Subject) -> Coverage:
     whole = subject.complete if subject.complete.any() else np.ones_like(subject.complete)
-    low, middle, high = (float(q) for q in np.quantile(subject.returns[whole], (0.1, 0.5, 0.9)))
+    low, middle, high = (float(q) for q in np.nanquantile(subject.returns[whole], (0.1, 0.5, 0.9)))
     obs = subject.obs[subject.some_rows].astype(np.float64)
     z = (obs - obs.mean(axis=0)) / np.maximum(obs.std(axis=0), 1e-6)
     spectrum = np.linalg.eigvalsh(np.cov(z, rowvar=False).reshape(z.shape[1], -1)).clip(min=0.0)
@@ -53,7 +53,7 @@ def coverage(subject: Subject) -> Coverage:
         return_quantiles=(low, middle, high),
         return_spread=(high - low) / max(abs(low), abs(high), 1e-9),
         action_disagreement=_disagreement(subject),
-        action_spread=float(subject.action.std(axis=0, dtype=np.float64).mean() * np.sqrt(3.0)),
+        action_spread=float(subject.action[subject.some_rows].std(axis=0, dtype=np.float64).mean() * np.sqrt(3.0)),
         effective_dimensions=float(spectrum.sum() ** 2 / max((spectrum**2).sum(), 1e-12)),
     )
 

@@ -39,8 +39,9 @@ class Recording:
 
     def __post_init__(self) -> None:
         self.lengths = np.asarray(self.lengths, dtype=np.int64).reshape(-1)
-        for name in ("obs", "action", "reward", "next_obs"):
-            setattr(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32))
+        with np.errstate(over="ignore"):  # what is too large for float32 is reported below, as infinite
+            for name in ("obs", "action", "reward", "next_obs"):
+                setattr(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32))
         for name in ("terminated", "truncated"):
             setattr(self, name, _flags(name, getattr(self, name)))
         self._check_shapes()

@@ -45,7 +45,11 @@ D4RL: dict[str, Reference] = {
 DM_CONTROL = Reference("dm_control 0 to 1000", 0.0, 1000.0)
 _DM_CONTROL_TASKS = ("walker-stand", "walker-walk", "walker-run", "cheetah-run")
 _D4RL_ID = re.compile(
-    r"(?P<env>halfcheetah|hopper|walker2d|ant|antmaze|pen|hammer|door|relocate|kitchen|maze2d)-[a-z][a-z-]*-v\d+"
+    r"((halfcheetah|hopper|walker2d|ant)-(random|medium|expert|medium-replay|medium-expert|full-replay)"
+    r"|antmaze-(umaze|medium|large|ultra)(-diverse|-play)?"
+    r"|(pen|hammer|door|relocate)-(human|human-longhorizon|cloned|expert)"
+    r"|kitchen-(complete|partial|mixed)"
+    r"|maze2d-(open|umaze|medium|large|eval-umaze|eval-medium|eval-large)(-sparse|-dense)?)-v\d+"
 )
 
 
@@ -92,7 +96,7 @@ def d4rl_id(source: dict[str, Any]) -> str | None:
 
 def claims_d4rl(name: str) -> bool:
     """Whether a dataset of this name would be taken for D4RL's: under d4rl/, or a D4RL id."""
-    return name.startswith("d4rl/") or d4rl_id({"kind": "d4rl", "file": name}) is not None
+    return name.startswith("d4rl/") or _D4RL_ID.fullmatch(name) is not None
 
 
 def simulator_fingerprint() -> dict[str, str]:

@@ -86,7 +86,8 @@ def test_an_npz_is_read_with_the_manifest_beside_it(tmp_path: Path) -> None:
     np.savez(tmp_path / "agent.npz", **a)
     with pytest.raises(ValueError, match="does not say its activation"):
         load_behaviour(tmp_path / "agent.npz")
-    entry = {"file": "agent.npz", "env": "Hopper-v5", "hidden_activation": "relu", "squash_output": "tanh", "obs_clip": 2}
+    entry = {"file": "agent.npz", "env": "Hopper-v5", "hidden_activation": "relu"}
+    entry |= {"squash_output": "tanh", "obs_clip": 2.0}
     (tmp_path / "manifest.json").write_text(json.dumps({"policies": [entry]}))
     policy = load_behaviour(tmp_path / "agent.npz")
     obs = np.random.default_rng(1).normal(size=(4, 4)) * 3

@@ -81,7 +81,8 @@ def test_meta_counts_what_was_stored(tmp_path: Path, clean: Recording) -> None:
     assert meta.terminals == clean.terminated.sum() > 0
     assert meta.timeouts == clean.truncated.sum() == 30 - meta.terminals
     per_episode = [clean.reward[a:b].sum(dtype=float) for a, b in zip(clean.starts, clean.stops, strict=True)]
-    assert meta.return_mean == pytest.approx(np.mean(per_episode)) and meta.return_max == pytest.approx(max(per_episode))
+    assert meta.return_mean == pytest.approx(np.mean(per_episode))
+    assert meta.return_max == pytest.approx(max(per_episode))
 
 
 def test_a_cut_episode_is_left_out_of_the_returns(tmp_path: Path, clean: Recording) -> None:
@@ -247,7 +248,7 @@ def damage(path: Path, how: str) -> None:
 def test_a_damaged_dataset_is_refused_in_one_sentence(tmp_path: Path, clean: Recording, how: str) -> None:
     path = write_dataset("toy/a-v0", clean, root=tmp_path).path
     damage(path, how)
-    with pytest.raises((ValueError, OSError), match="write (the dataset|it) again") as caught:
+    with pytest.raises((ValueError, OSError), match=r"write (the dataset|it) again") as caught:
         open_dataset(path)
     assert "\n" not in str(caught.value)
 

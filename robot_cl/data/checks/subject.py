@@ -84,8 +84,12 @@ class Subject:
 
     @cached_property
     def some_rows(self) -> np.ndarray:
-        """Up to MAX_ROWS step indices, evenly spread: the same ones at every look."""
-        return np.unique(np.linspace(0, len(self.reward) - 1, MAX_ROWS).astype(int))
+        """Up to MAX_ROWS step indices, evenly spread, without NaN or infinite ones: the same at every look."""
+        rows = np.unique(np.linspace(0, len(self.rows) - 1, MAX_ROWS).astype(int))
+        finite = rows[np.isfinite(self.rows[rows]).all(axis=1)]
+        if len(finite) < 2:
+            raise ValueError(f"{self.path} has hardly a step without NaN or infinite numbers; import its source again")
+        return finite
 
     @cached_property
     def interface_here(self) -> Interface | None:

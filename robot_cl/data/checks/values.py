@@ -78,7 +78,7 @@ def reward_is_noise(subject: Subject) -> Finding | None:
     rows = subject.some_rows
     reward = subject.reward[rows]
     most = np.unique(reward, return_counts=True)[1].max() / len(reward)
-    if len(rows) < _MIN_ROWS_FOR_FIT or most > _SPARSE_SHARE or not np.isfinite(reward).all():
+    if len(rows) < _MIN_ROWS_FOR_FIT or most > _SPARSE_SHARE:
         return None  # a sparse reward is seldom told from noise by a fit; a constant one is no noise
     explained = _explained(subject, rows, reward)
     if explained > _NO_CORRELATION:
@@ -112,7 +112,7 @@ def _channel(subject: Subject, kind: str, index: int) -> str:
 def _explained(subject: Subject, rows: np.ndarray, reward: np.ndarray) -> float:
     """R² on every second step of a ridge fit to the others; linear and squared terms."""
     parts = [subject.obs[rows], subject.action[rows], subject.next_obs[rows] - subject.obs[rows]]
-    x = np.nan_to_num(np.concatenate(parts, axis=1).astype(np.float64), posinf=0.0, neginf=0.0)
+    x = np.concatenate(parts, axis=1).astype(np.float64)
     scale = x.std(axis=0)
     x = (x[:, scale > 0] - x.mean(axis=0)[scale > 0]) / scale[scale > 0]
     x = np.clip(x, -5.0, 5.0)

@@ -68,12 +68,12 @@ def build(columns: Columns, interface: Interface | None, rules: Rules, counts: C
     terminated, truncated = _flag(columns.terminated, steps), _flag(columns.truncated, steps)
     lengths = _lengths(columns, terminated, truncated, rules)
     action = _actions(columns.action, interface, rules, counts)
-    obs = np.asarray(columns.obs, dtype=np.float32)
+    obs, reward = _float32(columns.obs), _float32(columns.reward)
     stops = np.cumsum(lengths)
     complete = terminated[stops - 1] | truncated[stops - 1] | (columns.lengths is not None)
     keep = np.ones(steps, bool)
     if columns.next_obs is not None:
-        next_obs = np.asarray(columns.next_obs, dtype=np.float32)
+        next_obs = _float32(columns.next_obs)
     else:
         next_obs, keep = _shifted(obs, stops, terminated, rules, counts)
     owner = np.repeat(np.arange(len(lengths)), lengths)
@@ -81,13 +81,19 @@ def build(columns: Columns, interface: Interface | None, rules: Rules, counts: C
     return Recording(
         obs=obs[keep],
         action=action[keep],
-        reward=np.asarray(columns.reward, dtype=np.float32)[keep],
+        reward=reward[keep],
         next_obs=next_obs[keep],
         terminated=terminated[keep],
         truncated=truncated[keep],
         lengths=left[left > 0],
         complete=complete[left > 0],
     )
+
+
+def _float32(value: np.ndarray) -> np.ndarray:
+    """What is too large becomes infinite here and is refused with the other infinite values."""
+    with np.errstate(over="ignore"):
+        return np.asarray(value, dtype=np.float32)
 
 
 def _flag(value: np.ndarray | None, steps: int) -> np.ndarray:
