@@ -29,30 +29,28 @@ class MetricLog:
 
     def __init__(self, learner: str):
         self.learner = learner
-        self._updates: list[int] = []
-        self._values: dict[str, list[Tensor]] = {}
+        self._values: dict[str, list[tuple[int, Tensor]]] = {}
 
     def add(self, update: int, metrics: dict[str, Tensor]) -> None:
         """Metrics (P,) of one update."""
-        self._updates.append(update)
         for name, value in metrics.items():
-            self._values.setdefault(name, []).append(value)
+            self._values.setdefault(name, []).append((update, value))
 
     def flush(self) -> dict[str, np.ndarray]:
         """Means (P,) since the last flush. Raises DivergedError naming learner, metric, update and member."""
         means = {}
         for name, values in self._values.items():
-            table = torch.stack(values).double().cpu()  # (updates, P)
+            table = torch.stack([value for _, value in values]).double().cpu()  # (updates, P)
             bad = ~torch.isfinite(table)
             if bad.any():
                 row, member = (int(i) for i in bad.nonzero()[0])
-                update = self._updates[len(self._updates) - len(values) + row]
+                value, update = table[row, member].item(), values[row][0]
                 raise DivergedError(
-                    f"{self.learner}: {name} became {table[row, member].item()} at update {update} (member {member}); "
+                    f"{self.learner}: {name} became {value} at update {update} (member {member}); "
                     "lower the learning rate, or look for what is wrong in the data: robot-cl data check"
                 )
             means[name] = table.mean(0).numpy()
-        self._updates, self._values = [], {}
+        self._values = {}
         return means
 
 

@@ -143,7 +143,7 @@ class Learner:
             self.actor.normalizer.fit(data.obs)
 
     def attach_data(self, data: Transitions) -> None:
-        """The whole training data (N,), given before `prepare` and again when a run is resumed; nothing is drawn here."""
+        """The whole training data (N,), before `prepare` and again when a run is resumed; nothing is drawn here."""
 
     def update_offline(self, batch: Transitions) -> Metrics:
         """One update on a batch (P, B) of the dataset."""

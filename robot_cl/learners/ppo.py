@@ -87,6 +87,9 @@ class PPO(Learner):
         """Online updates so far; a learner with an offline part before this one counts them apart from `step`."""
         return self.step
 
+    def prepare(self, data: Transitions) -> None:
+        """Nothing: a new policy's statistics come from its own rollouts, a loaded one keeps its own."""
+
     @torch.inference_mode()
     def explore(self, obs: Tensor, noise: Tensor) -> Tensor:
         """The sample as drawn: the world clips it, the ratio needs it unclipped."""
