@@ -38,6 +38,11 @@ def base(request: pytest.FixtureRequest) -> nn.Module:
 
 
 @pytest.fixture
+def plain_net() -> PlainNet:
+    return PlainNet()
+
+
+@pytest.fixture
 def obs() -> Tensor:
     return torch.randn(7, OBS, generator=torch.Generator().manual_seed(99))
 
