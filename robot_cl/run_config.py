@@ -13,6 +13,7 @@ import yaml
 from robot_cl.checkpoint import write_whole
 from robot_cl.learners import config_class, name_of
 from robot_cl.learners.base import LearnerConfig
+from robot_cl.learners.sb3 import SB3Config
 
 T = TypeVar("T")
 FILE = "config.yaml"
@@ -66,13 +67,13 @@ class TrainConfig:
         return self.online_steps or 0
 
 
-def write_config(run: Path, config: TrainConfig, learner: LearnerConfig) -> None:
+def write_config(run: Path, config: TrainConfig, learner: LearnerConfig | SB3Config) -> None:
     """config.yaml: the run's options, and those of the learner below `learner`, with its `name`."""
     data = plain(config) | {"learner": {"name": name_of(learner)} | plain(learner)}
     write_whole(run / FILE, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
 
-def read_config(run: Path) -> tuple[TrainConfig, LearnerConfig]:
+def read_config(run: Path) -> tuple[TrainConfig, LearnerConfig | SB3Config]:
     """Inverse of `write_config`. Raises FileNotFoundError, ValueError, LookupError."""
     path = run / FILE
     if not path.exists():

@@ -11,18 +11,21 @@ from policies.actor import StackedGaussianActor
 from robot_cl import seeding
 from robot_cl.checkpoint import checkpoint_folder, load_actor, load_resume
 from robot_cl.data.atomic import write_json
-from robot_cl.data.store import open_dataset
+from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.learners import learner_class, name_of
 from robot_cl.learners.base import LearnerConfig
+from robot_cl.learners.sb3 import SB3Config
 from robot_cl.paths import runs_root
 from robot_cl.provenance import provenance
-from robot_cl.run import DIGESTS, Progress, Run
+from robot_cl.run import DIGESTS, Progress, Run, agreed_interface
 from robot_cl.run_config import TrainConfig, read_config, write_config
+from robot_cl.train_sb3 import REFUSAL, train_sb3
+from sim.spec import Interface
 
 DEFAULT_OFFLINE, DEFAULT_ONLINE = 100_000, 1_000_000
 
 
-def train(config: TrainConfig, learner: LearnerConfig, progress: Progress | None = None) -> Path:
+def train(config: TrainConfig, learner: LearnerConfig | SB3Config, progress: Progress | None = None) -> Path:
     """Train and return the run folder. `progress(phase, step, total, metrics)` is called now and then.
 
     Raises ValueError, LookupError or OSError, in one sentence and before anything is written, for options that do not
@@ -30,12 +33,13 @@ def train(config: TrainConfig, learner: LearnerConfig, progress: Progress | None
     """
     config = resolve(config, learner)
     seeding.use_torch_threads(config.torch_threads or 1)
+    if isinstance(learner, SB3Config):
+        interface = agreed_interface(config.task, None)
+        folder = _new_folder(config, learner, interface, None)
+        train_sb3(folder, config, learner, interface, progress)
+        return folder
     run, config, learner = _new_run(config, learner, progress)
-    folder = _new_folder(config, learner)
-    write_json(folder / "interface.json", run.interface.to_dict())
-    record = provenance(config.task, run.dataset, config.seed, config.torch_threads or 1, config.device)
-    write_json(folder / "provenance.json", record)
-    write_config(folder, config, learner)  # last, because a folder with it can be resumed
+    folder = _new_folder(config, learner, run.interface, run.dataset)
     run.begin(folder)
     run.go()
     return folder
@@ -47,7 +51,7 @@ def resume(run: Path | str, progress: Progress | None = None) -> Path:
     Raises FileNotFoundError, LookupError or ValueError if it is not a run, or its dataset has changed.
     """
     folder = Path(run)
-    config, learner = read_config(folder)
+    config, learner = _ours(folder)
     _check_dataset(folder, config)
     seeding.use_torch_threads(config.torch_threads or 1)
     try:
@@ -83,7 +87,7 @@ def verify(run: Path | str, updates: int = 20) -> Verification:
     Raises FileNotFoundError or ValueError if there is nothing to compare with.
     """
     folder = Path(run)
-    config, learner = read_config(folder)
+    config, learner = _ours(folder)
     recorded = (folder / DIGESTS).read_text(encoding="utf-8").split("\n") if (folder / DIGESTS).exists() else []
     wanted = [line for line in recorded if line][:updates]
     if not wanted:
@@ -97,7 +101,7 @@ def verify(run: Path | str, updates: int = 20) -> Verification:
     return Verification(len(wanted), None)
 
 
-def resolve(config: TrainConfig, learner: LearnerConfig) -> TrainConfig:
+def resolve(config: TrainConfig, learner: LearnerConfig | SB3Config) -> TrainConfig:
     """Defaults that depend on learner, data and machine, filled in. Raises ValueError for what cannot be trained."""
     name = name_of(learner)
     phases = learner_class(name).phases
@@ -128,8 +132,18 @@ def resolve(config: TrainConfig, learner: LearnerConfig) -> TrainConfig:
     )
 
 
-def _torch_threads(learner: LearnerConfig) -> int:
+def _ours(folder: Path) -> tuple[TrainConfig, LearnerConfig]:
+    """The options of a run of our own learners. Raises ValueError for one of Stable-Baselines3."""
+    config, learner = read_config(folder)
+    if isinstance(learner, SB3Config):
+        raise ValueError(f"{folder}: {REFUSAL}")
+    return config, learner
+
+
+def _torch_threads(learner: LearnerConfig | SB3Config) -> int:
     """Networks of 64 units gain nothing from a second thread."""
+    if isinstance(learner, SB3Config):
+        return 1
     critic = getattr(learner, "critic", None)
     widths = [*learner.actor.hidden, *(critic.hidden if critic else ())]
     return 1 if max(widths) <= 128 else seeding.cores()
@@ -178,8 +192,10 @@ def _check_dataset(folder: Path, config: TrainConfig) -> None:
         raise ValueError(f"dataset {now.id} has changed since {folder} began; restore it, or start a new run")
 
 
-def _new_folder(config: TrainConfig, learner: LearnerConfig) -> Path:
-    """runs/<date>-<name>, with a number where that is taken."""
+def _new_folder(
+    config: TrainConfig, learner: LearnerConfig | SB3Config, interface: Interface, dataset: StoredDataset | None
+) -> Path:
+    """runs/<date>-<name>, with a number where that is taken, and what can be said before the first step."""
     root = Path(config.out) if config.out else runs_root()
     label = config.name or f"{name_of(learner)}-{config.data or config.task}".replace("/", "-")
     if "/" in label or label.startswith("."):
@@ -191,5 +207,9 @@ def _new_folder(config: TrainConfig, learner: LearnerConfig) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
+        write_json(folder / "interface.json", interface.to_dict())
+        record = provenance(config.task, dataset, config.seed, config.torch_threads or 1, config.device)
+        write_json(folder / "provenance.json", record)
+        write_config(folder, config, learner)  # last, because a folder with it can be resumed
         return folder
     raise OSError(f"cannot find a free name for {stem} in {root}")

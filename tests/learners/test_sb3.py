@@ -1,0 +1,54 @@
+"""Stable-Baselines3 as a baseline: its policy here is its policy there."""
+
+import numpy as np
+import pytest
+import torch
+
+from robot_cl.checkpoint import load_policy
+from robot_cl.learners.sb3 import SB3, SB3Config, arguments
+from robot_cl.metrics import read_metrics
+from robot_cl.train import TrainConfig, resume, train, verify
+
+SMALL = {"policy_kwargs": {"net_arch": [16, 16]}}
+CASES = {
+    "PPO": {"n_steps": 16, "batch_size": 16, "n_epochs": 1} | SMALL,
+    "A2C": {"policy_kwargs": {"net_arch": [16], "activation_fn": "relu"}},
+    "SAC": {"learning_starts": 16, "batch_size": 8, "buffer_size": 500} | SMALL,
+    "TD3": {"learning_starts": 16, "batch_size": 8, "buffer_size": 500} | SMALL,
+}
+
+
+@pytest.mark.parametrize("algorithm", CASES)
+def test_the_converted_policy_acts_as_the_original(algorithm):
+    config = SB3Config(algorithm, num_envs=2, arguments=CASES[algorithm])
+    agent = SB3(config, "hopper", seed=0, threads=1, device="cpu")
+    agent.learn(40, lambda step, values: None, every=10)
+    obs = np.random.default_rng(0).normal(size=(20, 11)) * 3
+    theirs, _ = agent.model.predict(agent.env.normalize_obs(obs), deterministic=True)
+    assert agent.env.obs_rms.count > 40
+    ours = agent.actor().mode(torch.from_numpy(obs.astype(np.float32)))[0].detach().numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_of_sb3_leaves_a_folder_like_any_other_with_all_seeds(tmp_path):
+    config = TrainConfig(
+        task="hopper", online_steps=64, seeds=2, threads=1, eval_every=32, eval_episodes=1, out=str(tmp_path),
+        device="cpu", tensorboard=False,
+    )  # fmt: skip
+    run = train(config, SB3Config("PPO", num_envs=2, arguments=CASES["PPO"]))
+    read = read_metrics(run)
+    assert {0, 1} == {int(m) for m, x in zip(read["member"], read["eval_return"], strict=True) if not np.isnan(x)}
+    obs = np.random.default_rng(0).normal(size=(3, 11))
+    assert not np.allclose(load_policy(run, 0).act(obs), load_policy(run, 1).act(obs))
+    for again in (resume, verify):
+        with pytest.raises(ValueError, match="neither resumed nor verified"):
+            again(run)
+
+
+def test_unknown_algorithms_and_arguments_are_refused():
+    with pytest.raises(ValueError, match="PPO, A2C, SAC"):
+        SB3Config("PPPO")
+    with pytest.raises(ValueError, match="does not take these arguments"):
+        SB3(SB3Config("PPO", arguments={"lr": 1.0}), "hopper", 0, 1, "cpu")
+    with pytest.raises(ValueError, match="tanh, relu"):
+        arguments({"policy_kwargs": {"activation_fn": "rleu"}})
