@@ -80,7 +80,7 @@ class ComposedActor(nn.Module):
         """What trains the composer on demonstrations: the actor's own imitation loss where it has one (and the level
         leaves it defined), otherwise the squared error of the composed action. Scalar."""
         if self.level != "action" and hasattr(self.mixture.actor, "loss"):
-            return self._compose(obs, None, lambda actor, rows: actor.loss(rows, action, rng, weight)).sum()
+            return self._compose(obs, None, lambda actor, rows: actor.loss(rows, action, [rng], weight)).sum()
         error = (self.mode(obs) - action).square().sum(-1)
         return (error if weight is None else error * weight).mean()
 
