@@ -8,13 +8,15 @@ and the difference must be larger than what the models disagree about.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from dynamics.ensemble import Ensemble
+from dynamics.ensemble import Ensemble, EnsembleConfig
+from dynamics.fit import FitConfig, fit
 from dynamics.imagine import widened
+from dynamics.losses import nll
 from policies.networks import StackedMLP
 from robot_cl.batch import Transitions
 
@@ -33,10 +35,11 @@ class GateConfig:
     confidence: float = 1.0  # standard deviations over the models that a gain must exceed; 0: any gain
     margin: float = 0.1  # share of the data's range by which imagined states may leave it
     noise: bool = True  # draw the models' noise, the same for all policies; false: their mean
+    end_steps: int = 1500  # gradient steps of the model of where episodes end, if the data has such ends
 
     def __post_init__(self) -> None:
-        if min(self.every, self.horizon, self.starts) < 1:
-            raise ValueError("gate.every, gate.horizon and gate.starts must be at least 1")
+        if min(self.every, self.horizon, self.starts, self.end_steps) < 1:
+            raise ValueError("gate.every, gate.horizon, gate.starts and gate.end_steps must be at least 1")
         if self.confidence < 0.0 or self.margin < 0.0:
             raise ValueError(f"gate.confidence {self.confidence} and gate.margin {self.margin} must not be negative")
 
@@ -122,6 +125,75 @@ def _ranks(x: Tensor) -> Tensor:
     return (last - 0.5 * (count - 1))[group]
 
 
+# -- what a learner keeps of it ---------------------------------------------------------------------------------------
+
+
+class Gate(nn.Module):
+    """Models, starts and noise that candidates are judged with, and how many passed.
+
+    Remembers E elite models per seed, the model of where episodes end, start states (P, K, obs_dim), the scores of the
+    accepted policies (P, n, E) and the tests made and passed (P, n). All of it is drawn from the seeds' generators.
+    """
+
+    starts: Tensor
+    noise_seeds: Tensor
+    scores: Tensor
+    made: Tensor
+    passed: Tensor
+
+    def __init__(
+        self, obs_dim: int, act_dim: int, seeds: int, policies: int, config: GateConfig, dynamics: EnsembleConfig,
+        normalizer: nn.Module,
+    ):  # fmt: skip
+        super().__init__()
+        self.config, self.dynamics, self.policies = config, dynamics, policies
+        keep, empty = replace(dynamics, members=dynamics.elites), [torch.Generator()] * max(seeds, dynamics.elites)
+        self.models = nn.ModuleList(Ensemble(obs_dim, act_dim, keep, empty[: keep.members]) for _ in range(seeds))
+        self.ends = EndModel(obs_dim, empty[:seeds], normalizer)
+        self.register_buffer("starts", torch.zeros(seeds, config.starts, obs_dim))
+        self.register_buffer("noise_seeds", torch.zeros(seeds, dtype=torch.int64))
+        self.register_buffer("scores", torch.zeros(seeds, policies, dynamics.elites))
+        self.register_buffer("made", torch.zeros(seeds, policies))
+        self.register_buffer("passed", torch.zeros(seeds, policies))
+        self.requires_grad_(False)
+
+    def fit(self, data: Transitions, config: FitConfig, rngs: Sequence[torch.Generator]) -> list[float]:
+        """Fit the models to raw transitions and draw starts and noise. Returns each seed's worst elite's loss."""
+        losses = []
+        for p, rng in enumerate(rngs):
+            seed = int(torch.randint(2**31, (), generator=rng))
+            own = [torch.Generator().manual_seed(seed + e) for e in range(self.dynamics.members)]
+            model = Ensemble(data.obs_dim, data.act_dim, self.dynamics, own).to(self.starts.device)
+            report = fit(model, data, nll, config, own[0])
+            losses.append(sorted(report.best)[self.dynamics.elites - 1])
+            self.models[p].load_state_dict(model.subset(model.elites).state_dict())
+        self.ends.fit(data, rngs, self.config.end_steps)
+        for p, rng in enumerate(rngs):
+            rows = torch.randint(len(data), (self.config.starts,), generator=rng)
+            self.starts[p] = data.obs[rows.to(data.obs.device)].to(self.starts)
+            self.noise_seeds[p] = torch.randint(2**31, (), generator=rng)
+        return losses
+
+    def judge(self, act: Act, value: Value) -> Scores:
+        """AM-Q of all P·n policies; see `scores`."""
+        models = [m for m in self.models if isinstance(m, Ensemble)]
+        ends = self.ends if bool(self.ends.log_odds.isfinite()) else None
+        return scores(models, act, value, self.starts, self.policies, self.config, self.noise_seeds.tolist(), ends)
+
+    def test(self, found: Scores, paired: bool = True) -> Tensor:
+        """Which candidates pass (P, n); their scores become those to beat. Not paired: any higher mean passes."""
+        gain = found.each.mean(-1) > self.scores.mean(-1)
+        passed = accepts(found.each, self.scores, self.config.confidence) if paired else gain
+        self.scores = torch.where(passed.unsqueeze(-1), found.each, self.scores)
+        self.made += 1.0
+        self.passed += passed.float()
+        return passed
+
+    def best(self) -> Tensor:
+        """The policy of each seed with the highest score, (P,)."""
+        return self.scores.mean(-1).argmax(1)
+
+
 # -- where episodes end -----------------------------------------------------------------------------------------------
 
 
@@ -142,11 +214,12 @@ class EndModel(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         return self.logit(obs) + self.log_odds > 0.0
 
-    def fit(self, data: Transitions, rngs: Sequence[torch.Generator], steps: int = 1500, half: int = 128) -> None:
+    def fit(self, data: Transitions, rngs: Sequence[torch.Generator], steps: int, half: int = 128) -> None:
         """Logistic regression of `terminated` on next_obs, with batches half of ends; the odds are put back after."""
         pools = [torch.nonzero(data.terminated == flag)[:, 0] for flag in (1.0, 0.0)]
         if not len(pools[0]) or not len(pools[1]):
             return
+        self.net.requires_grad_(True)
         opt = torch.optim.Adam(self.net.parameters(), lr=1e-3)
         label = torch.cat([torch.ones(half), torch.zeros(half)]).to(data.obs).expand(len(rngs), -1)
         for _ in range(steps):
@@ -155,4 +228,5 @@ class EndModel(nn.Module):
             opt.zero_grad()
             nn.functional.binary_cross_entropy_with_logits(logit, label, reduction="sum").div(2 * half).backward()
             opt.step()
+        self.net.requires_grad_(False)
         self.log_odds.fill_(len(pools[0]) / len(pools[1])).log_()

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynamics.ensemble import Ensemble, EnsembleConfig
-from dynamics.fit import FitConfig, fit
-from dynamics.losses import nll
+from dynamics.ensemble import EnsembleConfig
+from dynamics.fit import FitConfig
 from policies.actor import ActorConfig, Sigma, StackedGaussianActor
 from policies.critics import CriticConfig, StackedQ, polyak
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
-from robot_cl.learners import gate
 from robot_cl.learners.base import Metrics, OnlinePlan, Trainable, merged
-from robot_cl.learners.gate import EndModel, GateConfig
+from robot_cl.learners.gate import Gate, GateConfig
 from robot_cl.learners.iql import reward_scale
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.ppo import PPO, PPOConfig
@@ -167,17 +165,13 @@ class UniO4(PPO):
         self.members = self.add("members", self._members())
         self.accepted = self.add("accepted", copy.deepcopy(self.members).requires_grad_(False))
         self.members.normalizer = self.accepted.normalizer = self.actor.normalizer
-        keep = replace(c.dynamics, members=c.dynamics.elites)
-        empty = [torch.Generator()] * keep.members
-        self.models = [Ensemble(self.obs_dim, self.act_dim, keep, empty) for _ in self.rng]
-        self.add("dynamics", nn.ModuleList(self.models).requires_grad_(False))
-        self.ends = self.add("ends", EndModel(self.obs_dim, self.rng, self.actor.normalizer))
+        sizes = (self.obs_dim, self.act_dim, self.seeds, c.behaviours)
+        self.gate = self.add("gate", Gate(*sizes, c.gate, c.dynamics, self.actor.normalizer))
         assert c.offline_lr is not None
         self.opts["q"] = self.optimiser([self.q], c.offline_lr)
         self.opts["members"] = FlatAdam(self.members.parameters(), self.seeds * c.behaviours, c.offline_lr)
         self.extra["rollouts"] = torch.zeros((), dtype=torch.int64)
         self.extra["chosen"] = torch.zeros(self.seeds, dtype=torch.int64)
-        self.extra["tests"] = torch.zeros(2, self.seeds, c.behaviours)  # made, passed
         self.data: Transitions | None = None
 
     def _members(self) -> StackedGaussianActor:
@@ -273,25 +267,14 @@ class UniO4(PPO):
     # -- phases 2 and 4 -----------------------------------------------------------------------------------------------
 
     def begin_improvement(self) -> Metrics:
-        """Phase 2 and the scores that the first candidates have to beat."""
-        c, data = self.config, self.data
-        assert data is not None and c.improve_steps is not None
-        reports = []
-        for p, rng in enumerate(self.rng):
-            seed = int(torch.randint(2**31, (), generator=rng))
-            rngs = [torch.Generator().manual_seed(seed + e) for e in range(c.dynamics.members)]
-            model = Ensemble(self.obs_dim, self.act_dim, c.dynamics, rngs).to(self.device)
-            reports.append(fit(model, data, nll, c.fit, rngs[0]))
-            self.models[p].load_state_dict(model.subset(model.elites).state_dict())
-        self.ends.fit(data, self.rng)
-        rows = torch.stack([torch.randint(len(data), (c.gate.starts,), generator=g) for g in self.rng])
-        self.extra["starts"] = data.obs[rows.to(data.obs.device)].to(self.device).clone()
-        self.extra["noise_seeds"] = torch.stack([torch.randint(2**31, (), generator=g) for g in self.rng])
-        copy_rows(self.members, self.accepted)
+        """Phase 2, and the scores that the first candidates have to beat."""
+        assert self.data is not None
+        losses = self.gate.fit(self.data, self.config.fit, self.rng)
         for moment in self.opts["members"].state.values():
             moment.zero_()
-        self.extra["scores"] = self.score(self.accepted).each
-        return {"dynamics_loss": torch.tensor([sorted(r.best)[c.dynamics.elites - 1] for r in reports])}
+        copy_rows(self.members, self.accepted)
+        self.gate.scores = self.gate.judge(self.accepted.mode, self.value).each
+        return {"dynamics_loss": torch.tensor(losses)}
 
     def improve(self, batch: Transitions) -> Metrics:
         """Phase 4, one step: a ~ π_old at states of the data, Â = min Q − V, clipped as PPO clips."""
@@ -300,8 +283,7 @@ class UniO4(PPO):
         with torch.no_grad():
             old_mean, old_log_std = self.accepted.heads(self._each(z))
             action, old_log_prob = self.accepted.sample(old_mean, old_log_std, self._noise(z.shape[1]))
-            q = self.q(z.repeat(1, n, 1), self._by_seed(action.clamp(-1.0, 1.0))).amin(1)
-            advantage = standardised(q.view(self.seeds, n, -1) - self.v(z).unsqueeze(1)).flatten(0, 1)
+            advantage = standardised(self.advantage(z, action)).flatten(0, 1)
         mean, log_std = self.members.heads(self._each(z))
         log_ratio = self.members.log_prob(mean, log_std, action) - old_log_prob
         loss = clipped_improvement(log_ratio, advantage, c.improve_clip)  # (P·n,)
@@ -311,6 +293,12 @@ class UniO4(PPO):
         self.opts["members"].step()
         return {"improve_loss": loss.detach().view(self.seeds, n).mean(1)}
 
+    def advantage(self, z: Tensor, action: Tensor) -> Tensor:
+        """min Q(s, a) − V(s): z (P, B, obs_dim), action (P·n, B, act_dim) -> (P, n, B)."""
+        n = self.config.behaviours
+        q = self.q(z.repeat(1, n, 1), self._by_seed(action.clamp(-1.0, 1.0))).amin(1)
+        return q.view(self.seeds, n, -1) - self.v(z).unsqueeze(1)
+
     def _noise(self, rows: int) -> Tensor:
         """(P·n, rows, act_dim), member by member from its seed's generator."""
         return self.noise(self.config.behaviours, rows, self.act_dim).flatten(0, 1)
@@ -319,14 +307,6 @@ class UniO4(PPO):
         """(P·n, B, d) -> (P, n·B, d)."""
         return x.reshape(self.seeds, -1, x.shape[-1])
 
-    def score(self, members: StackedGaussianActor) -> gate.Scores:
-        """AM-Q of all members, (P, n, E)."""
-        ends = self.ends if self.ends.log_odds.isfinite() else None
-        return gate.scores(
-            self.models, members.mode, self.value, self.extra["starts"], self.config.behaviours,
-            self.config.gate, self.extra["noise_seeds"].tolist(), ends,
-        )
-
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
         """min Q at raw observations (P, R, obs_dim) and actions -> (P, R)."""
         return self.q(self.actor.normalizer(obs), action).amin(1)
@@ -334,23 +314,16 @@ class UniO4(PPO):
     @torch.no_grad()
     def pass_gate(self) -> Metrics:
         """Members that are surely better become π_old; the others go back to it."""
-        c = self.config
-        said = self.score(self.members)
-        if c.compat is Compat.reference:
-            passed = said.each.mean(-1) > self.extra["scores"].mean(-1)
-        else:
-            passed = gate.accepts(said.each, self.extra["scores"], c.gate.confidence)
-        rows = torch.nonzero(passed.flatten())[:, 0]
+        ours = self.config.compat is Compat.ours
+        found = self.gate.judge(self.members.mode, self.value)
+        rows = torch.nonzero(self.gate.test(found, paired=ours).flatten())[:, 0]
         copy_rows(self.accepted, self.members, rows, rows)
-        if c.compat is Compat.ours:
+        if ours:
             copy_rows(self.members, self.accepted)
-        self.extra["scores"] = torch.where(passed.unsqueeze(-1), said.each, self.extra["scores"])
-        self.extra["tests"] += torch.stack([torch.ones_like(passed), passed]).float()
-        made, good = self.extra["tests"].sum(-1)
         return {
-            "accepted": good / made,
-            "clamped": said.clamped.mean(1),
-            "score": self.extra["scores"].mean(-1).amax(1),
+            "accepted": (self.gate.passed / self.gate.made).mean(1),
+            "clamped": found.clamped.mean(1),
+            "score": self.gate.scores.mean(-1).amax(1),
         }
 
     # -- phases 5 and 6 -----------------------------------------------------------------------------------------------
@@ -360,8 +333,8 @@ class UniO4(PPO):
         """Phase 5: the member of each seed with the best score (P,), or the `chosen` ones, becomes the policy."""
         if chosen is not None:
             self.extra["chosen"] = chosen
-        elif "scores" in self.extra:
-            self.extra["chosen"] = self.extra["scores"].mean(-1).argmax(1)
+        elif self.gate.made.any():
+            self.extra["chosen"] = self.gate.best()
         n, seeds = self.config.behaviours, torch.arange(self.seeds, device=self.device)
         source = self.members if self.config.compat is Compat.reference else self.accepted
         copy_rows(self.actor, source, None, seeds * n + self.extra["chosen"].to(self.device))

@@ -1,0 +1,106 @@
+"""MOORL's identities: where it is plain soft actor-critic, where nothing moves, and what never leaks."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from policies.critics import CriticConfig
+from robot_cl.learners.moorl import MOORL, MOORLConfig, Tasks
+from robot_cl.learners.sac import SAC, SACConfig, joined, tanh_actor
+
+SMALL = {"actor": replace(tanh_actor(), hidden=(16, 16)), "critic": CriticConfig(hidden=(16, 16))}
+
+
+def meta(learner: MOORL) -> list[torch.Tensor]:
+    """Copies of the meta-parameters."""
+    nets = (learner.nets["actor"], learner.nets["critic"])
+    return [p.detach().clone() for net in nets for p in net.parameters()]
+
+
+def test_one_whole_step_at_a_time_is_plain_soft_actor_critic_bit_for_bit(transitions):
+    options = {**SMALL, "lr": 1e-2}
+    plain = SAC(SACConfig(**options), 4, 2, seeds=2, seed=3)
+    ours = MOORL(MOORLConfig(**options, tasks=Tasks.joined, inner=1, meta=1.0), 4, 2, seeds=2, seed=3)
+    ours.actor.normalizer.clip = plain.actor.normalizer.clip
+    for step in range(6):
+        fresh, offline = transitions(2, 8, seed=step), transitions(2, 8, seed=100 + step)
+        plain.update_online(fresh, offline)
+        ours.update_online(fresh, offline)
+    for name in ("actor", "critic", "target", "temperature"):
+        theirs = plain.nets[name].state_dict()
+        for key, value in ours.nets[name].state_dict().items():
+            assert torch.equal(value, theirs[key]), (name, key)
+
+
+@pytest.mark.parametrize("tasks", list(Tasks))
+def test_a_meta_step_of_zero_moves_nothing(tasks, transitions):
+    learner = MOORL(MOORLConfig(**SMALL, tasks=tasks, inner=2, meta=0.0), 4, 2, seeds=2)
+    before, target = meta(learner), [p.clone() for p in learner.nets["target"].parameters()]
+    for step in range(4):
+        learner.update_online(transitions(2, 8, seed=step), transitions(2, 8, seed=9 + step))
+    assert all(torch.equal(a, b) for a, b in zip(before, meta(learner), strict=True))
+    for old, now in zip(target, learner.nets["target"].parameters(), strict=True):
+        torch.testing.assert_close(old, now, rtol=0.0, atol=1e-6)
+
+
+def test_meta_parameters_and_targets_stand_still_between_meta_steps(transitions):
+    learner = MOORL(MOORLConfig(**SMALL, inner=3, meta=0.5, tau=0.1, lr=1e-2), 4, 2)
+    before, targets = meta(learner), [p.clone() for p in learner.nets["target"].parameters()]
+    for _ in range(2):
+        learner.update_online(transitions(1, 8), transitions(1, 8, seed=1))
+    assert all(torch.equal(a, b) for a, b in zip(before, meta(learner), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(targets, learner.nets["target"].parameters(), strict=True))
+    learner.update_online(transitions(1, 8), transitions(1, 8, seed=1))
+    assert not any(torch.equal(a, b) for a, b in zip(before, meta(learner), strict=True) if a.dim() == 3)
+    for old, now, critic in zip(
+        targets, learner.nets["target"].parameters(), learner.nets["critic"].parameters(), strict=True
+    ):
+        wanted = torch.lerp(old, critic.repeat(2, 1, 1), 0.1 * 3)  # τ·K towards the meta critics, for both tasks
+        torch.testing.assert_close(now, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_meta_step_is_the_mean_of_both_tasks_changes(transitions):
+    learner = MOORL(MOORLConfig(**SMALL, inner=2, meta=0.25, lr=1e-2), 4, 2)
+    before = [p.clone() for p in learner.nets["critic"].parameters()]
+    learner.update_online(transitions(1, 8), transitions(1, 8, seed=1))
+    fast: list[torch.Tensor] = []
+    restart = learner._restart
+    learner._restart = lambda: fast.extend(p.clone() for p in learner.nets["fast_critic"].parameters())
+    learner.update_online(transitions(1, 8), transitions(1, 8, seed=1))
+    for old, quick, now in zip(before, fast, learner.nets["critic"].parameters(), strict=True):
+        both = quick.view(2, *old.shape)
+        assert not torch.equal(both[0], both[1]) or old.numel() == 2  # the tasks see different buffers
+        torch.testing.assert_close(now, old + 0.25 * (both.mean(0) - old), rtol=1e-4, atol=1e-6)
+    restart()
+    for quick, now in zip(
+        learner.nets["fast_critic"].parameters(), learner.nets["critic"].parameters(), strict=True
+    ):
+        assert torch.equal(quick.view(2, *now.shape)[0], now) and torch.equal(quick.view(2, *now.shape)[1], now)
+
+
+def test_alternating_takes_one_buffer_for_a_whole_meta_step(transitions):
+    learner = MOORL(MOORLConfig(**SMALL, tasks=Tasks.alternate, inner=4, meta=0.5), 4, 2, seeds=3)
+    fresh, offline = transitions(3, 8), transitions(3, 8, seed=1)
+    turns = []
+    for _ in range(40):
+        batch = learner._task_batch(fresh, offline)
+        old = learner.extra["offline_turn"]
+        assert torch.equal(batch.obs, torch.where(old[:, None, None], offline.obs, fresh.obs))
+        turns.append(old.clone())
+        learner.step += 1
+    by_step = torch.stack(turns).view(10, 4, 3)
+    assert (by_step == by_step[:, :1]).all() and 0 < by_step.float().mean() < 1
+
+
+def test_lookahead_sees_both_halves(transitions):
+    learner = MOORL(MOORLConfig(**SMALL, tasks=Tasks.joined), 4, 2)
+    fresh, offline = transitions(1, 8), transitions(1, 8, seed=1)
+    assert torch.equal(learner._task_batch(fresh, offline).obs, joined(fresh, offline).obs)
+
+
+def test_one_buffer_is_refused(transitions):
+    with pytest.raises(ValueError, match="two buffers"):
+        MOORL(MOORLConfig(**SMALL), 4, 2).update_online(transitions(1, 8), None)
+    with pytest.raises(ValueError, match="inner is 0"):
+        MOORLConfig(inner=0)

@@ -1,0 +1,111 @@
+"""Soft actor-critic: losses by hand, the random pair of RLPD, and a temperature that seeks its entropy."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from policies.critics import CriticConfig
+from robot_cl.learners.rlpd import RLPD, RLPDConfig
+from robot_cl.learners.sac import (
+    SAC,
+    SACConfig,
+    bellman_target,
+    joined,
+    soft_target,
+    step_temperature,
+    subset_min,
+    tanh_actor,
+    td_loss,
+)
+
+SMALL = {"actor": replace(tanh_actor(), hidden=(16, 16)), "critic": CriticConfig(hidden=(16, 16))}
+
+
+def test_the_target_and_the_loss_are_those_computed_by_hand():
+    reward, terminated = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]])
+    target = bellman_target(reward, terminated, torch.tensor([[10.0, 10.0]]), 0.9)
+    torch.testing.assert_close(target, torch.tensor([[10.0, 2.0]]))
+    q = torch.tensor([[[9.0, 2.0], [10.0, 4.0]]], requires_grad=True)
+    loss = td_loss(q, target)
+    assert loss.item() == pytest.approx((1 + 0) / 2 + (0 + 4) / 2)
+    loss.sum().backward()
+    torch.testing.assert_close(q.grad, torch.tensor([[[-1.0, 0.0], [0.0, 2.0]]]))
+
+
+def test_the_soft_target_is_the_minimum_less_the_weighted_log_probability(transitions):
+    learner, batch = SAC(SACConfig(**SMALL, temperature=0.3), 4, 2, seed=5), transitions(1, 32)
+    z = learner.actor.normalizer(batch.next_obs)
+    state = learner.rng[0].get_state()
+    found = soft_target(learner.soft, learner.config, batch, z)
+    learner.rng[0].set_state(state)
+    noise = torch.randn(32, 2, generator=learner.rng[0]).unsqueeze(0)
+    with torch.no_grad():
+        mean, log_std = learner.actor.heads(z)
+        action = torch.tanh(mean + log_std.exp() * noise)
+        log_prob = torch.distributions.Normal(mean, log_std.exp()).log_prob(mean + log_std.exp() * noise).sum(-1)
+        log_prob = log_prob - torch.log1p(-action.square()).sum(-1)
+        value = learner.nets["target"](z, action).amin(1) - 0.3 * log_prob
+    wanted = batch.reward + 0.99 * (1 - batch.terminated) * value
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_actor_s_step_leaves_no_gradient_on_the_critics(transitions):
+    learner, batch = SAC(SACConfig(**SMALL), 4, 2), transitions(1, 32)
+    learner.update_online(batch, None)
+    assert not learner.opts["critic"].grad.any()
+    with torch.no_grad():
+        before = [p.clone() for p in learner.nets["critic"].parameters()]
+    learner.config = replace(learner.config, lr=1.0)
+    learner.opts["critic"].lr = 0.0
+    learner.update_online(batch, None)
+    for p, old in zip(learner.nets["critic"].parameters(), before, strict=True):
+        assert torch.equal(p, old)
+
+
+def test_the_temperature_falls_above_the_wanted_entropy_and_rises_below():
+    learner = SAC(SACConfig(**SMALL), 4, 2, seeds=2)
+    for _ in range(10):
+        step_temperature(learner.soft, torch.tensor([3.0, -3.0]), -1.0)
+    high, low = learner.soft.temperature()[:, 0].tolist()
+    assert high < 1.0 < low
+
+
+def test_a_random_pair_of_critics_is_drawn_per_member_and_its_minimum_taken():
+    q = torch.arange(10.0).view(1, 10, 1).expand(2, 10, 3).clone()
+    rngs = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    draws = torch.stack([subset_min(q, 2, rngs) for _ in range(400)])  # (400, 2, 3)
+    assert (draws == draws[..., :1]).all()  # one pair for the whole batch
+    expected = torch.full((2,), 8.0 / 3.0)  # of the smaller of two of 0..9, drawn without replacement
+    torch.testing.assert_close(draws[..., 0].mean(0), expected, rtol=0.15, atol=0.0)
+    assert (draws[:, 0] != draws[:, 1]).any()
+    torch.testing.assert_close(subset_min(q, 10, rngs), torch.zeros(2, 3))
+
+
+def test_rlpd_learns_from_half_old_and_half_new(transitions):
+    fresh, offline = transitions(1, 8, seed=1), transitions(1, 8, seed=2)
+    both = joined(fresh, offline)
+    assert torch.equal(both.obs[:, :8], fresh.obs) and torch.equal(both.obs[:, 8:], offline.obs)
+    learner = RLPD(RLPDConfig(**SMALL, critics=4), 4, 2)
+    assert learner.plan().offline_share == 0.5
+    metrics = learner.update_online(fresh, offline)
+    again = RLPD(RLPDConfig(**SMALL, critics=4), 4, 2).update_online(offline, fresh)
+    assert metrics["critic_loss"].isfinite().all() and not torch.equal(metrics["critic_loss"], again["critic_loss"])
+
+
+def test_the_actor_moves_only_on_every_kth_update(transitions):
+    learner = RLPD(RLPDConfig(**SMALL, critics=4, actor_every=3), 4, 2)
+    start = [p.clone() for p in learner.actor.parameters()]
+    for update in range(1, 4):
+        metrics = learner.update_online(transitions(1, 8), None)
+        moved = any(not torch.equal(p, q) for p, q in zip(learner.actor.parameters(), start, strict=True))
+        assert moved == (update == 3) == ("actor_loss" in metrics)
+
+
+def test_senseless_options_are_refused():
+    with pytest.raises(ValueError, match="subset is 3"):
+        SACConfig(subset=3)
+    with pytest.raises(ValueError, match="discount"):
+        SACConfig(discount=1.0)
+    with pytest.raises(ValueError, match="offline_share"):
+        RLPDConfig(offline_share=1.0)

@@ -1,0 +1,254 @@
+"""Uni-O4: its equations by hand, a chain with a closed form, and controls that a learner without advantages fails."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dynamics.ensemble import EnsembleConfig
+from dynamics.fit import FitConfig
+from policies.critics import CriticConfig
+from robot_cl.batch import Transitions
+from robot_cl.data.sampler import Sampler
+from robot_cl.learners.gate import GateConfig
+from robot_cl.learners.uni_o4 import (
+    Compat,
+    Profile,
+    UniO4,
+    UniO4Config,
+    behaviour_loss,
+    check_data,
+    clipped_improvement,
+    expectile_loss,
+    standardised,
+)
+
+TINY = UniO4Config(
+    actor=replace(UniO4Config().actor, hidden=(32, 32)),
+    critic=CriticConfig(hidden=(64, 64)),
+    behaviours=2,
+    critic_steps=400,
+    behaviour_steps=400,
+    improve_steps=150,
+    offline_lr=3e-3,
+    improve_lr=1e-3,
+    discount=0.5,
+    tau=0.05,
+    dynamics=EnsembleConfig(2, 2, (16,), (8,)),
+    fit=FitConfig(max_steps=100, batch=64),
+    gate=GateConfig(every=10, horizon=4, starts=16, end_steps=1, confidence=0.5),
+)
+
+
+# -- equations --------------------------------------------------------------------------------------------------------
+
+
+def test_losses_and_gradients_are_those_computed_by_hand():
+    gap = torch.tensor([[1.0, -2.0]], requires_grad=True)
+    loss = expectile_loss(gap, 0.7)
+    assert loss.item() == pytest.approx((0.7 * 1 + 0.3 * 4) / 2)
+    loss.sum().backward()
+    torch.testing.assert_close(gap.grad, torch.tensor([[0.7, -0.6]]))
+
+    log_ratio = torch.log(torch.tensor([[1.5, 0.5, 1.1, 0.5]])).requires_grad_()
+    advantage = torch.tensor([[2.0, 2.0, -1.0, -1.0]])
+    loss = clipped_improvement(log_ratio, advantage, 0.25)
+    assert loss.item() == pytest.approx(-(1.25 * 2 + 0.5 * 2 - 1.1 - 0.75) / 4)
+    loss.sum().backward()  # d ρ/d log ρ = ρ where the ratio is not clipped, else nothing
+    torch.testing.assert_close(log_ratio.grad, torch.tensor([[0.0, -0.25, 0.275, 0.0]]))
+
+
+def test_advantages_are_standardised_for_every_member_alone():
+    wild = torch.tensor([[1.0, 2.0, 3.0], [100.0, 300.0, 500.0]])
+    torch.testing.assert_close(standardised(wild)[0], standardised(wild)[1])
+
+
+def test_diversity_adds_weight_exactly_where_a_member_is_not_the_likeliest():
+    log_prob = torch.tensor([[[-1.0, -5.0], [-2.0, -3.0]]], requires_grad=True)  # (1, 2 members, 2 rows)
+    loss = behaviour_loss(log_prob, 0.1)
+    torch.testing.assert_close(loss, torch.tensor([[3.0 + 0.1 * (0 + 2) / 2, 2.5 + 0.1 * (1 + 0) / 2]]))
+    loss.sum().backward()
+    torch.testing.assert_close(log_prob.grad, -torch.tensor([[[1.0, 1.1], [1.1, 1.0]]]) / 2)
+
+
+def test_the_published_diversity_is_a_constant_factor():
+    log_prob = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    behaviour_loss(log_prob, 0.1, Compat.reference).sum().backward()
+    torch.testing.assert_close(log_prob.grad, torch.full((1, 3, 5), -1.1 / 5))
+
+
+# -- values on a chain ------------------------------------------------------------------------------------------------
+
+
+def chain(data_of: int = 4000) -> Transitions:
+    """Five states in a row (one-hot); action < 0 pays 0, action > 0 pays 1, both step on; the last one terminates."""
+    rng = torch.Generator().manual_seed(0)
+    state = torch.randint(5, (data_of,), generator=rng)
+    action = torch.rand(data_of, 1, generator=rng) * 2 - 1
+    one_hot = torch.eye(6)
+    terminated = (state == 4).float()
+    return Transitions(
+        one_hot[state], action, (action[:, 0] > 0).float(), one_hot[state + 1], terminated, torch.zeros(data_of)
+    )
+
+
+def chain_values(expectile: float, discount: float) -> np.ndarray:
+    """V of the five states: rewards 0 and 1 with equal chance have expectile ω; V = ω (1 + γ + ...) backwards."""
+    values = np.zeros(6)
+    for s in range(4, -1, -1):
+        values[s] = expectile + discount * values[s + 1]
+    return values[:5]
+
+
+@pytest.mark.parametrize("expectile", [0.7, 0.99])
+def test_values_on_a_chain_meet_the_closed_form(expectile):
+    data = chain()
+    config = replace(TINY, expectile=expectile, tau=0.02, discount=0.9, critic=CriticConfig(hidden=(32, 32)))
+    learner = UniO4(config, 6, 1)
+    learner.prepare(data)
+    learner.extra["reward_scale"] = torch.ones(())
+    sampler = Sampler.over(data, learner.rng)
+    for lr, steps in ((3e-3, 1000), (3e-4, 500)):
+        learner.config.offline_lr = learner.opts["q"].lr = lr
+        for _ in range(steps):
+            learner.fit_values(sampler.sample(256))
+    found = learner.v(learner.actor.normalizer(torch.eye(6)[:5])).detach()[0].numpy()
+    np.testing.assert_allclose(found, chain_values(expectile, 0.9), rtol=0.02, atol=0.02)
+
+
+# -- controls ---------------------------------------------------------------------------------------------------------
+
+
+def best_action(obs: Tensor) -> Tensor:
+    return 0.5 * torch.tanh(obs[..., :1])
+
+
+def task(rows: int = 3000) -> Transitions:
+    """One step counts: reward −(a − best(s))² + 1, actions of the data N(0, 0.3), the next state is a small walk."""
+    rng = torch.Generator().manual_seed(1)
+    obs = torch.randn(rows, 2, generator=rng)
+    action = (0.3 * torch.randn(rows, 1, generator=rng)).clamp(-1, 1)
+    reward = 1.0 - (action - best_action(obs)).square().squeeze(-1)
+    after = 0.9 * obs + 0.1 * torch.randn(rows, 2, generator=rng)
+    return Transitions(obs, action, reward, after, torch.zeros(rows), torch.zeros(rows))
+
+
+class Permuted(UniO4):
+    """Advantages of other states."""
+
+    def advantage(self, z: Tensor, action: Tensor) -> Tensor:
+        return super().advantage(z, action).roll(17, -1)
+
+
+class Negated(UniO4):
+    def advantage(self, z: Tensor, action: Tensor) -> Tensor:
+        return -super().advantage(z, action)
+
+
+def quality(learner: UniO4) -> tuple[float, float]:
+    """−E (a − best)² of the cloned policies and of the improved ones, averaged over seeds and members."""
+    obs = torch.randn(500, 2, generator=torch.Generator().manual_seed(9))
+    cloned, improved = (-(actor.mode(obs) - best_action(obs)).square() for actor in (learner.cloned, learner.members))
+    return cloned.mean().item(), improved.mean().item()
+
+
+def trained(cls: type[UniO4], **options) -> UniO4:
+    """The offline part without a gate (every step kept), so that the control is the advantage alone."""
+    data, config = task(), replace(TINY, compat=Compat.reference, **options)
+    learner = cls(config, 2, 1, seeds=2)
+    learner.attach_data(data)
+    learner.prepare(data)
+    sampler = Sampler.over(data, learner.rng)
+    for step in range(config.offline_steps):
+        if step == config.fit_steps:
+            learner.cloned = learner.members.__class__.from_spec(learner.members.spec())
+            learner.cloned.load_state_dict(learner.members.state_dict())
+        learner.update_offline(sampler.sample(128))
+    return learner
+
+
+def test_real_advantages_gain_permuted_ones_do_not_and_negated_ones_lose():
+    before, real = quality(trained(UniO4))
+    _, permuted = quality(trained(Permuted))
+    _, negated = quality(trained(Negated))
+    room = -before
+    assert real - before > 0.5 * room
+    assert permuted - before < 0.1 * room
+    assert negated - before < -0.3 * room
+
+
+def test_untrained_values_give_no_gain():
+    before, after = quality(trained(UniO4, critic_steps=0))
+    assert after - before < 0.1 * -before
+
+
+def test_the_gate_keeps_what_it_accepted_and_rolls_back_the_rest():
+    learner = trained_with_gate()
+    gate = learner.gate
+    assert (gate.made == 15).all() and (gate.passed.sum(1) > 0).all()
+    again = gate.judge(learner.accepted.mode, learner.value).each
+    torch.testing.assert_close(again, gate.scores, rtol=1e-5, atol=1e-5)
+    chosen = gate.scores.mean(-1).argmax(1)
+    obs = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
+    for p in range(learner.seeds):
+        mine = learner.policy().mode(obs)[p]
+        torch.testing.assert_close(mine, learner.accepted.mode(obs)[2 * p + int(chosen[p])])
+
+
+def trained_with_gate() -> UniO4:
+    data = task()
+    learner = UniO4(TINY, 2, 1, seeds=2)
+    learner.attach_data(data)
+    learner.prepare(data)
+    sampler = Sampler.over(data, learner.rng)
+    for _ in range(TINY.offline_steps):
+        learner.update_offline(sampler.sample(128))
+    return learner
+
+
+def test_a_rejected_candidate_goes_back_to_the_accepted_policy():
+    learner = trained_with_gate()
+    with torch.no_grad():
+        for p in learner.members.parameters():
+            p.add_(3.0)  # a candidate that saturates
+    learner.pass_gate()
+    for mine, kept in zip(learner.members.parameters(), learner.accepted.parameters(), strict=True):
+        assert torch.equal(mine, kept)
+
+
+def test_a_wild_member_does_not_shrink_the_steps_of_the_others():
+    """A clip of the whole stack's norm would scale member 1 by what member 0 does."""
+    learner = UniO4(replace(TINY, max_grad_norm=0.5), 2, 1)
+    opt, rng = learner.opts["members"], torch.Generator().manual_seed(0)
+    opt.clip = TINY.max_grad_norm
+    for p in opt.parameters:
+        p.grad.normal_(generator=rng)
+        p.grad[0] *= 1000.0
+    calm = torch.cat([p.grad[1].flatten() for p in opt.parameters])
+    opt._clip(opt.clip)
+    clipped = torch.cat([p.grad[1].flatten() for p in opt.parameters])
+    torch.testing.assert_close(clipped, calm * (0.5 / calm.norm()))
+
+
+# -- options and data -------------------------------------------------------------------------------------------------
+
+
+def test_profiles_fill_in_sizes_and_what_is_given_wins():
+    config = UniO4Config(profile=Profile.reference, critic_steps=7)
+    assert (config.critic_steps, config.improve_steps, config.offline_lr) == (7, 10_000, 1e-4)
+    assert config.actor.hidden == (256, 256, 256)
+    assert UniO4Config().offline_steps < 100_000
+
+
+def test_data_that_teaches_nothing_is_refused_in_a_sentence():
+    good = task(1200)
+    with pytest.raises(ValueError, match="1200 transitions"):
+        check_data(good, 5000)
+    still = Transitions(**{**vars(good), "action": torch.zeros_like(good.action)})
+    with pytest.raises(ValueError, match="action 0 is the same"):
+        check_data(still)
+    silent = Transitions(**{**vars(good), "reward": torch.zeros_like(good.reward)})
+    with pytest.raises(ValueError, match="all rewards are zero"):
+        check_data(silent)
