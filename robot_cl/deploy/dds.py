@@ -13,7 +13,7 @@ from robot_cl.deploy.dds_node import Node, Reader, Writer
 from robot_cl.deploy.extract import command_paths, command_template, read_state, state_paths
 from robot_cl.deploy.messages import Message
 from robot_cl.deploy.robot import CommandTopic, RobotSpec, StateTopic
-from robot_cl.deploy.transport import Inbox, State
+from robot_cl.deploy.transport import Inbox, InboxTransport, State
 
 OPERATOR_TOPIC, STRING = "/robot_cl/operator", "std_msgs/msg/String"
 LINGER_S = 0.1
@@ -45,7 +45,7 @@ class StateReader:
         return found
 
 
-class DdsTransport:
+class DdsTransport(InboxTransport):
     """Reads a robot's state topics and writes its command topics. Remembers subscriptions and the latest messages.
 
     `domain` defaults to ROS_DOMAIN_ID; `interface` names a network interface; `peers` with multicast=False finds robots
@@ -99,9 +99,6 @@ class DdsTransport:
             writer.write(template.write(command[at : at + count], stamp))
             at += count
 
-    def age(self) -> float:
-        return self.inbox.age()
-
     def messages(self) -> list[str]:
         texts = []
         for data, _ in self._operator.take():
@@ -110,9 +107,6 @@ class DdsTransport:
             except ValueError as problem:
                 self.inbox.refuse(str(problem))
         return texts
-
-    def problem(self) -> str | None:
-        return self.inbox.problem
 
     def listeners(self) -> dict[str, int]:
         """Command topic -> how many receivers are there now."""

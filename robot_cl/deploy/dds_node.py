@@ -24,7 +24,7 @@ from cyclonedds.util import duration
 
 from robot_cl.deploy import dds_raw
 from robot_cl.deploy.cdr import decode, encode
-from robot_cl.deploy.messages import SCHEMAS, Message, split_type
+from robot_cl.deploy.messages import SCHEMAS, Message, from_fields, split_type
 
 CODECS = ("fast", "public")
 _IDL: Any = idl_types  # its generics are invisible to a type checker
@@ -64,16 +64,6 @@ def to_idl(kind: str, message: Any) -> Any:
     if element not in SCHEMAS:
         return message
     return idl_type(element)(**{field: to_idl(inner, message[field]) for inner, field in SCHEMAS[element]})
-
-
-def from_fields(kind: str, message: Any) -> Any:
-    """An object with ROS field names (cyclonedds, rclpy, rosbags) as a nested dict."""
-    element, count = split_type(kind)
-    if count is not None:
-        return [from_fields(element, m) for m in message]
-    if element not in SCHEMAS:
-        return message
-    return {field: from_fields(inner, getattr(message, field)) for inner, field in SCHEMAS[element]}
 
 
 def configuration(interface: str = "", peers: tuple[str, ...] = (), multicast: bool = True) -> str:

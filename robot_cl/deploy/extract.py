@@ -32,11 +32,14 @@ def joint_order(topic: StateTopic, names: Sequence[str]) -> list[int]:
     twice = sorted({n for n in listed if listed.count(n) > 1})
     missing = sorted(set(topic.joints) - set(listed))
     extra = sorted(set(listed) - set(topic.joints) - set(topic.ignore))
-    for what, found in (("twice", twice), ("without", missing), ("with the unknown", extra)):
-        if found:
-            raise ValueError(
-                f"{topic.topic} lists joints {what} {', '.join(found[:4])}; expected exactly {', '.join(topic.joints)}"
-            )
+    faults = [
+        f"{what} {', '.join(found[:4])}"
+        for what, found in (("twice", twice), ("without", missing), ("with the unknown", extra))
+        if found
+    ]
+    if faults:
+        wanted = ", ".join(topic.joints)
+        raise ValueError(f"{topic.topic} lists joints {' and '.join(faults)}; expected exactly {wanted}")
     return [listed.index(j) for j in topic.joints]
 
 

@@ -12,7 +12,7 @@ from robot_cl.deploy.clock import Clock
 from robot_cl.deploy.extract import read_state, write_state
 from robot_cl.deploy.faults import Envelope, Fault, apply
 from robot_cl.deploy.robot import RobotSpec
-from robot_cl.deploy.transport import Inbox, State
+from robot_cl.deploy.transport import Inbox, InboxTransport, State
 
 
 class Plant(Protocol):
@@ -47,7 +47,7 @@ class JointPlant:
         self.position = self.position + self.velocity * self.spec.control_dt
 
 
-class Loopback:
+class Loopback(InboxTransport):
     """Transport to a `Plant` that steps once per control period of the clock it is given.
 
     Messages really are made, changed by faults and read back by name, as with any other transport. Remembers the
@@ -86,9 +86,6 @@ class Loopback:
                 arrival += fault.amount if fault.kind == "delay_command" else 0.0
         heapq.heappush(self._commands, (arrival, next(self._count), command.copy()))
 
-    def age(self) -> float:
-        return self.inbox.age()
-
     def messages(self) -> list[str]:
         texts, self._texts = self._texts, []
         return texts
@@ -96,9 +93,6 @@ class Loopback:
     def say(self, text: str) -> None:
         """An operator text, as if it came over the network."""
         self._texts.append(text)
-
-    def problem(self) -> str | None:
-        return self.inbox.problem
 
     def close(self) -> None:
         self.closed = True

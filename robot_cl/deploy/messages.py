@@ -103,6 +103,16 @@ def blank(kind: str) -> Any:
     return {name: blank(field) for field, name in SCHEMAS[element]}
 
 
+def from_fields(kind: str, message: Any) -> Any:
+    """An object with ROS field names (cyclonedds, rclpy, rosbags) as a nested dict."""
+    element, count = split_type(kind)
+    if count is not None:
+        return [from_fields(element, m) for m in message]
+    if element not in SCHEMAS:
+        return message
+    return {name: from_fields(inner, getattr(message, name)) for inner, name in SCHEMAS[element]}
+
+
 def stamp_of(message: Mapping[str, Any]) -> float | None:
     """Seconds of header.stamp, as ROS 2 (sec, nanosec) or ROS 1 (secs, nsecs) name them; None if absent or zero."""
     stamp = message.get("header", {}).get("stamp")

@@ -58,6 +58,7 @@ class Runner:
         self.builder = ObservationBuilder(contract, transport.spec)
         self.actuation = Actuation(contract, transport.spec, self.config.max_speed)
         needed = self.builder.signals | self.actuation.needed
+        transport.need(needed)
         self._needed = np.array([transport.spec.signal_index[s] for s in sorted(needed)], dtype=np.intp)
         self.stats = Statistics()
         self.mode, self.reason, self.since = Mode.DISABLED, "not enabled yet", clock.now()

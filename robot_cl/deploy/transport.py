@@ -54,6 +54,10 @@ class Transport(Protocol):
         """Seconds since the oldest needed topic was heard; infinite before."""
         ...
 
+    def need(self, signals: set[str]) -> None:
+        """Say which signals matter: the topics that carry none of them may be silent."""
+        ...
+
     def messages(self) -> list[str]:
         """Operator texts that came since the last call."""
         ...
@@ -149,6 +153,21 @@ class Inbox:
 
     def age(self) -> float:
         return self.clock.now() - min((self.received[k] for k in self.needed), default=-math.inf)
+
+
+class InboxTransport:
+    """What transports share that put every message into an inbox."""
+
+    inbox: Inbox
+
+    def age(self) -> float:
+        return self.inbox.age()
+
+    def need(self, signals: set[str]) -> None:
+        self.inbox.need(signals)
+
+    def problem(self) -> str | None:
+        return self.inbox.problem
 
 
 def open_transport(name: str, spec: RobotSpec, **options: Any) -> Transport:

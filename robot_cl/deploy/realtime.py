@@ -1,0 +1,42 @@
+"""Making Python keep its appointments: no garbage collection, short thread turns, real-time scheduling if permitted."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SWITCH_S = 0.0002
+
+
+@contextmanager
+def punctual(priority: int | None = None) -> Iterator[str | None]:
+    """Within it, other threads hold the interpreter for at most 0.2 ms and the collector rests.
+
+    `priority` (1 to 99) asks for SCHED_FIFO for the calling thread. Yields None, or why it was not granted. A loop
+    under SCHED_FIFO must block each period, or nothing else runs on its core.
+    """
+    refusal = None
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    gc.collect()
+    gc.freeze()
+    collecting = gc.isenabled()
+    gc.disable()
+    policy = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        if priority is not None:
+            try:
+                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+            except OSError as problem:
+                refusal = f"no real-time scheduling: {problem.strerror} (try `ulimit -r 99`)"
+        yield refusal
+    finally:
+        if priority is not None and refusal is None:
+            os.sched_setscheduler(0, *policy)
+        if collecting:
+            gc.enable()
+        gc.unfreeze()
+        sys.setswitchinterval(before)
