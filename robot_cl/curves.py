@@ -113,7 +113,7 @@ def write_png(run: Path, path: Path, names: list[str] | None = None) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     metrics = load_metrics(run)
     wanted = names or metrics.names
@@ -132,6 +132,8 @@ def write_png(run: Path, path: Path, names: list[str] | None = None) -> None:
         if drawn.low is not None and drawn.high is not None:
             axis.fill_between(drawn.x, drawn.low, drawn.high, alpha=0.2, linewidth=0)
         axis.set_title(name.replace("_", " "), fontsize=10)
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
+        axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         axis.set_xlabel(metrics.x_label(name), fontsize=9)
     for axis in list(axes.flat)[len(wanted) :]:
         axis.remove()

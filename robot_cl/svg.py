@@ -96,9 +96,10 @@ def curves(
     return _svg(width, height, title, parts)
 
 
-def intervals(rows: Sequence[Row], label: str, width: int = WIDTH, name_width: int = 170) -> str:
+def intervals(rows: Sequence[Row], label: str, width: int = WIDTH) -> str:
     """One line per row: the scores as faint dots, the interval as a bar, the estimate as a mark with its number."""
-    step, top = 44, 8
+    step, top = 46, 8
+    name_width = min(24 + max(int(7.3 * len(row.name)) for row in rows), width // 2)
     height = top + step * len(rows) + 40
     values = np.concatenate([[r.estimate, *r.points, *(v for v in (r.low, r.high) if v is not None)] for r in rows])
     right = width - 76
@@ -111,7 +112,7 @@ def intervals(rows: Sequence[Row], label: str, width: int = WIDTH, name_width: i
     parts.append(f'<text class="label" x="{right:.0f}" y="{height - 4}" text-anchor="end">{escape(label)}</text>')
     for k, row in enumerate(rows):
         parts.append(_row(row, k, top + step * (k + 0.5), at, name_width, right))
-    return _svg(width, height, escape(label), parts)
+    return _svg(width, height, escape(label), parts, "chart rows")
 
 
 def _row(row: Row, k: int, y: float, at: Callable[[float], float], name_width: int, right: float) -> str:
@@ -224,8 +225,8 @@ def _legend(names: Sequence[str], width: int) -> str:
     return "".join(parts)
 
 
-def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+def _svg(width: int, height: int, title: str, parts: Sequence[str], kind: str = "chart") -> str:
     return (
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{title}" '
+        f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{title}" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )

@@ -82,6 +82,70 @@ def mixture(options: CollectOptions) -> list[Any]:
     return [Part(policy, float(noise), float(share), options.stochastic) for policy, noise, share in rows]
 
 
+@dataclass
+class ImportOptions:
+    """Options of `data import`."""
+
+    name: str | None = None  # of the new dataset; none: made from the file's name
+    task: str | None = None  # gives channel names and limits; none: guessed from the file's name
+    horizon: int | None = None  # steps after which an episode ends by time, for files without timeouts
+    clip: bool = False  # clip actions beyond the limits, as the simulator did, instead of refusing them
+    keep_terminals: bool = False  # keep terminal steps without a next observation
+    storage: str = "hdf5"  # Minari's storage: hdf5 or arrow
+    overwrite: bool = False  # replace a dataset of this name
+
+
+def run_import(call: Call, options: ImportOptions) -> Outcome:
+    from robot_cl.data.importers.detect import import_dataset
+
+    with call.progress(f"reading {call.words[0]}") as bar:
+        report = import_dataset(call.words[0], progress=bar, **vars(options))
+    meta = report.dataset.meta
+    _describe(call, meta)
+    for sentence in report.sentences()[1:]:
+        call.say(f"  {sentence}")
+    said = {"dataset": meta.to_dict(), "kind": report.kind, "notes": report.sentences()}
+    return Outcome(said, wrote=report.dataset.path, next=f"data check {report.dataset.name}")
+
+
+def run_check(call: Call, options: Any) -> Outcome:
+    from dataclasses import asdict
+
+    from robot_cl.data.doctor import examine
+
+    with call.progress(f"checking {call.words[0]}") as bar:
+        checkup = examine(call.words[0], progress=bar)
+    show_checkup(call, checkup)
+    data = {
+        "dataset": checkup.name,
+        "findings": [asdict(finding) for finding in checkup.findings],
+        "coverage": asdict(checkup.coverage),
+        "learner": checkup.recommendation.learner,
+        "evidence": checkup.recommendation.evidence,
+    }
+    learner = checkup.recommendation.learner
+    return Outcome(data, next=f"train learner={learner} data={checkup.name}", code=1 if checkup.faults else 0)
+
+
+def show_checkup(call: Call, checkup: Any) -> None:
+    """Findings, coverage in three lines, and the learner that fits."""
+    from rich.markup import escape
+
+    from robot_cl.data.doctor import CHECKS
+
+    for finding in checkup.findings:
+        mark = "[red]✗[/]" if finding.severity == "fault" else "[yellow]•[/]"
+        call.mark(f"{mark} {escape(finding.check.replace('_', ' '))}: {escape(finding.sentence)}")
+    if not checkup.findings:
+        call.mark(f"[green]✓[/] {len(CHECKS)} checks, nothing found")
+    found = checkup.coverage
+    low, middle, high = found.return_quantiles
+    call.say(f"  returns: 10 % below {low:,.0f}, half below {middle:,.0f}, 10 % above {high:,.0f}")
+    call.say(f"  actions: spread {found.action_spread:.2f} of uniform, disagreement {found.action_disagreement:.2f}")
+    call.say(f"  observations: {found.effective_dimensions:.1f} effective dimensions")
+    call.say(f"fits: {checkup.recommendation.learner}, because {'; '.join(checkup.recommendation.evidence)}")
+
+
 def _describe(call: Call, meta: Any) -> None:
     score = "" if meta.score is None else f", score {meta.score:.1f} ({meta.reference})"
     call.say(f"{meta.id}: {meta.steps:,} steps in {meta.episodes:,} episodes of {meta.task or 'an unknown task'}")
@@ -106,4 +170,24 @@ COLLECT = Verb(
         "robot-cl data collect task=hopper policy=hopper-medium name=hopper/replay-v0 replay=true",
     ),
     options=lambda: CollectOptions,
+)
+IMPORT = Verb(
+    run=run_import,
+    usage="FILE [key=value ...]",
+    about="Take in a D4RL HDF5 file, an .npz with obs, action, reward, ..., or a Minari folder; content tells which.\n"
+    "Counts of terminals and timeouts are printed, and nothing is repaired silently.",
+    examples=(
+        "robot-cl data import hopper_medium-v2.hdf5",
+        "robot-cl data import recorded.npz task=hopper name=hopper/mine-v0",
+    ),
+    options=lambda: ImportOptions,
+    words=(1, 1),
+)
+CHECK = Verb(
+    run=run_check,
+    usage="DATASET",
+    about="Look for the mistakes that offline datasets are known for, and say which learner fits this one and why.\n"
+    "✗ misleads whoever trains on it (exit code 1), • is worth knowing. Nothing is changed.",
+    examples=("robot-cl data check hopper/medium-v0", "robot-cl data check hopper/medium-v0 --json"),
+    words=(1, 1),
 )

@@ -55,8 +55,13 @@ def run(call: Call, options: EvaluateOptions) -> Outcome:
     return Outcome({"evaluation": data}, wrote=subject.folder, next=following)
 
 
-def evaluate_subject(call: Call, subject: Subject, options: EvaluateOptions) -> Entry:
-    """Every member on the same episodes, one film, and the entry written into the folder's evaluation.json."""
+def evaluate_subject(
+    call: Call, subject: Subject, options: EvaluateOptions, films: list[Any] | None = None
+) -> Entry:
+    """Every member on the same episodes, one film, and the entry written into the folder's evaluation.json.
+
+    What was filmed is also added to `films`.
+    """
     from robot_cl.evaluate import evaluate
     from robot_cl.scores import add_score, combine
 
@@ -78,6 +83,8 @@ def evaluate_subject(call: Call, subject: Subject, options: EvaluateOptions) -> 
                     progress=lambda now, _, done=done, total=total: bar(done + now, total),  # type: ignore[misc]
                 )
             )
+    if films is not None and results[0].film is not None:
+        films.append(results[0].film)
     film = write_film(call, subject, results[0].film, options) if options.film else None
     entry = combine(options.label or subject.label, subject.name, subject.step, results, film)
     add_score(subject.folder, entry)
@@ -139,16 +146,15 @@ def _run_subject(source: Path, owner: Path, options: EvaluateOptions) -> Subject
 
 
 def _stage(owner: Path, card: dict[str, Any], step: int) -> str:
-    """'iql, 20,000 offline updates' or 'iql, 20,000 updates + 5,000 online steps'."""
+    """'iql offline, 20,000 updates' or 'iql online, 5,000 steps'."""
     from robot_cl.learners import name_of
     from robot_cl.run_config import read_config
 
     config, learner = read_config(owner)
     offline = config.offline
     if step <= offline:
-        return f"{name_of(learner)}, {step:,} offline updates"
-    before = f"{offline:,} updates + " if offline else ""
-    return f"{name_of(learner)}, {before}{step - offline:,} online steps"
+        return f"{name_of(learner)} offline, {step:,} updates"
+    return f"{name_of(learner)} online, {step - offline:,} steps"
 
 
 def _own_folder(name: str) -> Path:

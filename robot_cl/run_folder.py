@@ -1,0 +1,63 @@
+"""A finished or interrupted run as it lies on disk, for whoever reports about it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from robot_cl.curves import Metrics, load_metrics
+from robot_cl.data.store import StoredDataset, open_dataset
+from robot_cl.scores import Entry, read_scores
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run folder holds, read on demand. Raises OSError or ValueError naming the file that is not right."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        import yaml
+
+        text = (self.path / "config.yaml").read_text(encoding="utf-8")
+        return yaml.safe_load(text) or {}
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        path = self.path / "provenance.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        return load_metrics(self.path)
+
+    @cached_property
+    def dataset(self) -> StoredDataset | None:
+        """The dataset it learned from, if that is still on this machine and unchanged."""
+        said = self.provenance.get("dataset")
+        if not said:
+            return None
+        try:
+            found = open_dataset(said["id"])
+        except (LookupError, ValueError, OSError):
+            return None
+        return found if found.meta.hash == said["hash"] else None
+
+    @cached_property
+    def scores(self) -> list[Entry]:
+        return read_scores(self.path)
+
+
+def open_run(path: Path) -> RunFolder:
+    """Raises LookupError if `path` is not a run folder."""
+    if not (path / "config.yaml").exists():
+        raise LookupError(f"{path} is not a run: it has no config.yaml; runs lie under runs/")
+    return RunFolder(path)
