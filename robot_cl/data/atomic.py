@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ def whole_folder(root: Path, final: Path, overwrite: bool = False) -> Iterator[P
     refuse_existing(final, overwrite)
     root.mkdir(parents=True, exist_ok=True)
     sweep(root)
-    work = root / f"{_TEMPORARY}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    work = _hidden(root, _TEMPORARY)
     work.mkdir()
     try:
         yield work
@@ -38,21 +40,21 @@ def whole_folder(root: Path, final: Path, overwrite: bool = False) -> Iterator[P
 
 def sweep(root: Path) -> None:
     """Removes what killed writers left under `root`, and puts back what one of them had moved aside."""
-    for left in root.glob(f"{_REPLACED}-*-*"):
-        if not _alive(left):
+    for left in root.glob(f"{_REPLACED}-*"):
+        if _abandoned(left):
             original = _original(root, left)
             if original is not None and not original.exists():
                 left.rename(original)
             else:
                 shutil.rmtree(left, ignore_errors=True)
-    for left in root.glob(f"{_TEMPORARY}-*-*"):
-        if not _alive(left):
+    for left in root.glob(f"{_TEMPORARY}-*"):
+        if _abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
 
 
 def remove_folder(root: Path, folder: Path) -> None:
     """Takes `folder` out of sight in one step, then off the disk, with parents that became empty."""
-    hidden = root / f"{_TEMPORARY}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    hidden = _hidden(root, _TEMPORARY)
     folder.rename(hidden)
     shutil.rmtree(hidden)
     for parent in folder.parents:
@@ -73,15 +75,17 @@ def refuse_existing(final: Path, overwrite: bool) -> None:
 
 
 def _rename(root: Path, work: Path, final: Path) -> None:
-    aside = root / f"{_REPLACED}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    aside = _hidden(root, _REPLACED)
     replaced = final.exists()
     if replaced:
         final.rename(aside)
     try:
         work.rename(final)
-    except OSError:
+    except OSError as problem:
         if replaced:
             aside.rename(final)
+        if problem.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(f"{final} was written by another process meanwhile; choose another name") from None
         raise
     _sync(final.parent)
     if replaced:
@@ -96,17 +100,23 @@ def _original(root: Path, left: Path) -> Path | None:
         return None
 
 
-def _alive(left: Path) -> bool:
-    pid = left.name.split("-")[1]
-    if not pid.isdigit():
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
+def _hidden(root: Path, kind: str) -> Path:
+    """A new name that says which process of which machine it belongs to."""
+    return root / f"{kind}-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def _abandoned(left: Path) -> bool:
+    """Whether the process that made it ran on this machine and is no more."""
+    made_here, _, rest = left.name.partition("-")[2].rpartition("-")[0].rpartition("-")
+    if made_here != platform.node() or not rest.isdigit():
         return False
-    except PermissionError:
+    try:
+        os.kill(int(rest), 0)
+    except ProcessLookupError:
         return True
-    return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _sync_tree(folder: Path) -> None:

@@ -134,7 +134,8 @@ def collect(
     `noise` and `stochastic` belong to a lone policy (see `Part`); `world_options` go to `sim.make` (action_repeat,
     shift, ...). Exactly `steps` transitions are stored, episode by
     episode; the last episode of each world is cut where its share of the steps ends. The same arguments give the
-    same dataset, bit for bit. `progress(done, steps)` is called about every percent.
+    same dataset, bit for bit. `progress(done, steps)` is called about every percent. World i of part k draws from
+    seed + MAX_WORLDS k + i, so seeds of datasets that must not share starts lie that far apart.
     Raises ValueError or LookupError if the policy does not fit the task, before anything is written.
     """
     new_folder(name, "collect", root or data_root(), overwrite)
