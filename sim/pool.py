@@ -6,12 +6,13 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-Work = Callable[[Iterator[int]], None]
+Work = Callable[[Iterator[Any]], None]
 
 
 class Pool:
-    """Runs `work(indices)` on `threads` threads, the caller's among them; each pulls the next index when free.
+    """Runs `work(items)` on `threads` threads, the caller's among them; each pulls the next item when it is free.
 
     With one thread nothing is started and `each` is a plain call. Threads start at first use, again after a fork, and
     end with the pool. Not for concurrent use by several callers.
@@ -24,9 +25,9 @@ class Pool:
         self._helpers: list[_Helper] = []
         self._pid = 0
 
-    def each(self, work: Work, indices: Iterable[int]) -> None:
+    def each(self, work: Work, items: Iterable[Any]) -> None:
         """Call `work` once per thread with one iterator shared by all; waits for all and raises what they raised."""
-        shared = iter(indices)  # a range's or list's iterator hands out each element once, whoever asks
+        shared = iter(items)  # a range's or list's iterator hands out each element once, whoever asks
         if self.threads == 1:
             work(shared)
             return
@@ -54,11 +55,11 @@ class _Helper:
         self._go, self._done = threading.Lock(), threading.Lock()
         self._go.acquire()
         self._done.acquire()
-        self._job: tuple[Work, Iterator[int]] | None = None
+        self._job: tuple[Work, Iterator[Any]] | None = None
         self._problem: BaseException | None = None
         threading.Thread(target=self._loop, name="sim", daemon=True).start()
 
-    def begin(self, work: Work | None, shared: Iterator[int]) -> None:
+    def begin(self, work: Work | None, shared: Iterator[Any]) -> None:
         self._job = (work, shared) if work else None
         self._go.release()
 

@@ -55,7 +55,11 @@ class Worker:
 
     def frame(self, qpos: np.ndarray) -> np.ndarray:
         assert self._process.stdin is not None
-        self._process.stdin.write(np.asarray(qpos, dtype=np.float64).tobytes())
+        try:
+            self._process.stdin.write(np.asarray(qpos, dtype=np.float64).tobytes())
+        except BrokenPipeError:
+            self.close()
+            raise OSError(f"OpenGL through {self._gl} ended early") from None
         return np.frombuffer(self._read(int(np.prod(self._shape)), FRAME_SECONDS), np.uint8).reshape(self._shape)
 
     def close(self) -> None:

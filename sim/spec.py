@@ -70,9 +70,15 @@ class Interface:
     def _command_high(self) -> np.ndarray:
         return np.array([c.high for c in self.action])
 
+    @cached_property
+    def _identical(self) -> bool:
+        return bool((self._command_low == -1.0).all() and (self._command_high == 1.0).all())
+
     def command(self, action: np.ndarray) -> np.ndarray:
         """action (..., act_dim) in [-1, 1], clipped -> command (..., act_dim) in the channels' units, float64."""
-        unit = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
+        unit = np.minimum(np.maximum(np.asarray(action, dtype=np.float64), -1.0), 1.0)  # faster than clip when small
+        if self._identical:
+            return unit
         low, high = self._command_low, self._command_high
         # A symmetric range is scaled without an offset, so that ±1 limits pass a value through bit for bit.
         return np.where(low == -high, high * unit, low + (unit + 1.0) * 0.5 * (high - low))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from itertools import starmap
 from typing import Protocol
 
 import mujoco
@@ -11,12 +14,13 @@ from mujoco import mj_forward, mj_resetData, mj_rnePostConstraint, mj_step, mj_s
 from sim.task import Task
 
 RK4 = int(mujoco.mjtIntegrator.mjINT_RK4)
+Job = tuple[mujoco.MjModel, mujoco.MjData, int]
 
 
 class Stepper(Protocol):
-    """How one simulation is stepped, started, put to a state and made consistent after its state was restored."""
+    """How simulations are stepped, started, put to a state and made consistent after their state was restored."""
 
-    def step(self, model: mujoco.MjModel, data: mujoco.MjData) -> None: ...
+    def step(self, jobs: Iterator[Job]) -> None: ...
     def start(self, model: mujoco.MjModel, data: mujoco.MjData, qpos: np.ndarray, qvel: np.ndarray) -> None: ...
     def place(self, model: mujoco.MjModel, data: mujoco.MjData, qpos: np.ndarray, qvel: np.ndarray) -> None: ...
     def refresh(self, model: mujoco.MjModel, data: mujoco.MjData) -> None: ...
@@ -26,11 +30,16 @@ class GymnasiumStepper:
     """Gymnasium: mj_step with all substeps; derived fields are those of the last substep's start."""
 
     def __init__(self, task: Task):
-        self._skip, self._forces = task.frame_skip, task.contact_forces
+        self._forces = task.contact_forces
 
-    def step(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
-        mj_step(model, data, self._skip)
-        if self._forces:
+    def step(self, jobs: Iterator[Job]) -> None:
+        """One control step of each job (model, data, physics steps) that this thread gets hold of."""
+        if not self._forces:
+            # No line of Python runs between two simulations, so that threads rarely wait for the interpreter lock.
+            deque(starmap(mj_step, jobs), maxlen=0)
+            return
+        for model, data, skip in jobs:
+            mj_step(model, data, skip)
             mj_rnePostConstraint(model, data)
 
     def place(self, model: mujoco.MjModel, data: mujoco.MjData, qpos: np.ndarray, qvel: np.ndarray) -> None:
@@ -54,10 +63,11 @@ class DmControlStepper:
     """
 
     def __init__(self, task: Task):
-        self._skip, self._settle = task.frame_skip, task.settle_steps
+        self._settle = task.settle_steps
 
-    def step(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
-        self._steps(model, data, self._skip)
+    def step(self, jobs: Iterator[Job]) -> None:
+        for model, data, skip in jobs:
+            self._steps(model, data, skip)
 
     def _steps(self, model: mujoco.MjModel, data: mujoco.MjData, count: int) -> None:
         if model.opt.integrator == RK4:

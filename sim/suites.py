@@ -131,7 +131,7 @@ class MetaWorldEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class OgbenchEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """OGBench's mazes draw starts from numpy's global generator; here a seed decides them and that one is left alone."""
+    """OGBench draws starts from numpy's global generator; here a seed decides them and that one is left alone."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is None:

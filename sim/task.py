@@ -82,7 +82,7 @@ def package_file(package: str, path: str) -> Path:
 
 def namespace(x: Any) -> ModuleType:
     """The array-API namespace of x (numpy for arrays of numpy)."""
-    return x.__array_namespace__()
+    return np if isinstance(x, np.ndarray) else x.__array_namespace__()
 
 
 def no_termination(state: State) -> np.ndarray:

@@ -109,8 +109,8 @@ class World:
         self.guard.check(self.task.name, self._names, self._elapsed, obs, reward)
         self._return += reward
         info = {"final_obs": obs, "episode_return": self._return.copy(), "episode_length": self._elapsed.copy()}
-        over = np.flatnonzero(terminated | truncated)
-        self._obs = self._restart(over, obs) if over.size else obs
+        over = terminated | truncated
+        self._obs = self._restart(np.flatnonzero(over), obs) if over.any() else obs
         return self._obs, reward, terminated, truncated, info
 
     def set_state(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
@@ -177,7 +177,7 @@ class World:
         if not np.isfinite(action).all():
             row, column = np.argwhere(~np.isfinite(action))[0]
             raise ValueError(f"action {self.interface.action[column].name!r} of world {row} is {action[row, column]}")
-        return np.clip(action, -1.0, 1.0)
+        return np.minimum(np.maximum(action, -1.0), 1.0)
 
     def _advance(
         self, worlds: Iterable[int], command: np.ndarray, unit: np.ndarray
@@ -185,14 +185,10 @@ class World:
         """One control step of `worlds` -> reward (N,), terminated (N,); other rows mean nothing."""
         before = self._fields
         self.guard.record(before, command)
-        models, datas, ctrl, step = self._models, self._datas, self._ctrl, self._stepper.step
-
-        def work(indices: Iterator[int]) -> None:
-            for i in indices:
-                ctrl[i][:] = command[i]
-                step(models[i], datas[i])
-
-        self._pool.each(work, worlds)
+        for ctrl, row in zip(self._ctrl, command, strict=True):
+            ctrl[:] = row
+        models, datas, skip = self._models, self._datas, self.task.frame_skip
+        self._pool.each(self._stepper.step, [(models[i], datas[i], skip) for i in worlds])
         self._fields = self._gather()
         return self.task.reward(before, self._fields, unit), self.task.terminated(self._fields)
 
