@@ -86,7 +86,7 @@ class PolicyBundle:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        # Not set_denormal_as_zero: with one thread it would change the caller's floating-point mode for good.
         options.log_severity_level = 3
         self.contract = contract
         try:

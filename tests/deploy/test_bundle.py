@@ -49,6 +49,11 @@ def test_an_action_stays_what_it_was_when_the_next_is_computed(make_bundle: Make
     assert (first == kept).all()
 
 
+def test_acting_leaves_the_processors_floating_point_mode_alone(make_bundle: MakeBundle) -> None:
+    PolicyBundle.load(make_bundle()).act(np.ones((1, 4), np.float32))
+    assert np.float64(2.0**-1074) > 0 and float(np.float64(2.0**-1060) * np.float64(0.5)) > 0
+
+
 def test_skill_weights_take_effect_with_the_next_action(make_bundle: MakeBundle) -> None:
     bundle = PolicyBundle.load(make_bundle(skills=("hop", "walk")))
     obs = np.zeros((1, 4), np.float32)
