@@ -66,7 +66,7 @@ class Sampler:
         if state.shape[0] != self.population:
             raise ValueError(f"the state is of {state.shape[0]} members, this sampler has {self.population}")
         for rng, saved in zip(self.rngs, state, strict=True):
-            rng.set_state(saved.contiguous())
+            rng.set_state(saved.clone())  # torch crashes on a state that is a view into a larger tensor
 
 
 def packed_rows(data: Transitions) -> Tensor:

@@ -109,12 +109,16 @@ def test_writing_to_the_transitions_never_reaches_the_file(tmp_path: Path, clean
     assert torch.equal(open_dataset("toy/a-v0", tmp_path).transitions().obs, torch.from_numpy(clean.obs))
 
 
-def test_equal_data_has_an_equal_hash_and_one_changed_number_another(tmp_path: Path, clean: Recording) -> None:
-    first, again = (write_dataset(f"toy/{n}-v0", clean, root=tmp_path).meta.hash for n in "ab")
+def test_equal_data_has_an_equal_hash_and_one_changed_number_or_border_another(tmp_path: Path, clean: Recording) -> None:
+    first, again = (write_dataset(f"toy/{n}-v0", clean, root=tmp_path).meta.hash for n in ("aa", "bb"))
     reward = clean.reward.copy()
     reward[17] += 1e-3
     changed = write_dataset("toy/c-v0", replace(clean, reward=reward), root=tmp_path).meta.hash
     assert first == again != changed
+    first_length, *others = clean.lengths.tolist()
+    none = np.zeros(0)
+    split = replace(clean, lengths=[10, first_length - 10, *others], seeds=none, ordinals=none, complete=none)
+    assert write_dataset("toy/dd-v0", split, root=tmp_path).meta.hash not in (first, changed)
 
 
 def test_statistics_leave_out_the_held_out_episodes(tmp_path: Path, clean: Recording) -> None:
