@@ -7,9 +7,9 @@ skills, R = Σ_k r_k. Every merge and composer is a choice of coefficients: cons
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ Coefficients: TypeAlias = Tensor | Gate  # (K,), (B, K), (B, K, L), (B, K, L, R)
 class _Active:
     """The coefficients of the forward in progress, shared by the layers of one mixture. None: the bare base."""
 
-    rows: Sequence[Tensor] | Gate | None = None
+    rows: list[Tensor] | Gate | None = None
 
 
 class MixedLinear(nn.Module):
@@ -43,29 +43,41 @@ class MixedLinear(nn.Module):
             raise ValueError(f"a mixture needs one base, this one holds {base.population} members; pick one of them")
         self.base, self.index, self.stacked = base, index, isinstance(base, StackedLinear)
         self.active = _Active()
+        self._ready: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
         ranks = [(k, r) for k, (down, _) in factors.items() for r in range(down.shape[0])]
         self.register_buffer("down", torch.cat([d for d, _ in factors.values()]).to(base.weight))
         self.register_buffer("up", torch.cat([u.T for _, u in factors.values()]).to(base.weight).contiguous())
         self.register_buffer("skill_of", torch.tensor([k for k, _ in ranks]).to(base.weight.device))
         self.register_buffer("rank_of", torch.tensor([r for _, r in ranks]).to(base.weight.device))
 
+    def _tensors(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """weight (d_out, d_in), bias (d_out,), down, up: looked up once, which at batch 1 counts."""
+        weight, bias = self.base.weight, self.base.bias
+        bare = (weight[0], bias[0, 0]) if self.stacked else (weight, bias)
+        self._ready = (*bare, self.down, self.up)
+        return self._ready
+
+    def _apply(self, *args: Any, **kwargs: Any) -> MixedLinear:
+        self._ready = None  # moved to another device or type
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ready": None}  # a copy looks up its own
+
     def forward(self, x: Tensor) -> Tensor:
-        weight: Tensor = self.base.weight
-        bias: Tensor = self.base.bias
-        if self.stacked:
-            weight, bias = weight[0], bias[0, 0]
+        weight, bias, down, up = self._ready or self._tensors()
         lone = x.dim() == 3 and x.shape[0] == 1
         if lone:
             x = x[0]
         y = nn.functional.linear(x, weight, bias)
         rows = self.active.rows
         if rows is not None:
-            h = nn.functional.linear(x, self.down)
-            coefficients = rows(h, self) if callable(rows) else rows[self.index]
+            h = nn.functional.linear(x, down)
+            coefficients = rows[self.index] if type(rows) is list else rows(h, self)  # type: ignore[operator]
             if torch.is_grad_enabled() or y.dim() > 2:
-                y = y + (h * coefficients) @ self.up
+                y = y + (h * coefficients) @ up
             else:  # nothing to differentiate: no copies, the cheapest form for single observations
-                y.addmm_(h.mul_(coefficients), self.up)
+                y.addmm_(h.mul_(coefficients), up)
         return y.unsqueeze(0) if lone or (self.stacked and y.dim() == 2) else y
 
 
