@@ -109,7 +109,7 @@ def test_writing_to_the_transitions_never_reaches_the_file(tmp_path: Path, clean
     assert torch.equal(open_dataset("toy/a-v0", tmp_path).transitions().obs, torch.from_numpy(clean.obs))
 
 
-def test_equal_data_has_an_equal_hash_and_one_changed_number_or_border_another(tmp_path: Path, clean: Recording) -> None:
+def test_equal_data_has_an_equal_hash_and_a_changed_number_or_border_another(tmp_path: Path, clean: Recording) -> None:
     first, again = (write_dataset(f"toy/{n}-v0", clean, root=tmp_path).meta.hash for n in ("aa", "bb"))
     reward = clean.reward.copy()
     reward[17] += 1e-3
