@@ -105,7 +105,7 @@ def text(row: Row) -> str:
 
 
 def main() -> None:
-    learning_rate = ("--lr", {"type": float, "default": 1e-2, "help": "learning rate of the dynamics networks"})
+    learning_rate = ("--lr", {"type": float, "default": 3e-3, "help": "learning rate of the dynamics networks"})
     args = arguments(__doc__ or "", [learning_rate])
     torch.set_num_threads(1)
     start, true = time.monotonic(), TrueValue()

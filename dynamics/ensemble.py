@@ -157,9 +157,18 @@ class Ensemble(nn.Module):
             reward = reward + noise * torch.exp(0.5 * answer.reward_log_var[member, slot]) * self.reward_scale
         return self.advance(obs, delta), reward
 
-    def mean(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Next state (B, obs_dim) averaged over the elites: B networks' work per row, for diagnosis and evidence."""
-        return self.advance(obs, self.means(obs, action, with_reward=False)[0][self.elites].mean(0))
+    def belief(self, obs: Tensor, action: Tensor, floor: float = 0.01) -> tuple[Tensor, Tensor]:
+        """Next state (B, obs_dim) averaged over the elites and its standard deviation, all members' work per row.
+
+        The deviation has the members' disagreement and the noise they predict; it is never below `floor` times that of
+        the data's changes, because a network is not surer than that of anything.
+        """
+        said = self(obs, action)
+        delta = said.delta[self.elites]
+        variance = delta.var(0, unbiased=False)
+        if said.delta_log_var is not None:
+            variance = variance + torch.exp(said.delta_log_var[self.elites]).mean(0) * self.delta_scale.square()
+        return self.advance(obs, delta.mean(0)), (variance + (floor * self.delta_scale).square()).sqrt()
 
     def advance(self, obs: Tensor, delta: Tensor) -> Tensor:
         """obs + delta with the angles brought back to [-π, π)."""

@@ -1,0 +1,238 @@
+"""Action flow matching: move a planned action to the one that has the planned effect in the world as it is now.
+
+A planner chooses a0 with a model that is right for the nominal robot and expects ŝ'. Under changed dynamics another
+action a1 lands on ŝ'. A flow from a0 to a1, conditioned on evidence of the change, is fitted by
+u(t, x_t | c) ≈ a1 − a0 on x_t = (1 − t) a0 + t a1, t ~ U(0, 1), with the pairs kept as they are.
+
+The evidence is the last K transitions (state features, executed action, realised − predicted change), never the
+query's own: with its a0 inside, (x_t − a0) / t is the answer, the loss is tiny and the controller fails. A flow is to
+be judged by the miss of its actions, not by its loss.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dynamics.ensemble import Ensemble
+from policies.networks import StackedMLP
+
+RESIDUAL_LIMIT = 10.0  # standard deviations of the data's changes; what is beyond says no more
+
+
+@dataclass
+class FlowConfig:
+    """Shape and training of a flow."""
+
+    evidence: int = 8  # transitions, K; one cannot tell a gain while the robot hardly moves
+    latent: int = 64
+    encoder_hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[int, ...] = (128, 128)
+    steps: int = 1  # Euler steps from a0 to a1
+    lr: float = 2e-3
+    batch: int = 512
+    updates: int = 6000
+
+    def __post_init__(self) -> None:
+        self.encoder_hidden, self.hidden = tuple(self.encoder_hidden), tuple(self.hidden)
+        if min(self.evidence, self.latent, self.steps, self.batch, self.updates) < 1 or self.lr <= 0:
+            raise ValueError("evidence, latent, steps, batch and updates must be at least 1 and lr positive")
+
+
+@dataclass(frozen=True)
+class Coder:
+    """How a robot's states and prediction errors are shown to the flow, possibly in the body's frame.
+
+    features: obs (..., obs_dim) -> (..., F). residual: obs, realised − predicted next state (..., obs_dim) -> (..., R),
+    in standard deviations of the change of the data.
+    """
+
+    features: Callable[[Tensor], Tensor]
+    residual: Callable[[Tensor, Tensor], Tensor]
+
+    def evidence(self, obs: Tensor, executed: Tensor, difference: Tensor) -> Tensor:
+        """(..., obs_dim), (..., act_dim), (..., obs_dim) -> (..., F + act_dim + R)."""
+        return torch.cat([self.features(obs), executed, self.residual(obs, difference)], -1)
+
+
+def plain_coder(model: Ensemble) -> Coder:
+    """States as the model sees and normalises them, residuals dimension by dimension."""
+
+    def features(obs: Tensor) -> Tensor:
+        action = obs.new_zeros(*obs.shape[:-1], model.act_dim)
+        return model.input_norm(model.features(obs, action))[..., : -model.act_dim]
+
+    def residual(obs: Tensor, difference: Tensor) -> Tensor:
+        return (difference / model.delta_scale).clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+
+    return Coder(features, residual)
+
+
+@dataclass
+class RegimePool:
+    """Training material: R regimes with M transitions of evidence and, drawn apart from them, Q queries each.
+
+    evidence (R, M, W) as `Coder.evidence` makes it; features (R, Q, F); planned a0 and answer a1 (R, Q, act_dim).
+    """
+
+    evidence: Tensor
+    features: Tensor
+    planned: Tensor
+    answer: Tensor
+
+    def __post_init__(self) -> None:
+        regimes = {len(t) for t in (self.evidence, self.features, self.planned, self.answer)}
+        if len(regimes) != 1 or self.planned.shape != self.answer.shape:
+            shapes = [tuple(t.shape) for t in (self.evidence, self.features, self.planned, self.answer)]
+            raise ValueError(f"evidence, features, planned and answer must be of the same regimes, got {shapes}")
+
+
+class ActionFlow(nn.Module):
+    """Velocity field u(t, x | features, evidence) on actions; holds no memory of what it has seen."""
+
+    def __init__(self, feature_dim: int, residual_dim: int, act_dim: int, config: FlowConfig, rng: torch.Generator):
+        super().__init__()
+        self.feature_dim, self.residual_dim, self.act_dim, self.config = feature_dim, residual_dim, act_dim, config
+        width = feature_dim + act_dim + residual_dim
+        self.encoder = StackedMLP(width, config.encoder_hidden, config.latent, [rng], "silu")
+        d_in = feature_dim + act_dim + 1 + config.latent
+        self.field = StackedMLP(d_in, config.hidden, act_dim, [rng], "silu")
+
+    def encode(self, evidence: Tensor, mask: Tensor) -> Tensor:
+        """evidence (B, K, W) and which of it exists (B, K) bool -> (B, latent), the mean over what exists."""
+        each = self.encoder(evidence.flatten(0, 1))[0].unflatten(0, evidence.shape[:2])
+        weight = mask.to(each.dtype).unsqueeze(-1)
+        return (each * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+
+    def velocity(self, t: Tensor, x: Tensor, features: Tensor, latent: Tensor) -> Tensor:
+        """t (B, 1) in [0, 1], x (B, act_dim) between a0 and a1 -> (B, act_dim)."""
+        return self.field(torch.cat([features, x, t, latent], -1))[0]
+
+    def forward(
+        self, action: Tensor, features: Tensor, evidence: Tensor, mask: Tensor, steps: int | None = None
+    ) -> Tensor:
+        """Planned action a0 (B, act_dim) -> a1 (B, act_dim), not bounded; `steps` Euler steps (config's by default)."""
+        latent, count = self.encode(evidence, mask), steps or self.config.steps
+        for k in range(count):
+            t = action.new_full((len(action), 1), k / count)
+            action = action + self.velocity(t, action, features, latent) / count
+        return action
+
+    def save(self, path: Path | str) -> None:
+        """Weights and configuration in one safetensors file."""
+        about = {k: getattr(self, k) for k in ("feature_dim", "residual_dim", "act_dim")}
+        told = json.dumps({**about, "config": asdict(self.config)})
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        save_file(tensors, str(path), metadata={"robot_cl.action_flow": told})
+
+    @classmethod
+    def load(cls, path: Path | str) -> ActionFlow:
+        """Inverse of `save`. Raises OSError if there is no such file, ValueError if it holds something else."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no action flow at {path}; ActionFlow.save writes one")
+        with safe_open(str(path), framework="pt") as file:
+            about = (file.metadata() or {}).get("robot_cl.action_flow")
+            if about is None:
+                raise ValueError(f"{path} holds no action flow; expected a file written by ActionFlow.save")
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (the handle is no dict)
+        told = json.loads(about)
+        config = FlowConfig(**told.pop("config"))
+        flow = cls(**told, config=config, rng=torch.Generator())
+        flow.load_state_dict(tensors)
+        return flow
+
+
+def draw(pool: RegimePool, rows: int, evidence: int, rng: torch.Generator) -> tuple[Tensor, ...]:
+    """A batch: evidence (B, K, W), mask (B, K), features, planned, answer (B, ·).
+
+    Each row takes a regime, between 1 and K of its transitions, and one of its queries, independently.
+    """
+    regimes, stored = pool.evidence.shape[:2]
+    regime = torch.randint(regimes, (rows,), generator=rng)
+    pick = torch.randint(stored, (rows, evidence), generator=rng)
+    query = torch.randint(pool.planned.shape[1], (rows,), generator=rng)
+    have = torch.randint(1, evidence + 1, (rows, 1), generator=rng)
+    mask = torch.arange(evidence) < have
+    at = (regime, query)
+    return pool.evidence[regime.unsqueeze(1), pick], mask, pool.features[at], pool.planned[at], pool.answer[at]
+
+
+def flow_loss(flow: ActionFlow, batch: tuple[Tensor, ...], t: Tensor) -> Tensor:
+    """Mean squared error of the velocity against a1 − a0 at times t (B, 1)."""
+    evidence, mask, features, planned, answer = batch
+    x = (1.0 - t) * planned + t * answer
+    said = flow.velocity(t, x, features, flow.encode(evidence, mask))
+    return (said - (answer - planned)).square().sum(-1).mean()
+
+
+def fit_flow(flow: ActionFlow, pool: RegimePool, rng: torch.Generator, check_leak: bool = True) -> list[float]:
+    """Fit by flow matching with paired couplings. Returns the loss of every update.
+
+    Raises ValueError if the evidence tells the query's planned action: such a flow has a tiny loss and fails.
+    """
+    c = flow.config
+    if check_leak and (told := leak(*leak_batch(pool, c.evidence, rng))) > 0.3:
+        raise ValueError(
+            f"the evidence tells {told:.0%} of the query's planned action; draw evidence and queries independently"
+        )
+    opt = torch.optim.Adam(flow.parameters(), lr=c.lr, fused=True)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(opt, c.updates)
+    losses = []
+    for _ in range(c.updates):
+        batch = draw(pool, c.batch, c.evidence, rng)
+        loss = flow_loss(flow, batch, torch.rand(c.batch, 1, generator=rng))
+        opt.zero_grad(set_to_none=True)
+        loss.backward()
+        opt.step()
+        decay.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def leak_batch(pool: RegimePool, evidence: int, rng: torch.Generator, rows: int = 4096) -> tuple[Tensor, Tensor]:
+    """Evidence (B, K, W) and planned actions (B, act_dim) as training would draw them."""
+    seen, _, _, planned, _ = draw(pool, rows, evidence, rng)
+    return seen, planned
+
+
+def leak(evidence: Tensor, planned: Tensor, ridge: float = 1e-2) -> float:
+    """Share of the planned action's variance (B, act_dim) that a linear map of the evidence (B, K, W) explains, 0 to 1.
+
+    Fitted on one half of the rows, judged on the other; the largest over the action's dimensions. A query that hides
+    in its own evidence gives about 1, independent draws 0.
+    """
+    x = evidence.flatten(1).double()
+    x = (x - x.mean(0)) / x.std(0).clamp_min(1e-9)
+    y, half = planned.double() - planned.double().mean(0), len(x) // 2
+    if half <= x.shape[1]:
+        raise ValueError(f"{len(x)} rows cannot show a leak through {x.shape[1]} numbers of evidence; pass more")
+    gram = x[:half].T @ x[:half] + ridge * half * torch.eye(x.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, x[:half].T @ y[:half])
+    rest = (y[half:] - x[half:] @ weights).square().mean(0) / y[half:].square().mean(0).clamp_min(1e-12)
+    return float((1.0 - rest).clamp(0.0, 1.0).max())
+
+
+def body_frame(heading: int, x: int, y: int, scale: Tensor) -> Coder:
+    """Coder of a vehicle on a plane: nothing of its pose is seen, errors are along and across its heading.
+
+    heading, x, y are dimensions of the state; `scale` (obs_dim,) is the standard deviation of each one's change.
+    """
+    length = torch.sqrt((scale[x].square() + scale[y].square()) / 2)
+
+    def features(obs: Tensor) -> Tensor:
+        return torch.zeros_like(obs[..., :1])
+
+    def residual(obs: Tensor, difference: Tensor) -> Tensor:
+        c, s = torch.cos(obs[..., heading]), torch.sin(obs[..., heading])
+        dx, dy = difference[..., x], difference[..., y]
+        parts = ((c * dx + s * dy) / length, (c * dy - s * dx) / length, difference[..., heading] / scale[heading])
+        return torch.stack(parts, -1).clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+
+    return Coder(features, residual)

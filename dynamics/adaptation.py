@@ -1,0 +1,194 @@
+"""Other ways to keep going when a robot changes: a model per robot that learns on, and recursive least squares.
+
+They are what an action flow is held against, and the first is its judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynamics.ensemble import Ensemble
+from dynamics.fit import OnlineConfig, gradient_step, optimiser
+from dynamics.losses import Errors
+from policies.policy import Policy
+
+
+class RowModels:
+    """One model per row of a batch of robots, each a copy of the best elite, updated from its own robot alone.
+
+    Remembers the models, their optimiser and the newest `capacity` transitions of each row. Serves as judge of a
+    `ReshapedPolicy` and, through `returns`, as the model of a planner.
+    """
+
+    def __init__(self, model: Ensemble, config: OnlineConfig, rng: torch.Generator):
+        self.nominal, self.config, self.rng = model.subset(model.elites[:1]), config, rng
+        self._begin(0)
+
+    def reset(self, rows: np.ndarray | None = None) -> None:
+        """Back to the nominal model: all rows, or these (bool mask or indices)."""
+        if rows is None:
+            self._begin(0)
+            return
+        at = torch.as_tensor(rows)
+        with torch.no_grad():
+            for mine, original in zip(self.models.parameters(), self.nominal.parameters(), strict=True):
+                mine[at] = original
+        for state in self._opt.state.values():
+            state["exp_avg"][at], state["exp_avg_sq"][at] = 0.0, 0.0
+        self._held[at] = 0
+
+    def observe(self, obs: Tensor, action: Tensor, next_obs: Tensor, fresh: Tensor) -> None:
+        """Remember one transition per row where `fresh`, then take the configured gradient steps."""
+        if len(obs) != len(self._held):
+            self._begin(len(obs))
+        rows = torch.nonzero(fresh)[:, 0]
+        if not len(rows):
+            return
+        at = rows * self.config.capacity + self._held[rows] % self.config.capacity
+        self.obs[at], self.action[at], self.next_obs[at] = obs[rows], action[rows], next_obs[rows]
+        self._held[rows] += 1
+        have = self._held.clamp(1, self.config.capacity).unsqueeze(-1)
+        offset = torch.arange(len(self._held)).unsqueeze(-1) * self.config.capacity
+        with torch.enable_grad():
+            for _ in range(self.config.steps):
+                draw = torch.rand(len(have), self.config.batch, generator=self.rng)
+                gradient_step(self.models, self._opt, self._loss, self, offset + (draw * have).long())
+
+    @torch.no_grad()
+    def predict(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Next state (B, obs_dim), row b by model b."""
+        if len(obs) != len(self._held):
+            self._begin(len(obs))
+        delta, _ = self.models.means(obs.unsqueeze(1), action.unsqueeze(1), with_reward=False)
+        return self.models.advance(obs, delta[:, 0])
+
+    def returns(self, reward_fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """What a planner asks: obs (B, obs_dim), actions (B, K, H, act_dim) -> returns (B, K), row b by model b."""
+
+        @torch.no_grad()
+        def evaluate(obs: Tensor, actions: Tensor) -> Tensor:
+            if len(obs) != len(self._held):
+                self._begin(len(obs))
+            state, total = obs.unsqueeze(1).expand(-1, actions.shape[1], -1), actions.new_zeros(actions.shape[:2])
+            for h in range(actions.shape[2]):
+                delta, _ = self.models.means(state, actions[:, :, h], with_reward=False)
+                after = self.models.advance(state, delta)
+                flat = (state.flatten(0, 1), actions[:, :, h].flatten(0, 1), after.flatten(0, 1))
+                total, state = total + reward_fn(*flat).reshape(total.shape), after
+            return total
+
+        return evaluate
+
+    def _loss(self, e: Errors) -> Tensor:
+        """Normalised state error; a row that has seen nothing yet learns nothing."""
+        return (e.state / e.state_scale).square().mean((-1, -2)) * (self._held > 0)
+
+    def _begin(self, rows: int) -> None:
+        self.models = self.nominal.subset(torch.zeros(max(rows, 1), dtype=torch.int64))
+        self._opt = optimiser(self.models, self.config.lr, (0.0,))
+        size, d = rows * self.config.capacity, self.nominal.obs_dim
+        self.obs, self.next_obs = torch.zeros(size, d), torch.zeros(size, d)
+        self.action, self.reward = torch.zeros(size, self.nominal.act_dim), torch.zeros(size)
+        self.terminated, self._held = torch.zeros(size), torch.zeros(rows, dtype=torch.int64)
+
+
+@dataclass
+class GainsConfig:
+    """Recursive least squares on one gain and one offset per action dimension."""
+
+    forgetting: float = 0.9  # weight of the past at each step
+    prior: float = 0.01  # trust in gain 1 and offset 0, in transitions of full action
+    smallest: float = 0.05  # absolute gain below which an axis counts as this weak
+
+    def __post_init__(self) -> None:
+        if not 0 < self.forgetting <= 1 or self.prior <= 0 or self.smallest <= 0:
+            raise ValueError("forgetting must be in (0, 1], prior and smallest positive")
+
+
+class RecursiveGains:
+    """Divides a policy's action by gains estimated on line: the best there is where gains are all that changed.
+
+    The effective action of a step, the one that explains it by the model, is found by the model's linearisation in
+    the action; gain and offset of each dimension are regressed on it. Remembers the regression per row.
+    """
+
+    _known: Tensor
+
+    def __init__(self, policy: Policy, model: Ensemble, config: GainsConfig | None = None):
+        self.policy, self.model, self.config = policy, model, config or GainsConfig()
+        self.obs_dim, self.act_dim = policy.obs_dim, policy.act_dim
+        self._begin(0)
+
+    def reset(self, rows: np.ndarray | None = None) -> None:
+        self.policy.reset(rows)
+        if rows is None:
+            self._begin(0)
+            return
+        at = torch.as_tensor(rows)
+        self._known[at] = False
+        self._gram[at], self._moment[at] = self._prior()
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        state = torch.as_tensor(np.asarray(obs), dtype=torch.float32)
+        if len(state) != len(self._known):
+            self._begin(len(state))
+        with torch.no_grad():
+            if self._known.any():
+                self._learn(state)
+            planned = torch.as_tensor(np.asarray(self.policy.act(state.numpy())), dtype=torch.float32)
+            gain, offset = self.gains()
+            action = ((planned - offset) / gain).clamp(-1.0, 1.0)
+        self._obs, self._action, self._known = state, action, torch.ones(len(state), dtype=torch.bool)
+        return action.numpy().copy()
+
+    def gains(self) -> tuple[Tensor, Tensor]:
+        """Estimated gain and offset of every row and action dimension, (B, act_dim) each."""
+        both = torch.linalg.solve(self._gram, self._moment.unsqueeze(-1)).squeeze(-1)
+        gain = both[..., 0]
+        sign = torch.where(gain < 0, -1.0, 1.0)
+        return sign * gain.abs().clamp_min(self.config.smallest), both[..., 1]
+
+    def _prior(self) -> tuple[Tensor, Tensor]:
+        p = self.config.prior
+        return p * torch.eye(2), p * torch.tensor([1.0, 0.0])
+
+    def _begin(self, rows: int) -> None:
+        gram, moment = self._prior()
+        self._obs, self._action = torch.zeros(rows, self.obs_dim), torch.zeros(rows, self.act_dim)
+        self._known = torch.zeros(rows, dtype=torch.bool)
+        self._gram = gram.repeat(rows, self.act_dim, 1, 1)
+        self._moment = moment.repeat(rows, self.act_dim, 1)
+
+    def _learn(self, state: Tensor) -> None:
+        effective = self.effective(self._obs, self._action, state)
+        seen = torch.stack([self._action, torch.ones_like(self._action)], -1)  # (B, act_dim, 2)
+        gram, moment = self._prior()
+        keep = self.config.forgetting
+        new_gram = keep * self._gram + (1 - keep) * gram + seen.unsqueeze(-1) * seen.unsqueeze(-2)
+        new_moment = keep * self._moment + (1 - keep) * moment + seen * effective.unsqueeze(-1)
+        usable = (self._known & effective.isfinite().all(-1)).view(-1, 1, 1)
+        self._gram = torch.where(usable.unsqueeze(-1), new_gram, self._gram)
+        self._moment = torch.where(usable, new_moment, self._moment)
+
+    def effective(self, obs: Tensor, executed: Tensor, next_obs: Tensor, width: float = 0.05) -> Tensor:
+        """The action (B, act_dim) that explains the step by the model, linearised at the executed one."""
+        scale = self.model.delta_scale
+
+        def to(action: Tensor) -> Tensor:
+            return self.model.belief(obs, action)[0]
+
+        columns = []
+        for d in range(self.act_dim):
+            nudge = torch.zeros_like(executed)
+            nudge[:, d] = width
+            columns.append(self.model.wrap_angles(to(executed + nudge) - to(executed - nudge)) / (2 * width) / scale)
+        jacobian = torch.stack(columns, -1)  # (B, obs_dim, act_dim)
+        rest = self.model.wrap_angles(next_obs - to(executed)) / scale
+        square = jacobian.transpose(1, 2) @ jacobian + 1e-4 * torch.eye(self.act_dim)
+        step = torch.linalg.solve(square, jacobian.transpose(1, 2) @ rest.unsqueeze(-1)).squeeze(-1)
+        return executed + step.clamp(-5.0, 5.0)

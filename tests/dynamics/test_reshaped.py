@@ -1,0 +1,244 @@
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dynamics.action_flow import ActionFlow
+from dynamics.adaptation import GainsConfig, RecursiveGains, RowModels
+from dynamics.fit import OnlineConfig
+from dynamics.reshaped import ReshapeConfig, ReshapedPolicy
+from policies.policy import Policy
+
+GOAL = np.array([3.0, 3.0])
+
+
+class Seeker:
+    """Turns to the goal and drives to it."""
+
+    obs_dim, act_dim = 3, 2
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        away = GOAL - obs[:, :2]
+        turn = np.arctan2(away[:, 1], away[:, 0]) - obs[:, 2]
+        turn = (turn + np.pi) % (2 * np.pi) - np.pi
+        speed = np.clip(np.linalg.norm(away, axis=1), 0, 1) * np.cos(turn)
+        return np.stack([speed, np.clip(2 * turn, -1, 1)], 1).astype(np.float32)
+
+    def reset(self, rows: np.ndarray | None = None) -> None:
+        pass
+
+
+def wander(v: SimpleNamespace, policy: Policy, gains: list[tuple[float, float]], steps: int = 45) -> np.ndarray:
+    """Distance to the goal at the end, one row per gain, which holds from step 5 on."""
+    obs, change = v.poses(len(gains), 50), torch.tensor(gains)
+    for t in range(steps):
+        action = torch.as_tensor(policy.act(obs.numpy()))
+        obs = v.drive(obs, action * change if t >= 5 else action)
+    return np.linalg.norm(obs[:, :2].numpy() - GOAL, axis=1)
+
+
+@pytest.fixture
+def reshaped(vehicle: SimpleNamespace, flow: ActionFlow) -> ReshapedPolicy:
+    return ReshapedPolicy(Seeker(), vehicle.model, flow, vehicle.coder)
+
+
+def test_it_is_a_policy(reshaped: ReshapedPolicy) -> None:
+    assert isinstance(reshaped, Policy)
+
+
+def test_a_changed_robot_still_arrives(vehicle: SimpleNamespace, reshaped: ReshapedPolicy) -> None:
+    gains = [(-1.0, -1.0), (-1.0, 2.0), (-1.0, 1.0)]
+    assert wander(vehicle, Seeker(), gains).min() > 1.0
+    assert wander(vehicle, reshaped, gains).max() < 0.6
+
+
+def test_an_unchanged_robot_is_never_touched(vehicle: SimpleNamespace, reshaped: ReshapedPolicy) -> None:
+    obs = vehicle.poses(20, 1)
+    for _ in range(30):
+        action = reshaped.act(obs.numpy())
+        np.testing.assert_array_equal(action, Seeker().act(obs.numpy()))
+        assert not reshaped.last.active.any() and (reshaped.last.surprise < 3).all()
+        obs = vehicle.drive(obs, torch.as_tensor(action))
+
+
+def test_evidence_begins_at_the_first_surprise_and_ends_when_it_is_over(
+    vehicle: SimpleNamespace, reshaped: ReshapedPolicy
+) -> None:
+    obs = torch.tensor([[0.0, 0.0, 0.5]])
+    for t in range(20):
+        action = torch.as_tensor(reshaped.act(obs.numpy()))
+        assert bool(reshaped.last.active[0]) == (6 <= t < 12), t
+        assert bool(reshaped.last.followed[0]) == (6 <= t < 12)
+        gain = torch.tensor([-1.0, 1.0]) if 5 <= t < 10 else torch.ones(2)
+        obs = vehicle.drive(obs, action * gain)
+
+
+def test_the_change_of_an_action_stays_in_the_trust_region(vehicle: SimpleNamespace, flow: ActionFlow) -> None:
+    for trust in (0.1, 0.4):
+        policy, moved = ReshapedPolicy(Seeker(), vehicle.model, flow, vehicle.coder, ReshapeConfig(trust=trust)), []
+        obs = vehicle.poses(10, 2)
+        for _ in range(12):
+            action = torch.as_tensor(policy.act(obs.numpy()))
+            assert np.abs(action.numpy() - Seeker().act(obs.numpy())).max() <= trust + 1e-6
+            moved.append(policy.last.moved.max())
+            obs = vehicle.drive(obs, -action)
+        assert moved[1] <= 0.6 * trust < max(moved)  # half the region at the first evidence, all of it later
+
+
+class Exactly:
+    """A judge that knows what the robot does."""
+
+    def __init__(self, step: Callable[[Tensor, Tensor], Tensor]):
+        self.step = step
+
+    def observe(self, obs: Tensor, action: Tensor, next_obs: Tensor, fresh: Tensor) -> None:
+        pass
+
+    def predict(self, obs: Tensor, action: Tensor) -> Tensor:
+        return self.step(obs, action)
+
+    def reset(self, rows: np.ndarray | None = None) -> None:
+        pass
+
+
+def test_an_answer_the_judge_expects_to_miss_more_is_rejected(vehicle: SimpleNamespace, flow: ActionFlow) -> None:
+    wild = copy.deepcopy(flow)
+    with torch.no_grad():
+        wild.field.layers[-1].bias += 3.0  # type: ignore[index,operator]
+    change = vehicle.with_gains(0.8, 1.0)
+
+    def followed(judge: Exactly | None) -> np.ndarray:
+        policy, rows = ReshapedPolicy(Seeker(), vehicle.model, wild, vehicle.coder, judge=judge), []
+        obs = vehicle.poses(20, 3)
+        for _ in range(10):
+            obs = change(obs, torch.as_tensor(policy.act(obs.numpy())))
+            rows.append(policy.last.followed)
+        return np.stack(rows)[2:]
+
+    assert followed(None).mean() > 0.5
+    assert followed(Exactly(change)).mean() < 0.1 * followed(None).mean()
+    # A judge that predicts worse than the model has no say.
+    assert followed(Exactly(lambda o, a: o + 1.0)).mean() == followed(None).mean()
+
+
+def test_reset_forgets_these_rows_only(vehicle: SimpleNamespace, reshaped: ReshapedPolicy) -> None:
+    obs = vehicle.poses(2, 4)
+    for _ in range(4):
+        obs = vehicle.with_gains(-1.0, 1.0)(obs, torch.as_tensor(reshaped.act(obs.numpy())))
+    assert reshaped.last.active.all()
+    reshaped.reset(np.array([True, False]))
+    reshaped.act(obs.numpy())
+    assert reshaped.last.active.tolist() == [False, True]
+
+
+# -- nothing that is not finite ever leaves ---------------------------------------------------------------------------
+
+POISON = (np.nan, np.inf, -np.inf, 1e38, -1e38, 1e-45, 0.0)
+
+
+class Fuzzed(Seeker):
+    """A policy whose actions are broken at random."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        action = super().act(obs) * self.rng.choice([1.0, 100.0])
+        broken = self.rng.random(action.shape) < 0.2
+        return np.where(broken, self.rng.choice(POISON, action.shape), action).astype(np.float32)
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_no_nan_ever_leaves_whatever_comes_in(vehicle: SimpleNamespace, flow: ActionFlow, judged: bool) -> None:
+    rng, broken_flow = np.random.default_rng(0), copy.deepcopy(flow)
+    with torch.no_grad():
+        broken_flow.field.layers[-1].bias[..., 0] = torch.nan  # type: ignore[index]
+    judge = RowModels(vehicle.model, OnlineConfig(capacity=8, batch=4), vehicle.rng()) if judged else None
+    for kind, count in ((flow, 160), (broken_flow, 40)):
+        policy = ReshapedPolicy(Fuzzed(rng), vehicle.model, kind, vehicle.coder, judge=judge)
+        obs = vehicle.poses(5, 5).numpy()
+        for _ in range(count):
+            with np.errstate(all="ignore"):
+                hit = rng.random(obs.shape) < 0.05
+                action = policy.act(np.where(hit, rng.choice(POISON, obs.shape), obs))
+            assert np.isfinite(action).all() and (np.abs(action) <= 1.0).all()
+            obs = vehicle.drive(torch.as_tensor(obs), -torch.as_tensor(action)).numpy()
+            policy._evidence[rng.integers(5), rng.integers(8), rng.integers(6)] = rng.choice(POISON)
+
+
+def test_a_flow_that_broke_leaves_the_policys_own_action(vehicle: SimpleNamespace, flow: ActionFlow) -> None:
+    broken = copy.deepcopy(flow)
+    with torch.no_grad():
+        broken.encoder.layers[0].weight[:] = torch.nan  # type: ignore[index]
+    policy, obs = ReshapedPolicy(Seeker(), vehicle.model, broken, vehicle.coder), vehicle.poses(4, 6)
+    for _ in range(6):
+        action = policy.act(obs.numpy())
+        np.testing.assert_array_equal(action, Seeker().act(obs.numpy()))
+        obs = vehicle.drive(obs, -torch.as_tensor(action))
+    assert policy.last.active.all() and not policy.last.followed.any()
+
+
+# -- other ways to adapt ----------------------------------------------------------------------------------------------
+
+
+def test_recursive_least_squares_finds_the_gains_and_the_robot_arrives(vehicle: SimpleNamespace) -> None:
+    gains = [(-1.0, 2.0), (2.0, 2.0), (-1.0, -1.0), (1.0, 1.0)]
+    policy = RecursiveGains(Seeker(), vehicle.model, GainsConfig(forgetting=0.8))
+    assert wander(vehicle, policy, gains).max() < 0.6
+    rng, obs = np.random.default_rng(0), vehicle.poses(4, 7)
+    policy = RecursiveGains(Scripted(rng), vehicle.model)
+    for _ in range(30):
+        obs = vehicle.drive(obs, torch.as_tensor(policy.act(obs.numpy())) * torch.tensor(gains))
+    gain, offset = policy.gains()
+    np.testing.assert_allclose(gain.numpy(), gains, atol=0.15)
+    assert offset.abs().max() < 0.1
+
+
+class Scripted(Seeker):
+    """Random actions."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        return self.rng.uniform(-0.5, 0.5, (len(obs), 2)).astype(np.float32)
+
+
+def test_every_row_has_a_model_that_learns_from_its_own_robot_alone(vehicle: SimpleNamespace) -> None:
+    models = RowModels(vehicle.model, OnlineConfig(steps=8, batch=32, lr=3e-3), vehicle.rng())
+    gains = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0]])
+
+    def miss() -> Tensor:
+        obs, action = vehicle.poses(3, 9), torch.full((3, 2), 0.7)
+        return vehicle.wrapped(models.predict(obs, action) - vehicle.drive(obs, action * gains)).norm(dim=-1)
+
+    first, fresh = miss(), torch.tensor([True, True, False])
+    for t in range(40):
+        obs, action = vehicle.poses(3, 100 + t), vehicle.actions(3, 200 + t)
+        models.observe(obs, action, vehicle.drive(obs, action * gains), fresh)
+    after = miss()
+    assert first[0] < 0.05 and after[0] < 0.05
+    assert after[1] < 0.3 * first[1]
+    torch.testing.assert_close(after[2], first[2])  # the row without transitions has learned nothing
+    models.reset(np.array([False, True, False]))
+    torch.testing.assert_close(miss()[1], first[1])
+
+
+def test_a_planner_rolls_every_row_through_its_own_model(vehicle: SimpleNamespace) -> None:
+    models = RowModels(vehicle.model, OnlineConfig(), vehicle.rng())
+    obs, actions = vehicle.poses(2, 1), torch.rand(2, 5, 3, 2, generator=vehicle.rng()) * 2 - 1
+    models.predict(obs, actions[:, 0, 0])
+    with torch.no_grad():
+        models.models.state_net.layers[-1].bias[1] += 0.5  # type: ignore[index]
+    got = models.returns(lambda o, a, n: n[:, 0])(obs, actions)
+    for b in range(2):
+        for k in range(5):
+            state, total = obs.clone(), 0.0
+            for h in range(3):
+                state = models.predict(state, actions[:, k, h])
+                total += float(state[b, 0])
+            assert float(got[b, k]) == pytest.approx(total, abs=1e-4)
