@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 LAST = "last"
@@ -30,7 +31,8 @@ def find_run(word: str) -> Path:
         raise LookupError(f"{word!r} fits {len(fits)} runs: {', '.join(fits[-8:])}; write more of the name, or {LAST}")
     if path.exists():
         raise LookupError(f"{path} is not a run: it has no config.yaml; runs lie under {root}")
-    raise not_found("run", word, names, "train makes one, and data list shows what to train on")
+    labels = {re.sub(r"^\d{4}-\d\d-\d\d-(\d{6}-)?", "", name) for name in names}
+    raise not_found("run", word, labels, "" if labels else "train makes one")
 
 
 def find_source(word: str) -> tuple[Path | str, Path | None]:

@@ -43,7 +43,12 @@ class Call:
         """Where people read: standard output, or standard error when standard output is JSON."""
         from rich.console import Console
 
-        console = Console(stderr=self.as_json, quiet=self.quiet, highlight=False)
+        class Piped(Console):
+            def on_broken_pipe(self) -> None:
+                """A reader who has seen enough is no error; rich would end the process."""
+                raise BrokenPipeError
+
+        console = Piped(stderr=self.as_json, quiet=self.quiet, highlight=False)
         if not console.is_terminal:
             console.width = 140  # a file or a pipe has no edge, and rich would assume 80 columns
         return console
