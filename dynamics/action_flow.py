@@ -94,6 +94,13 @@ class RegimePool:
             raise ValueError(f"evidence, features, planned and answer must be of the same regimes, got {shapes}")
 
 
+def pooled(encoder: StackedMLP, evidence: Tensor, mask: Tensor) -> Tensor:
+    """evidence (B, K, W) and which of it exists (B, K) bool -> (B, latent), the mean code of what exists, else 0."""
+    each = encoder(evidence.flatten(0, 1))[0].unflatten(0, evidence.shape[:2])
+    weight = mask.to(each.dtype).unsqueeze(-1)
+    return (each * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+
+
 class ActionFlow(nn.Module):
     """Velocity field u(t, x | features, evidence) on actions; holds no memory of what it has seen."""
 
@@ -106,10 +113,8 @@ class ActionFlow(nn.Module):
         self.field = StackedMLP(d_in, config.hidden, act_dim, [rng], "silu")
 
     def encode(self, evidence: Tensor, mask: Tensor) -> Tensor:
-        """evidence (B, K, W) and which of it exists (B, K) bool -> (B, latent), the mean over what exists."""
-        each = self.encoder(evidence.flatten(0, 1))[0].unflatten(0, evidence.shape[:2])
-        weight = mask.to(each.dtype).unsqueeze(-1)
-        return (each * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+        """evidence (B, K, W) and which of it exists (B, K) bool -> (B, latent)."""
+        return pooled(self.encoder, evidence, mask)
 
     def velocity(self, t: Tensor, x: Tensor, features: Tensor, latent: Tensor) -> Tensor:
         """t (B, 1) in [0, 1], x (B, act_dim) between a0 and a1 -> (B, act_dim)."""
