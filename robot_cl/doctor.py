@@ -92,11 +92,11 @@ def check_mujoco() -> Finding:
 def check_opengl() -> Finding:
     from sim import render
 
-    backend = render.backend()
-    if backend in ("egl", "osmesa", "glfw"):
-        return Finding("opengl", OK, f"{backend}: films are rendered")
-    fix = "apt-get install -y libegl1 libgl1-mesa-dri (or libosmesa6)"
-    return Finding("opengl", NOTE, "none: films are drawn as side-view skeletons, training is not affected", fix)
+    made = render.backend()
+    if not made.advice:
+        return Finding("opengl", OK, f"{made.name}: films are rendered")
+    found = f"none: films are drawn ({made.name}), training is not affected"
+    return Finding("opengl", NOTE, found, made.advice)
 
 
 def check_ffmpeg() -> Finding:

@@ -66,6 +66,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def run_in() -> Cli:
+    """`run_in(folder, *words)` is the command line in that folder."""
+    return command
+
+
 @pytest.fixture
 def cli(place: Path) -> Cli:
     """The command line in the working folder."""
