@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+
+from robot_cl.data.recording import Recording
+from sim.spec import Interface
 
 FORMAT = 1
 
@@ -72,3 +77,60 @@ def content_hash(rows: np.ndarray, lengths: np.ndarray) -> str:
     digest.update(np.ascontiguousarray(rows, dtype="<f4").data)
     digest.update(np.ascontiguousarray(lengths, dtype="<i8").data)
     return digest.hexdigest()
+
+
+def describe(
+    name: str,
+    data: Recording,
+    rows: np.ndarray,
+    interface: Interface,
+    task: str | None,
+    source: dict[str, Any],
+    storage: str,
+    held_out: Sequence[int],
+) -> DatasetMeta:
+    """Counts, returns, hash and statistics of `data`, whose packed form is `rows`.
+
+    Raises ValueError if `held_out` names an episode that is not there, or every one.
+    """
+    whole = data.complete if data.complete.any() else np.ones_like(data.complete)
+    returns = data.returns[whole]
+    last = data.stops - 1
+    return DatasetMeta(
+        id=name,
+        task=task,
+        steps=len(data),
+        episodes=data.episodes,
+        terminals=int(data.terminated.sum()),
+        timeouts=int(data.truncated.sum() - data.truncated[last][~data.complete].sum()),
+        cuts=int((~data.complete).sum()),
+        obs_dim=data.obs_dim,
+        act_dim=data.act_dim,
+        return_mean=float(returns.mean()),
+        return_std=float(returns.std()),
+        return_min=float(returns.min()),
+        return_max=float(returns.max()),
+        length_mean=float(data.lengths[whole].mean()),
+        storage=storage,
+        hash=content_hash(rows, data.lengths),
+        source=source,
+        interface=interface.to_dict(),
+        statistics=_statistics(data, held_out),
+        held_out=sorted(int(e) for e in held_out),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _statistics(data: Recording, held_out: Sequence[int]) -> dict[str, list[float]]:
+    """Mean and variance of the observations of the training episodes."""
+    outside = sorted({int(e) for e in held_out})
+    if outside and not 0 <= outside[0] <= outside[-1] < data.episodes:
+        raise ValueError(f"held_out names episode {outside[-1]}, there are {data.episodes}")
+    if len(outside) == data.episodes:
+        raise ValueError("held_out names every episode; at least one must be left to train on")
+    keep = np.repeat(~np.isin(np.arange(data.episodes), outside), data.lengths)
+    obs = data.obs if keep.all() else data.obs[keep]
+    return {
+        "obs_mean": obs.mean(axis=0, dtype=np.float64).tolist(),
+        "obs_var": obs.var(axis=0, dtype=np.float64).tolist(),
+    }

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from robot_cl.batch import Transitions, row_width
 from robot_cl.data.atomic import refuse_existing, remove_folder, whole_folder, write_json
-from robot_cl.data.meta import DatasetMeta, content_hash
+from robot_cl.data.meta import DatasetMeta, describe
 from robot_cl.data.minari_io import Progress, write_minari
 from robot_cl.data.naming import check_free, check_name, not_found
 from robot_cl.data.recording import Recording, split_rows
@@ -145,7 +144,7 @@ def write_dataset(
             f"the interface{f' of {task}' if task else ''} {interface.obs_dim} and {interface.act_dim}"
         )
     rows = data.rows()
-    meta = _describe(name, data, rows, interface, task, source, storage, held_out)
+    meta = describe(name, data, rows, interface, task, source, storage, held_out)
     scale = find_reference(task, meta.source) if task else None
     meta = replace(
         meta,
@@ -252,59 +251,6 @@ def _stored_name(name: str, root: Path) -> str:
     if not hint:
         check_name(name)
     raise not_found("dataset", name, stored, hint)
-
-
-def _describe(
-    name: str,
-    data: Recording,
-    rows: np.ndarray,
-    interface: Interface,
-    task: str | None,
-    source: dict[str, Any],
-    storage: str,
-    held_out: Sequence[int],
-) -> DatasetMeta:
-    whole = data.complete if data.complete.any() else np.ones_like(data.complete)
-    returns = data.returns[whole]
-    last = data.stops - 1
-    return DatasetMeta(
-        id=name,
-        task=task,
-        steps=len(data),
-        episodes=data.episodes,
-        terminals=int(data.terminated.sum()),
-        timeouts=int(data.truncated.sum() - data.truncated[last][~data.complete].sum()),
-        cuts=int((~data.complete).sum()),
-        obs_dim=data.obs_dim,
-        act_dim=data.act_dim,
-        return_mean=float(returns.mean()),
-        return_std=float(returns.std()),
-        return_min=float(returns.min()),
-        return_max=float(returns.max()),
-        length_mean=float(data.lengths[whole].mean()),
-        storage=storage,
-        hash=content_hash(rows, data.lengths),
-        source=source,
-        interface=interface.to_dict(),
-        statistics=_statistics(data, held_out),
-        held_out=sorted(int(e) for e in held_out),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def _statistics(data: Recording, held_out: Sequence[int]) -> dict[str, list[float]]:
-    """Mean and variance of the observations of the training episodes."""
-    outside = sorted({int(e) for e in held_out})
-    if outside and not 0 <= outside[0] <= outside[-1] < data.episodes:
-        raise ValueError(f"held_out names episode {outside[-1]}, there are {data.episodes}")
-    if len(outside) == data.episodes:
-        raise ValueError("held_out names every episode; at least one must be left to train on")
-    keep = np.repeat(~np.isin(np.arange(data.episodes), outside), data.lengths)
-    obs = data.obs if keep.all() else data.obs[keep]
-    return {
-        "obs_mean": obs.mean(axis=0, dtype=np.float64).tolist(),
-        "obs_var": obs.var(axis=0, dtype=np.float64).tolist(),
-    }
 
 
 def map_array(path: Path) -> np.ndarray:
