@@ -61,7 +61,7 @@ def make_page(runs: Sequence[RunFolder], title: str | None = None, lead: str = "
         "films": films(runs),
         "scores": sections.scores_section(runs),
         "curves_about": sections.curves_about(runs),
-        "curves": [chart for run in runs for chart in sections.charts(run, len(runs) > 1)],
+        "curves": [group for run in runs if (group := sections.charts(run, len(runs) > 1))],
         "data": sections.data_facts(runs),
         "config": "\n".join(sections.config_text(run, len(runs) > 1) for run in runs),
         "receipt": sections.receipt(last),

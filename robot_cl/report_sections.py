@@ -106,8 +106,8 @@ def curves_about(runs: Sequence[RunFolder]) -> str:
     return f"Lines are the mean{band}. Every value is in metrics.csv."
 
 
-def charts(run: RunFolder, named: bool) -> list[dict[str, Any]]:
-    """The return first and wide, everything else small."""
+def charts(run: RunFolder, named: bool) -> dict[str, Any] | None:
+    """The returns wide, everything else small; None for a run without curves."""
     metrics = run.metrics
     names = [n for n in RETURNS if n in metrics.names] + [n for n in metrics.names if n not in RETURNS]
     shown = []
@@ -120,9 +120,9 @@ def charts(run: RunFolder, named: bool) -> list[dict[str, Any]]:
         size = (300, 720) if wide else (230, 430)
         chart = svg.curves([curve(name, step, values)], metrics.x_label(name), "", marks, *size)
         label, note = RETURNS.get(name, (_words(name), ""))
-        label = f"{run.name}: {label}" if named else label
         shown.append({"name": label, "note": note, "svg": _markup(chart), "wide": wide})
-    return shown
+    groups = {size: [c for c in shown if c["wide"] is (size == "wide")] for size in ("wide", "small")}
+    return {"title": run.label if named else "", **groups} if shown else None
 
 
 def _marks(run: RunFolder, wide: bool, first: float, last: float) -> list[svg.Mark]:

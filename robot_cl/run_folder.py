@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,11 @@ class RunFolder:
     @property
     def name(self) -> str:
         return self.path.resolve().name
+
+    @property
+    def label(self) -> str:
+        """The name without its date."""
+        return re.sub(r"^\d{4}-\d\d-\d\d-(\d{6}-)?", "", self.name)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -45,11 +51,14 @@ class RunFolder:
         said = self.provenance.get("dataset")
         if not said:
             return None
-        try:
-            found = open_dataset(said["id"])
-        except (LookupError, ValueError, OSError):
-            return None
-        return found if found.meta.hash == said["hash"] else None
+        for name in (self.config.get("data") or "", said["id"]):
+            try:
+                found = open_dataset(str(name))
+            except (LookupError, ValueError, OSError):
+                continue
+            if found.meta.hash == said["hash"]:
+                return found
+        return None
 
     @cached_property
     def scores(self) -> list[Entry]:

@@ -38,7 +38,7 @@ def test_its_numbers_are_those_of_the_evaluations(rehearsed: tuple[Any, Path]) -
     assert ran.json["offline_mean"] == offline.mean and ran.json["online_mean"] == online.mean
     assert offline.members == online.members == 2 and offline.seeds == online.seeds
     page = (place / "demo/report.html").read_text()
-    assert f"{offline.mean:,.0f}" in page and f"{online.mean:,.0f}" in page and "behaviour in the data" in page
+    assert f"{offline.mean:,.0f}" in page and f"{online.mean:,.0f}" in page and "whole episodes" in page
     assert page.count("<video") == 3
 
 
