@@ -59,6 +59,12 @@ def _learners() -> dict[str, str]:
     return {name: first_line(learner_class(name)) for name in LEARNERS}
 
 
+def _transports() -> dict[str, str]:
+    from robot_cl.deploy.transport import TRANSPORTS
+
+    return dict.fromkeys(TRANSPORTS, "")
+
+
 def _runs() -> dict[str, str]:
     from robot_cl.paths import runs_root
 
@@ -79,6 +85,9 @@ SHELVES: dict[str, Shelf] = {
     "learners": Shelf("learner=", _learners),
     "shifts": Shelf("shift=", _shifts),
     "merges": Shelf("how=", _table("policies.merging", "MERGE")),
+    "composers": Shelf("composer=", _table("policies.composers", "COMPOSERS")),
+    "routers": Shelf("router=", _table("policies.routers", "ROUTERS")),
+    "transports": Shelf("transport=", _transports),
     "runs": Shelf("RUN", _runs),
 }
 
