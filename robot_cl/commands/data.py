@@ -91,6 +91,7 @@ class ImportOptions:
     horizon: int | None = None  # steps after which an episode ends by time, for files without timeouts
     clip: bool = False  # clip actions beyond the limits, as the simulator did, instead of refusing them
     keep_terminals: bool = False  # keep terminal steps without a next observation
+    limit: int | None = None  # terminals after exactly this many steps are timeouts; store them as such
     storage: str = "hdf5"  # Minari's storage: hdf5 or arrow
     overwrite: bool = False  # replace a dataset of this name
 

@@ -95,6 +95,14 @@ class Part:
         return record | {"noise": self.noise, "stochastic": self.stochastic}
 
 
+def random_part(task: str, share: float = 1.0) -> Part:
+    """Uniform actions on `task`. Raises LookupError for an unknown task."""
+    import sim
+
+    interface = sim.make(task, threads=1).interface
+    return Part(UniformPolicy(interface.obs_dim, interface.act_dim), share=share, stochastic=True)
+
+
 def replay_like(policies: Sequence[Policy], random_share: float = 0.1) -> list[Part]:
     """A mixture like a learner's replay buffer: uniform actions first, then better and better behaviour.
 

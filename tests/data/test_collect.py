@@ -5,7 +5,7 @@ import pytest
 
 import sim
 from robot_cl.data.behaviours import Behaviour, BehaviourCard
-from robot_cl.data.collect import REPLAY_NOISE, Part, UniformPolicy, collect, record, replay_like, shares
+from robot_cl.data.collect import REPLAY_NOISE, Part, UniformPolicy, collect, random_part, record, replay_like, shares
 from robot_cl.data.store import list_datasets
 
 
@@ -85,6 +85,11 @@ def test_a_mixture_has_its_parts_in_their_shares_and_order(tmp_path: Path) -> No
     assert [p["share"] for p in listed] == [0.25, 0.75]
     assert listed[1]["digest"] == linear(gain=0.0).digest
     assert dataset.meta.simulator["mujoco"] and dataset.meta.source["kind"] == "collect"
+
+
+def test_a_random_part_covers_all_actions_uniformly() -> None:
+    recording, _ = record("hopper", [random_part("hopper")], 2000, num_worlds=4)
+    assert recording.action.std() == pytest.approx(3**-0.5, rel=0.02)
 
 
 def test_parts_of_a_mixture_never_share_a_seed() -> None:

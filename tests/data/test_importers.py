@@ -71,6 +71,15 @@ def test_no_next_observation_is_ever_taken_from_the_next_episode(tmp_path: Path,
     assert not starts & {obs.tobytes() for obs in stored.next_obs[~stored.terminated]}
 
 
+def test_terminals_at_the_limit_become_timeouts_on_request(tmp_path: Path, clean: Recording) -> None:
+    ends = clean.terminated | clean.truncated
+    path = d4rl_file(tmp_path / "x.hdf5", clean, terminals=ends, timeouts=ends & False)
+    report = import_dataset(path, limit=60, root=tmp_path / "root")
+    assert_equal(report.dataset.recording(), clean)
+    assert report.counts.relabelled == clean.truncated.sum() > 0
+    assert any("are stored as timeouts" in sentence for sentence in report.sentences())
+
+
 def test_a_horizon_says_where_episodes_were_cut(tmp_path: Path, make_recording) -> None:
     data = make_recording(6, 20, terminate=0.0)
     path = d4rl_file(tmp_path / "x.hdf5", data, without=("next_observations", "timeouts"))

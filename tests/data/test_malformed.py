@@ -224,6 +224,7 @@ CASES: dict[str, Case] = {
     "a name of D4RL's": Case(npz(), "is a D4RL name", {"name": "d4rl/hopper/medium-v2"}),
     "an unknown storage": Case(GOOD, "storage 'parquet' is unknown; one of hdf5, arrow", {"storage": "parquet"}),
     "a horizon of zero": Case(GOOD, "horizon is a number of steps", {"horizon": 0}),
+    "a limit of zero": Case(GOOD, "limit is a number of steps", {"limit": 0}),
     "a misspelt task": Case(GOOD, "no task 'hoper'; did you mean 'hopper'", {"task": "hoper"}),
     "a task of other actions": Case(GOOD, "actions are 2 wide, task hopper has 3", {"task": "hopper"}),
 }

@@ -25,7 +25,7 @@ def timeouts_as_terminals(subject: Subject) -> Finding | None:
     return Finding(
         "timeouts_as_terminals",
         f"{at_limit} of {len(lengths)} terminals come at exactly step {longest}, the longest episode: they are "
-        f"timeouts stored as terminals; mark them truncated and import again",
+        f"timeouts stored as terminals; import again with limit={longest}",
     )
 
 

@@ -46,6 +46,8 @@ class ImportReport:
             )
         if counts.repeated:
             said.append(f"{counts.repeated} terminal steps have no next observation; theirs repeats their observation")
+        if counts.relabelled:
+            said.append(f"{counts.relabelled} terminals at the time limit are stored as timeouts")
         if counts.clipped:
             said.append(f"{counts.clipped} numbers of actions lay beyond the limits and are stored clipped as executed")
         return said + counts.notes
@@ -97,6 +99,7 @@ def import_dataset(
     horizon: int | None = None,
     clip: bool = False,
     keep_terminals: bool = False,
+    limit: int | None = None,
     storage: str = "hdf5",
     root: Path | None = None,
     overwrite: bool = False,
@@ -105,10 +108,10 @@ def import_dataset(
     """Reads a D4RL HDF5, an .npz or a Minari folder and stores it as dataset `name` (by default named after the file).
 
     `task` gives channel names and action limits; None: guessed from the file's name where the widths agree. For
-    `horizon`, `clip`, `keep_terminals` see `Rules`. Raises ValueError, LookupError or OSError in one sentence, and
-    then leaves nothing behind.
+    `horizon`, `clip`, `keep_terminals`, `limit` see `Rules`. Raises ValueError, LookupError or OSError in one sentence,
+    and then leaves nothing behind.
     """
-    path, rules, counts = Path(path).expanduser(), Rules(horizon, clip, keep_terminals), Counts()
+    path, rules, counts = Path(path).expanduser(), Rules(horizon, clip, keep_terminals, limit), Counts()
     kind = detect(path)
     root, name = root or data_root(), name or default_name(path, kind)
     new_folder(name, kind, root, overwrite)

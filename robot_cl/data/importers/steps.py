@@ -33,12 +33,13 @@ class Columns:
 @dataclass
 class Counts:
     """What the import did. `dropped` steps had no next observation, `dropped_terminals` of them ended an episode;
-    `repeated` terminal steps were kept with their own observation in place of it; `clipped` numbers of actions lay
-    beyond the limits and are stored as the simulator executes them."""
+    `repeated` terminal steps were kept with their own observation in place of it; `relabelled` terminals at the time
+    limit are stored as timeouts; `clipped` numbers of actions lay beyond the limits and are stored as executed."""
 
     dropped: int = 0
     dropped_terminals: int = 0
     repeated: int = 0
+    relabelled: int = 0
     clipped: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -47,15 +48,18 @@ class Counts:
 class Rules:
     """Choices a file cannot make. `horizon`: steps after which its episodes were cut, if it does not say.
     `clip`: actions beyond [-1, 1] are clipped although no limits are known. `keep_terminals`: a terminal step without
-    a next observation is kept and repeats its own (a value target never reads it); else it is dropped."""
+    a next observation is kept and repeats its own (a value target never reads it); else it is dropped. `limit`: a
+    terminal that comes after exactly this many steps is a timeout, and is stored as one."""
 
     horizon: int | None = None
     clip: bool = False
     keep_terminals: bool = False
+    limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.horizon is not None and self.horizon < 1:
-            raise ValueError(f"horizon is a number of steps, one or more, got {self.horizon}")
+        for name, steps in (("horizon", self.horizon), ("limit", self.limit)):
+            if steps is not None and steps < 1:
+                raise ValueError(f"{name} is a number of steps, one or more, got {steps}")
 
 
 def build(columns: Columns, interface: Interface | None, rules: Rules, counts: Counts) -> Recording:
@@ -68,6 +72,8 @@ def build(columns: Columns, interface: Interface | None, rules: Rules, counts: C
     terminated, truncated = _flag(columns.terminated, steps), _flag(columns.truncated, steps)
     lengths = _lengths(columns, terminated, truncated, rules)
     action = _actions(columns.action, interface, rules, counts)
+    if rules.limit is not None:
+        _relabel(terminated, truncated, lengths, rules.limit, counts)
     obs, reward = _float32(columns.obs), _float32(columns.reward)
     stops = np.cumsum(lengths)
     complete = terminated[stops - 1] | truncated[stops - 1] | (columns.lengths is not None)
@@ -88,6 +94,16 @@ def build(columns: Columns, interface: Interface | None, rules: Rules, counts: C
         lengths=left[left > 0],
         complete=complete[left > 0],
     )
+
+
+def _relabel(
+    terminated: np.ndarray, truncated: np.ndarray, lengths: np.ndarray, limit: int, counts: Counts
+) -> None:
+    """Terminals at the time limit become timeouts, in place."""
+    last = np.cumsum(lengths)[lengths == limit] - 1
+    timeouts = last[terminated[last]]
+    terminated[timeouts], truncated[timeouts] = False, True
+    counts.relabelled += len(timeouts)
 
 
 def _float32(value: np.ndarray) -> np.ndarray:
