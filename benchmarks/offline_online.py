@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from common import ROOT, Claim, arguments, report, table
 
+from policies.critics import CriticConfig
 from robot_cl import stats
 from robot_cl.data.behaviours import list_behaviours, load_behaviour
 from robot_cl.data.collect import Part, collect
@@ -32,8 +33,17 @@ from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.evaluate import evaluate
 from robot_cl.learners.base import LearnerConfig
 from robot_cl.learners.bc import BCConfig
+from robot_cl.learners.cal_ql import CalQLConfig
 from robot_cl.learners.iql import IQLConfig
+from robot_cl.learners.lcb import LCBConfig
+from robot_cl.learners.moorl import MOORLConfig, Tasks
+from robot_cl.learners.percent_bc import PercentBCConfig
+from robot_cl.learners.ppo import PPOConfig
+from robot_cl.learners.rebrac import ReBRACConfig
+from robot_cl.learners.rlpd import RLPDConfig
+from robot_cl.learners.sac import SACConfig
 from robot_cl.learners.uni_o4 import UniO4Config
+from robot_cl.learners.wsrl import WSRLConfig
 from robot_cl.run_config import TrainConfig
 from robot_cl.train import resume, train
 
@@ -42,6 +52,7 @@ KEPT = ROOT / "runs" / "benchmarks" / "offline_online"
 SEEDS = 3
 EPISODES = 20  # per seed, of the last policy
 ONLINE = 100_000  # environment steps per seed
+UPDATES = 0.25  # per environment step, of every off-policy learner: what two cores can do; published ratios are 1 to 20
 EARLY = 20_000  # steps within which the dip is looked for
 
 
@@ -76,10 +87,36 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+def _soft(cls: type[SACConfig], **options: Any) -> Callable[[], LearnerConfig]:
+    """A learner of soft actor-critic's family at the update ratio that all of them get here."""
+    return lambda: cls(updates=UPDATES, **options)
+
+
+def _ppo_from_bc() -> PPOConfig:
+    """Uni-O4's online part without what its offline phases give: its values are its own, learned from the start."""
+    like = UniO4Config()
+    shared = {name: getattr(like, name) for name in ("horizon", "minibatch", "epochs", "clip", "entropy", "lr")}
+    return PPOConfig(critic=CriticConfig(), critic_lr=like.critic_lr, value_warmup=5, **shared)
+
+
+OFFLINE = 50_000
 METHODS = {
     "bc": Method(BCConfig, 20_000),
-    "iql": Method(IQLConfig, 50_000),
+    "10 % bc": Method(PercentBCConfig, 20_000),
+    "iql": Method(IQLConfig, OFFLINE),
+    "rebrac": Method(ReBRACConfig, OFFLINE),
+    "lcb": Method(LCBConfig, OFFLINE),
     "uni_o4": Method(UniO4Config, UniO4Config().offline_steps),
+    "cal_ql": Method(CalQLConfig, 20_000),
+    "uni_o4 online": Method(UniO4Config, online=True, start="uni_o4", options={"num_worlds": 8}),
+    "ppo from bc": Method(_ppo_from_bc, online=True, start="bc", uses_data=False, options={"num_worlds": 8}),
+    "sac": Method(_soft(SACConfig), online=True, uses_data=False),
+    "rlpd": Method(_soft(RLPDConfig, critics=5), online=True),
+    "moorl": Method(_soft(MOORLConfig), online=True),
+    "sac + lookahead": Method(_soft(MOORLConfig, tasks=Tasks.joined), online=True),
+    "rlpd, two critics": Method(_soft(RLPDConfig, critics=2, critic=CriticConfig()), online=True),
+    "cal_ql online": Method(_soft(CalQLConfig), online=True, start="cal_ql"),
+    "wsrl": Method(_soft(WSRLConfig), 20_000, online=True),
 }
 
 
@@ -92,6 +129,11 @@ def dataset(name: str, steps: int | None = None) -> StoredDataset:
     parts = [_part(stem, noise) for stem, noise in mixture.parts]
     print(f"collecting {stored}", flush=True)
     return collect(mixture.task, parts, steps or mixture.steps, stored, seed=7, root=root)
+
+
+def slug(method: str) -> str:
+    """A method's name as a file's."""
+    return "".join(c if c.isalnum() else "_" for c in method).strip("_")
 
 
 def _part(stem: str, noise: float | None) -> Part:
@@ -118,9 +160,12 @@ class Plan:
     episodes: int = EPISODES
 
 
+QUICK = Plan(KEPT / "quick", seeds=2, steps=20_000, scale=0.02, online=4096, episodes=4)
+
+
 def measure(plan: Plan, data_name: str, method_name: str) -> dict[str, Any]:
     """One cell: from its JSON, or trained, evaluated and written."""
-    path = plan.kept / data_name / f"{method_name}.json"
+    path = plan.kept / data_name / f"{slug(method_name)}.json"
     if path.exists():
         return json.loads(path.read_text())
     method, data = METHODS[method_name], dataset(data_name, plan.steps)
@@ -148,7 +193,7 @@ def measure(plan: Plan, data_name: str, method_name: str) -> dict[str, Any]:
 def _run(plan: Plan, data: StoredDataset, data_name: str, method_name: str, method: Method) -> Path:
     """The run folder of a cell, trained to its end; one that was interrupted is resumed."""
     out = plan.kept / "runs" / data_name
-    begun = sorted(out.glob(f"*-{method_name}"))
+    begun = sorted(out.glob(f"*-{slug(method_name)}"))
     if begun:
         return resume(begun[-1], _progress)
     start = measure(plan, data_name, method.start)["run"] if method.start else None
@@ -165,7 +210,7 @@ def _run(plan: Plan, data: StoredDataset, data_name: str, method_name: str, meth
         eval_episodes=5,
         checkpoint_every=10_000,
         out=str(out),
-        name=method_name,
+        name=slug(method_name),
         tensorboard=False,
         **method.options,
     )
@@ -224,7 +269,7 @@ def kept(plan: Plan) -> dict[str, dict[str, dict[str, Any]]]:
     """Dataset -> method -> record, of everything measured so far."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name in DATASETS:
-        paths = {m: plan.kept / name / f"{m}.json" for m in METHODS}
+        paths = {m: plan.kept / name / f"{slug(m)}.json" for m in METHODS}
         found[name] = {m: json.loads(p.read_text()) for m, p in paths.items() if p.exists()}
     return found
 
@@ -264,6 +309,15 @@ def claims(records: dict[str, dict[str, dict[str, Any]]]) -> list[Claim]:
         if {"bc", "uni_o4"} <= set(cells):
             least = 5.0 if name.startswith("halfcheetah") else -2.0
             found.append(Claim(f"{name}: Uni-O4 offline over BC, points", mean["uni_o4"] - mean["bc"], least))
+        if "uni_o4 online" in cells:
+            record = cells["uni_o4 online"]
+            start = float(np.mean(record["start"]))
+            depth = 100.0 * float(np.median(np.array(record["dip"]) / np.array(record["start"])))
+            found.append(Claim(f"{name}: Uni-O4 online, deepest dip in % of its start (median)", depth, 15.0, False))
+            found.append(Claim(f"{name}: Uni-O4 online, last over start, points", mean["uni_o4 online"] - start, 10.0))
+        if {"moorl", "sac + lookahead"} <= set(cells):
+            gain = float(np.mean(cells["moorl"]["area"]) - np.mean(cells["sac + lookahead"]["area"]))
+            found.append(Claim(f"{name}: MOORL over SAC + Lookahead, mean over the run, points", gain, 0.0))
     return found
 
 
@@ -278,7 +332,7 @@ def main() -> None:
     torch.set_num_threads(1)
     plan = Plan(KEPT)
     if args.quick:
-        plan = Plan(KEPT / "quick", seeds=2, steps=20_000, scale=0.02, online=4096, episodes=4)
+        plan = QUICK
     cells = [(d, m) for d in DATASETS for m in METHODS]
     if args.quick:
         cells = [(d, m) for d, m in cells if d == "halfcheetah-ppo"]

@@ -51,7 +51,7 @@ def _actor(hidden: tuple[int, ...] = (256, 256)) -> ActorConfig:
 # Field -> (cpu, reference); a field that is given wins. Lei et al. 2024, appendix.
 PROFILES: Mapping[str, tuple[Any, Any]] = {
     "critic_steps": (50_000, 2_000_000),
-    "behaviour_steps": (20_000, 400_000),
+    "behaviour_steps": (10_000, 400_000),
     "improve_steps": (3_000, 10_000),
     "offline_lr": (3e-4, 1e-4),
 }
@@ -75,8 +75,8 @@ class UniO4Config(PPOConfig):
     offline_lr: float | None = None  # Adam's learning rate of Q, V and cloning
     improve_lr: float = 1e-4  # of the offline policy gradient, falling linearly to 0
     improve_clip: float = 0.25  # of the probability ratio, offline
-    dynamics: EnsembleConfig = field(default_factory=lambda: EnsembleConfig(5, 3, (200, 200, 200)))  # of the gate
-    fit: FitConfig = field(default_factory=lambda: FitConfig(holdout=0.2, max_holdout=1000, max_steps=12_000))
+    dynamics: EnsembleConfig = field(default_factory=lambda: EnsembleConfig(4, 3, (200, 200, 200)))  # of the gate
+    fit: FitConfig = field(default_factory=lambda: FitConfig(holdout=0.2, max_holdout=1000, max_steps=8_000))
     gate: GateConfig = field(default_factory=GateConfig)  # of the acceptance test
     horizon: int = 256  # control steps per world and rollout
     minibatch: int = 128  # transitions per gradient step and seed

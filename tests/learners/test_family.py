@@ -76,7 +76,7 @@ def data(transitions) -> Transitions:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stacked_training_is_separate_training(name, data):
-    steps = 20 if name == "uni_o4" else 60
+    steps = 20 if name == "uni_o4" else 40
     stack = build(name, seeds=2, seed=7)
     theirs = begin(stack, data)(steps)
     for p in range(2):
