@@ -14,7 +14,15 @@ ENV_IDS: dict[str, str] = {
     "WalkerWalk-v0": "walker-walk",
     "WalkerRun-v0": "walker-run",
     "CheetahRun-v0": "cheetah-run",
+    "VehicleWaypoint-v0": "vehicle-waypoint",
+    "QuadrotorHover-v0": "quadrotor-hover",
+    "QuadrotorWaypoint-v0": "quadrotor-waypoint",
+    "ArmReach-v0": "arm-reach",
+    "ArmPush-v0": "arm-push",
 }
+# Control steps; the ported tasks have 1000.
+TIME_LIMITS: dict[str, int] = {"vehicle-waypoint": 100}
+TIME_LIMITS |= dict.fromkeys(("quadrotor-hover", "quadrotor-waypoint", "arm-reach", "arm-push"), 200)
 
 
 def register_envs() -> None:
@@ -29,6 +37,6 @@ def register_envs() -> None:
                 id=prefix + name,
                 entry_point="sim.env:make_env",
                 vector_entry_point="sim.env:make_vector_env",
-                max_episode_steps=1000,
+                max_episode_steps=TIME_LIMITS.get(task, 1000),
                 kwargs={"task": task},
             )

@@ -1,11 +1,11 @@
-"""Every ported task by name, and the names users know them by."""
+"""Every task by name, ported ones and our own, and the names users know them by."""
 
 from __future__ import annotations
 
 import difflib
 
 from sim.task import Task
-from sim.tasks import ant, dm_cheetah, dm_walker, halfcheetah, hopper, walker2d
+from sim.tasks import ant, arm, dm_cheetah, dm_walker, halfcheetah, hopper, quadrotor, vehicle, walker2d
 
 TASKS: dict[str, Task] = {
     "hopper": hopper.TASK,
@@ -16,6 +16,11 @@ TASKS: dict[str, Task] = {
     "walker-walk": dm_walker.WALK,
     "walker-run": dm_walker.RUN,
     "cheetah-run": dm_cheetah.TASK,
+    "vehicle-waypoint": vehicle.TASK,
+    "quadrotor-hover": quadrotor.HOVER,
+    "quadrotor-waypoint": quadrotor.WAYPOINT,
+    "arm-reach": arm.REACH,
+    "arm-push": arm.PUSH,
 }
 ALIASES: dict[str, str] = {task.original: name for name, task in TASKS.items()}
 

@@ -1,0 +1,1 @@
+"""Robots of our own: models in assets/, maps, regimes of change and missions."""
