@@ -82,13 +82,12 @@ class Disturbance:
         self._past, self._age = state["shift.past"].copy(), state["shift.age"].copy()
         for r, packed in zip(self._rngs, state["shift.rng"], strict=True):
             rng.unpack(r, packed)
-        # The shifts in force are those of the last step taken; those of the next one come at its beginning.
-        self._enforce(range(len(self.plans)), lag=1)
+        self._enforce(range(len(self.plans)))
 
-    def _enforce(self, worlds: Sequence[int], lag: int = 0) -> list[int]:
+    def _enforce(self, worlds: Sequence[int]) -> list[int]:
         changed = []
         for i in worlds:
-            step = max(int(self._age[i]) - lag, 0)
+            step = int(self._age[i])
             shift = combined(schedule.at(step) for schedule in self.plans[i])
             self._due[i] = min((s.next_change(step) for s in self.plans[i]), default=np.inf)
             if shift.physics_key() != self._now[i].physics_key():

@@ -55,7 +55,7 @@ class World:
         self.guard = guard or StateGuard()
         self._names = [c.name for c in self.interface.obs]
         self._stepper: Stepper = STEPPERS[task.stepping](task)
-        self._pool = Pool(min(num_worlds, threads or len(os.sched_getaffinity(0))))
+        self._pool = Pool(min(num_worlds, available_cores() if threads is None else threads))
         self.disturbance = (
             None if shift is None else Disturbance(plans(shift, num_worlds), self.model, self.interface.act_dim)
         )
@@ -244,6 +244,11 @@ class World:
         fresh = self.task.observe({name: value[over] for name, value in fields.items()})
         obs[over] = self._sensed(fresh, over.tolist())
         return obs
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make(

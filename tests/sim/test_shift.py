@@ -159,6 +159,13 @@ def test_noise_is_on_the_observation_not_on_the_state() -> None:
     assert np.std(errors) == pytest.approx(0.1, rel=0.1) and abs(np.mean(errors)) < 0.02
 
 
+def test_each_world_has_its_own_noise_from_its_own_seed() -> None:
+    both, second = (sim.make("halfcheetah", n, shift="noise1") for n in (2, 1))
+    obs = both.reset(seed=3)
+    assert np.abs(obs[0] - obs[1]).mean() > 0.5
+    np.testing.assert_array_equal(second.reset(seed=4)[0], obs[1])
+
+
 def test_no_shift_changes_nothing() -> None:
     plain, shifted = sim.make("ant", 2), sim.make("ant", 2, shift=[None, "none"])
     for _ in range(5):

@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import io
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -148,7 +149,7 @@ def test_action_repeat_adds_the_rewards_of_single_steps() -> None:
 
 def test_action_repeat_stops_where_the_episode_ends() -> None:
     single, double = sim.make("hopper", 6, seed=3), sim.make("hopper", 6, seed=3, action_repeat=3)
-    done, total = np.zeros(6, dtype=bool), np.zeros(6)
+    done, total, length = np.zeros(6, dtype=bool), np.zeros(6), np.zeros(6, dtype=int)
     rng = np.random.default_rng(1)
     while not done.all():
         action = rng.uniform(-1, 1, (6, 3))
@@ -156,12 +157,15 @@ def test_action_repeat_stops_where_the_episode_ends() -> None:
         for _ in range(3):
             _, reward, terminated, truncated, _ = single.step(action)
             expected += np.where(done, 0.0, reward)
+            length += ~done
             done |= terminated | truncated
         total += expected
         _, reward, terminated, truncated, info = double.step(action)
         over = terminated | truncated
         np.testing.assert_allclose(info["episode_return"][over & done], total[over & done], rtol=1e-12)
+        np.testing.assert_array_equal(info["episode_length"][over & done], length[over & done])
         if (over & done).any():
+            assert (length[over & done] % 3 != 0).any(), "an end in the middle of a repeat is what this is about"
             return  # after its end a single world has already begun the next episode: compare no further
     pytest.fail("no end was compared")
 
@@ -178,7 +182,7 @@ def test_actions_beyond_one_are_clipped() -> None:
     [
         (lambda: sim.make("halfchetah"), "did you mean 'halfcheetah'"),
         (lambda: sim.make("hopper", 0), "num_worlds must be at least 1"),
-        (lambda: sim.make("hopper", threads=-1), "threads must be at least 1"),
+        (lambda: sim.make("hopper", threads=0), "threads must be at least 1"),
         (lambda: sim.make("hopper", 2).step(np.zeros((2, 4))), r"shape \(2, 4\), hopper needs \(2, 3\)"),
         (lambda: sim.make("hopper", 2).step(np.full((2, 3), np.nan)), "'thigh_joint.effort' of world 0 is nan"),
         (lambda: sim.make("hopper", 2).set_state(np.zeros((2, 5)), np.zeros((2, 6))), r"qpos has shape \(2, 5\)"),
@@ -221,12 +225,13 @@ def test_a_forked_child_steps_like_its_parent() -> None:
     world.restore(saved)
     read, write = os.pipe()
     if os.fork() == 0:
+        signal.alarm(30)  # a child that waits for threads it does not have fails instead of hanging
         os.write(write, world.step(action)[0].tobytes())
         os._exit(0)
+    os.close(write)
     assert os.read(read, expected.nbytes) == expected.tobytes()
     os.wait()
     os.close(read)
-    os.close(write)
 
 
 def test_threads_end_with_their_world() -> None:
