@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 
 class FlatAdam:
-    """Adam (Kingma & Ba 2015) whose parameters are views of one buffer: a step is one fused kernel.
+    """Adam (Kingma & Ba 2015) for stacked networks; `step` also clears the gradients.
 
-    Remembers the moments and the step count. Parameters have leading axis P or a multiple of it (twins), and keep
-    their gradient tensors for life: `step` zeroes them, nothing else may replace them. Move modules to their device
-    before building it. `clip` bounds each member's gradient norm on its own, as a lone member's would be.
+    Remembers the moments (`state`: step (), exp_avg and exp_avg_sq (n,)); `lr` and `clip` may be changed between steps.
+    Parameters have leading axis P or a multiple of it (twins) and become views of one buffer: move modules to their
+    device before building it. `clip` bounds each member's gradient norm on its own, as a lone member's would be. With
+    `clip` given, gradients live in one buffer too, where clipping and stepping are one call each; without, they stay
+    where autograd made them, which saves wide networks a copy. A parameter without a gradient is left as it is.
     """
 
     def __init__(
@@ -34,46 +36,59 @@ class FlatAdam:
             raise ValueError("there is nothing to train: no parameter requires a gradient")
         self.population, self.clip, self.lr, self.betas, self.eps = population, clip, lr, betas, eps
         self.flat = torch.cat([p.detach().reshape(-1) for p in self.parameters])
-        grad = torch.zeros_like(self.flat)
-        start = 0
-        for p in self.parameters:
-            piece = slice(start, start + p.numel())
-            p.data = self.flat[piece].view(p.shape)
-            p.grad = grad[piece].view(p.shape)
-            start += p.numel()
-        self._grads = [p.grad for p in self.parameters]
-        self._by_member = [g.view(population, -1) for g in self._grads if g is not None]
-        self.grad = grad
-        self.state = {
-            "step": torch.zeros((), device=grad.device),
-            "exp_avg": torch.zeros_like(grad),
-            "exp_avg_sq": torch.zeros_like(grad),
-        }
+        zeros = torch.zeros_like(self.flat)
+        self.state = {"step": zeros.new_zeros(()), "exp_avg": zeros.clone(), "exp_avg_sq": zeros.clone()}
+        self._first, self._second = (self._views(self.state[name]) for name in ("exp_avg", "exp_avg_sq"))
+        for p, view in zip(self.parameters, self._views(self.flat), strict=True):
+            p.data = view
+        self._grad = zeros if clip is not None else None
+        self._held = self._views(zeros) if clip is not None else []
+        for p, view in zip(self.parameters, self._held, strict=False):
+            p.grad = view
 
     @torch.no_grad()
     def step(self) -> None:
-        """Clip, step with learning rate `lr`, and zero the gradients."""
-        if any(p.grad is not g for p, g in zip(self.parameters, self._grads, strict=True)):
-            raise RuntimeError("gradients were replaced (zero_grad or a move to another device); FlatAdam owns them")
-        if self.clip is not None:
-            self._clip(self.clip)
+        """Clip, step with learning rate `lr`, and clear the gradients."""
         self.state["step"] += 1.0
+        if self._grad is not None:
+            if any(p.grad is not view for p, view in zip(self.parameters, self._held, strict=True)):
+                raise RuntimeError("gradients were replaced (by zero_grad or a move to a device); FlatAdam owns them")
+            self._clip(self._held, self._grad)
+            self._adam([self.flat], [self._grad], [self.state["exp_avg"]], [self.state["exp_avg_sq"]])
+            self._grad.zero_()
+            return
+        rows = zip(self.parameters, self._first, self._second, strict=True)
+        live = [(p, g, first, second) for p, first, second in rows if (g := p.grad) is not None]
+        values, grads, first, second = (list(column) for column in zip(*live, strict=True))
+        self._clip(grads, None)
+        self._adam(values, grads, first, second)
+        for p in self.parameters:
+            p.grad = None
+
+    def _adam(self, values: list[Tensor], grads: list[Tensor], first: list[Tensor], second: list[Tensor]) -> None:
         torch._fused_adam_(
-            [self.flat], [self.grad], [self.state["exp_avg"]], [self.state["exp_avg_sq"]], [], [self.state["step"]],
+            values, grads, first, second, [], [self.state["step"]] * len(values),
             lr=self.lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=0.0, eps=self.eps,
             amsgrad=False, maximize=False,
         )  # fmt: skip
-        self.grad.zero_()
 
-    def _clip(self, bound: float) -> None:
-        """Scale each member's gradient to norm ≤ bound, as torch.nn.utils.clip_grad_norm_ does for a lone one."""
-        if self.population == 1:
-            self.grad.mul_((bound / (self.grad.norm() + 1e-6)).clamp_(max=1.0))
+    def _clip(self, grads: list[Tensor], whole: Tensor | None) -> None:
+        """Scale each member's gradient to norm ≤ clip, as torch.nn.utils.clip_grad_norm_ does for a lone one."""
+        if self.clip is None:
             return
-        squares = torch.stack([g.square().sum(1) for g in self._by_member]).sum(0)  # (P,)
-        scale = (bound / (squares.sqrt() + 1e-6)).clamp_(max=1.0).unsqueeze(1)
-        for g in self._by_member:
+        if self.population == 1 and whole is not None:
+            whole.mul_((self.clip / (whole.norm() + 1e-6)).clamp_(max=1.0))
+            return
+        rows = [g.view(self.population, -1) for g in grads]
+        squares = torch.stack([g.square().sum(1) for g in rows]).sum(0)  # (P,)
+        scale = (self.clip / (squares.sqrt() + 1e-6)).clamp_(max=1.0).unsqueeze(1)
+        for g in rows:
             g.mul_(scale)
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """Pieces of a buffer in the shapes of the parameters."""
+        pieces = flat.split([p.numel() for p in self.parameters])
+        return [piece.view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """step (), exp_avg and exp_avg_sq (n,)."""

@@ -27,11 +27,13 @@ def test_steps_are_those_of_torch_adam():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("stacked", [True, False])
-def test_clipping_is_that_of_each_member_alone(stacked):
+def test_clipping_is_that_of_each_member_alone(stacked, late):
     ours = StackedMLP(4, (8,), 2, generators(0, 3)) if stacked else StackedMLP(4, (8,), 2, generators(1, 1))
     members = slice(None) if stacked else slice(1, 2)
-    flat = FlatAdam(ours.parameters(), 3 if stacked else 1, 1e-2, clip=0.5)
+    flat = FlatAdam(ours.parameters(), 3 if stacked else 1, 1e-2, None if late else 0.5)
+    flat.clip = 0.5
     references = [StackedMLP(4, (8,), 2, generators(p, 1)) for p in range(3)]
     optimisers = [torch.optim.Adam(r.parameters(), 1e-2) for r in references]
     for step in range(20):
@@ -45,6 +47,16 @@ def test_clipping_is_that_of_each_member_alone(stacked):
     for p in range(3) if stacked else [1]:
         for a, b in zip(ours.parameters(), references[p].parameters(), strict=True):
             torch.testing.assert_close(a[p if stacked else 0], b[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_parameter_without_a_gradient_is_left_alone():
+    net = StackedMLP(4, (8,), 2, generators(0, 1))
+    flat = FlatAdam(net.parameters(), 1, 1e-2)
+    before = [p.detach().clone() for p in net.parameters()]
+    net.layers[1](torch.ones(3, 8)).sum().backward()
+    flat.step()
+    moved = [not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True)]
+    assert moved == [False, False, True, True] and all(p.grad is None for p in net.parameters())
 
 
 def test_moments_return_from_their_state():
@@ -64,7 +76,7 @@ def test_moments_return_from_their_state():
 
 def test_mistakes_are_named():
     net = StackedMLP(4, (8,), 2, generators(0, 1))
-    flat = FlatAdam(net.parameters(), 1, 1e-2)
+    flat = FlatAdam(net.parameters(), 1, 1e-2, clip=1.0)
     with pytest.raises(ValueError, match="exp_avg is \\(3,\\)"):
         flat.load_state_dict({"step": torch.zeros(()), "exp_avg": torch.zeros(3)})
     net.zero_grad(set_to_none=True)

@@ -40,6 +40,37 @@ def test_gradients_of_one_member_do_not_reach_another():
         assert parameter.grad[1].abs().sum() > 0
 
 
+SHAPES = [(1, (7, 5)), (1, (1, 7, 5)), (3, (7, 5)), (3, (3, 7, 5)), (1, (2, 7, 5))]
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize(("population", "shape"), SHAPES)
+def test_the_training_pass_equals_the_layers_one_by_one(activation, population, shape):
+    """Values, gradients of weights and of the input, against torch's own derivatives."""
+    net = StackedMLP(5, (8, 6), 2, generators(1, population), activation)
+    x = torch.randn(shape, requires_grad=True)
+    fused = net(x)
+    h = x
+    for i, layer in enumerate(net.layers):
+        h = layer(h)
+        if i < 2:
+            h = torch.relu(h) if activation == "relu" else torch.tanh(h)
+    torch.testing.assert_close(fused, h)
+    weight = torch.randn_like(h)
+    wanted = torch.autograd.grad((h * weight).sum(), [x, *net.parameters()])
+    got = torch.autograd.grad((fused * weight).sum(), [x, *net.parameters()])
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), fused)
+
+
+def test_a_frozen_network_passes_gradients_to_its_input_only():
+    net, x = StackedMLP(5, (8,), 1, generators(0, 2)).requires_grad_(False), torch.randn(2, 4, 5, requires_grad=True)
+    net(x).sum().backward()
+    assert x.grad.abs().sum() > 0 and all(p.grad is None for p in net.parameters())
+
+
 def test_layer_norm_is_torchs_with_gain_and_bias_per_member():
     norm, x = StackedLayerNorm(6, 2), torch.randn(2, 5, 6)
     with torch.no_grad():
