@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import logging
 import shutil
-import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policies.actor import ActorPolicy
-from policies.composed import ComposedActor
-from policies.composers.composer import Composer, CompositionShape
-from policies.composers.fixed import Fixed
 from policies.normalizer import Normalizer
 from robot_cl.deploy.bundle import BUNDLE_FILES, PolicyBundle
 from robot_cl.deploy.contract import CONTRACT_FILE, MODEL_FILE, Contract, SkillEntry, terms_from_interface
+from robot_cl.export_graphs import graph_of
+from robot_cl.provenance import commit_and_dirty
 from sim.spec import Interface
 
 PARITY = 1e-5
@@ -36,14 +32,15 @@ OPSET = 20
 class ExportOptions:
     """What the contract says besides the interface.
 
-    `gains` maps an action name to any of velocity, effort, kp, kd; `licence` is an SPDX name; `kind` names the policy's
-    family; `rows` is how many random observations the parity check compares (at least 16).
+    `gains` maps an action name to any of velocity, effort, kp, kd; `licence` is an SPDX name; `kind` is the policy's
+    family (empty: found out), `task` the world it was trained in; the parity check compares `rows` observations.
     """
 
-    kind: str = "gaussian"
+    kind: str = ""
     gains: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     licence: str = "unknown"
     source: str = ""
+    task: str = ""
     rows: int = 256
 
     def __post_init__(self) -> None:
@@ -62,97 +59,45 @@ class ExportReport:
     skills: tuple[str, ...]
 
 
-def export_policy(
-    policy: ActorPolicy | ComposedActor,
+def export(
+    path: Path | str,
     folder: Path | str,
-    interface: Interface | None = None,
+    member: int | None = None,
+    task: str | None = None,
     options: ExportOptions | None = None,
 ) -> ExportReport:
-    """Write the bundle of a policy that carries its interface (or is given one): an actor or a composition.
+    """Write the bundle of a run, a checkpoint, an SB3 zip or a behaviour. `task` names the world whose interface to use
+    where the policy does not know its own. Raises ValueError, LookupError, OSError."""
+    from robot_cl.checkpoint import load_policy
+
+    policy: Any = load_policy(path, member)
+    task = task or getattr(policy, "task", None) or getattr(getattr(policy, "card", None), "task", None)
+    options = replace(options or ExportOptions(), source=str(path), task=task or "")
+    interface = getattr(policy, "interface", None)
+    if interface is None and task:
+        import sim
+
+        interface = sim.make(task, threads=1).interface
+    return export_policy(policy, folder, interface, options)
+
+
+def export_policy(
+    policy: Any, folder: Path | str, interface: Interface | None = None, options: ExportOptions | None = None
+) -> ExportReport:
+    """Write the bundle of a policy that carries its interface or is given one: an actor, a composition, a behaviour.
 
     Where a composition's coefficients are constants, they become an input of the graph, so that the robot can weigh its
     skills anew without a merge; a learned composer goes into the graph as it is. Raises ValueError, OSError.
     """
-    interface = interface or policy.interface
+    interface = interface or getattr(policy, "interface", None)
     if interface is None:
-        raise ValueError("this policy does not know its interface; load it from a run or a checkpoint folder")
+        raise ValueError("this policy does not know its interface; load it from a run, or name its task")
     if policy.obs_dim != interface.obs_dim or policy.act_dim != interface.act_dim:
         has, wants = (policy.obs_dim, policy.act_dim), (interface.obs_dim, interface.act_dim)
         raise ValueError(f"the policy maps {has[0]} numbers to {has[1]}, its interface {wants[0]} to {wants[1]}")
-    if isinstance(policy, ComposedActor):
-        weights = constant_weights(policy)
-        if weights is not None:
-            return export_module(WeighedGraph(policy), interface, folder, skill_entries(policy, weights), options)
-        return export_module(ModeGraph(policy), interface, folder, (), options)
-    return export_module(ModeGraph(policy.actor), interface, folder, (), options)
-
-
-class ModeGraph(nn.Module):
-    """The deterministic action (B, act_dim) of an actor with a population axis of one."""
-
-    def __init__(self, actor: nn.Module):
-        super().__init__()
-        self.actor = actor
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return cast(Any, self.actor).mode(obs)[0]
-
-
-class WeighedGraph(nn.Module):
-    """A composition whose coefficients are an argument: obs (B, obs_dim), skills (K,) -> action (B, act_dim)."""
-
-    def __init__(self, composed: ComposedActor):
-        super().__init__()
-        self.given = GivenWeights(composed.composer.shape)
-        # Shares every weight with the original, which is left as it is.
-        shared = {id(t): t for t in [*composed.parameters(), *composed.buffers()]}
-        self.composed = copy.deepcopy(composed, shared)
-        self.composed.composer = self.given
-
-    def forward(self, obs: Tensor, skills: Tensor) -> Tensor:
-        with self.given.set_to(skills):
-            return self.composed.mode(obs)[0]
-
-
-class GivenWeights(Composer):
-    """Answers the weights of the call in progress."""
-
-    def __init__(self, shape: CompositionShape):
-        super().__init__(shape)
-        self.holder: list[Tensor] = []
-
-    @contextlib.contextmanager
-    def set_to(self, weights: Tensor) -> Iterator[None]:
-        self.holder.append(weights.unsqueeze(0))
-        try:
-            yield
-        finally:
-            self.holder.pop()
-
-    def forward(self, obs: Tensor, task: Tensor | None = None) -> Tensor:
-        return self.holder[-1]
-
-
-def constant_weights(composed: ComposedActor) -> np.ndarray | None:
-    """The coefficients (K,) of a composition that has one constant per skill, else None."""
-    composer = composed.composer
-    if isinstance(composer, Fixed) and composer.weights.dim() == 1:
-        return composer.weights.detach().cpu().numpy()
-    return None
-
-
-def skill_entries(composed: ComposedActor, weights: np.ndarray) -> tuple[SkillEntry, ...]:
-    """What the contract says of each skill; its weight may later be set between 0 and 1 (and its start)."""
-    entries = []
-    for k, (name, rank) in enumerate(zip(composed.mixture.names, composed.mixture.ranks, strict=True)):
-        digest = hashlib.sha256()
-        for layer in composed.mixture.mixed:
-            rows = layer.skill_of == k
-            for factor in (layer.down, layer.up):
-                digest.update(factor[rows].detach().cpu().contiguous().numpy().tobytes())
-        weight = float(weights[k])
-        entries.append(SkillEntry(name, rank, digest.hexdigest(), weight, min(0.0, weight), max(1.0, weight)))
-    return tuple(entries)
+    graph, skills, kind = graph_of(policy)
+    options = options or ExportOptions()
+    return export_module(graph, interface, folder, skills, replace(options, kind=options.kind or kind))
 
 
 def export_module(
@@ -180,7 +125,7 @@ def export_module(
         return Contract(
             hashlib.sha256(model).hexdigest(), len(model), options.kind, interface.control_dt, interface.digest,
             observation, action, tuple(skills), parity, simulator_fingerprint(), options.licence, commit(),
-            options.source,
+            options.source, options.task,
         )  # fmt: skip
 
     draft = PolicyBundle(contract(0.0), model)
@@ -243,17 +188,9 @@ def simulator_fingerprint() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Short commit of the checkout this package lies in, with + if changed; "unknown" outside of one."""
-    try:
-        here = Path(__file__).parent
-
-        def git(*args: str) -> str:
-            done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=False, timeout=20)
-            return done.stdout.strip()
-
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "") or "unknown"
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
+    """Commit of the checkout this package lies in, with + if changed; "unknown" outside of one."""
+    name, dirty = commit_and_dirty()
+    return name[:12] + ("+" if dirty else "")
 
 
 def _trial_weights(skills: Sequence[SkillEntry], trial: int, rng: np.random.Generator) -> np.ndarray:

@@ -88,7 +88,7 @@ class PolicyBundle:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Not set_denormal_as_zero: with one thread it would change the caller's floating-point mode for good.
         options.log_severity_level = 3
-        self.contract = contract
+        self.contract, self.obs_dim, self.act_dim = contract, contract.obs_dim, contract.act_dim
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as problem:  # the runtime raises its own family of types; all mean: not a usable model
@@ -101,14 +101,6 @@ class PolicyBundle:
     def load(cls, folder: Path | str) -> PolicyBundle:
         """Raises OSError or ValueError with one sentence if the folder is not a whole, unchanged, data-only bundle."""
         return cls(*read_bundle(folder))
-
-    @property
-    def obs_dim(self) -> int:
-        return self.contract.obs_dim
-
-    @property
-    def act_dim(self) -> int:
-        return self.contract.act_dim
 
     @property
     def interface(self) -> Interface:

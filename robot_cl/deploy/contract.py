@@ -97,6 +97,7 @@ class Contract:
     licence: str = "unknown"
     commit: str = "unknown"
     source: str = ""
+    task: str = ""
 
     def __post_init__(self) -> None:
         if self.interface.digest != self.interface_digest:

@@ -50,9 +50,12 @@ class RunnerConfig:
 
 
 class Guard(Protocol):
-    """Says whether what it sees is so unlike its calibration that the policy should not drive. `reset` per episode."""
+    """Says whether what it sees is so unlike its calibration that the policy should not drive. `reset` per episode.
 
-    def alarm(self, obs: np.ndarray, action: np.ndarray) -> bool: ...
+    obs (1, obs_dim), the policy's action (act_dim,) for it, and the action that was really taken before it, if any.
+    """
+
+    def alarm(self, obs: np.ndarray, action: np.ndarray, taken: np.ndarray | None) -> bool: ...
 
     def reset(self) -> None: ...
 

@@ -27,9 +27,13 @@ from robot_cl.deploy.operator import VERBS, Order, parse_order
 from robot_cl.deploy.safety import all_finite, blend, slew
 from robot_cl.deploy.transport import State, Transport
 
+ENABLED = "enabled"
+HISTORY = 1000  # changes of mode that are kept
+
 
 class Runner:
-    """Drives one robot with one policy. Remembers mode, reason, last action, skill weights and times.
+    """Drives one robot with one policy. Remembers mode, reason, last action, skill weights and
+    times; `history` lists the changes of mode as (time, mode, reason).
 
     Everything runs in the thread that calls `tick` (or `run`); `order` and `estop` may be called from any thread.
     Raises LookupError or ValueError at once if the policy's contract and the robot do not fit.
@@ -70,6 +74,8 @@ class Runner:
         self._values = np.full(len(transport.spec.signals), np.nan)
         self._usable = -np.inf  # when the last usable state was heard
         self._source: object = None
+        self.history: deque[tuple[float, Mode, str]] = deque(maxlen=HISTORY)
+        self._taken: np.ndarray | None = None
         self._blend_from: np.ndarray | None = None
         self._last_action: np.ndarray | None = None
         self._forget()
@@ -82,7 +88,7 @@ class Runner:
         if self.mode is Mode.DISABLED:
             self.actuation.start(state.values)
         self._values = state.values
-        self._enter(Mode.HOLD, "enabled")
+        self._enter(Mode.HOLD, ENABLED)
 
     def start(self) -> None:
         """HOLD -> RAMP -> ACTIVE. Raises ValueError without a fresh, finite state."""
@@ -147,9 +153,16 @@ class Runner:
                     self.stats.events["missed"] += lost
                     ticks += lost
                     due += lost * self.dt
-                self.clock.sleep_until(due)
+                self.wait(due)
         finally:
             self.close()
+
+    def wait(self, due: float) -> None:
+        """Sleep until `due`, awake for the moment in between at which the last state becomes too old."""
+        while (alarm := self._alarm()) < due - 1e-9:
+            self.clock.sleep_until(alarm)
+            self._watch()
+        self.clock.sleep_until(due)
 
     def close(self) -> None:
         """Send the stop command if anything was being sent, and let go of the policy thread."""
@@ -168,15 +181,19 @@ class Runner:
         action = self._act(obs, began) if thinks and obs is not None else None
         if self._stop.is_set() and self.mode not in (Mode.ESTOP, Mode.DISABLED):
             self._enter(Mode.DISABLED if self.mode is Mode.SHADOW else Mode.ESTOP, "stop ordered")
+        self._send(began, obs, action)
+        self.stats.add("tick", self.clock.now() - began)
+
+    def _send(self, began: float, obs: np.ndarray | None, action: np.ndarray | None) -> None:
+        """The command of the present mode to the robot, if it sends one, and the step to the listeners."""
         command = self._command(action)
         if command is not None and self.mode in SENDING:
             self.transport.write(command)
         age = self.transport.age()
         if np.isfinite(age):
             self.stats.add("age", age)
-        self.stats.add("tick", self.clock.now() - began)
-        taken = None if command is None else self.actuation.to_action(command)
-        step = Step(began, self.mode, self.reason, self._values, obs, action, command, taken, age)
+        self._taken = None if command is None else self.actuation.to_action(command)
+        step = Step(began, self.mode, self.reason, self._values, obs, action, command, self._taken, age)
         for listener in self.listeners:
             listener.step(step)
 
@@ -227,8 +244,7 @@ class Runner:
             self._doubt("the state is not finite", now)
             return None
         self._usable = state.received
-        # Would it be too old before the next tick? Then now is the last moment to hold in time.
-        if now + self.dt > state.received + self.stale_s + 1e-9:
+        if now >= state.received + self.stale_s - 1e-9:
             self._doubt(f"no state for {now - state.received:.3f} s", now)
             return None
         if state.source != self._source and self.mode in DRIVING:
@@ -239,6 +255,24 @@ class Runner:
             self._doubt("the observation is not finite", now)
             return None
         return obs
+
+    def _alarm(self) -> float:
+        """When to hold, or to damp, if no usable state comes before."""
+        if self.mode in DRIVING:
+            return self._usable + self.stale_s
+        return self._usable + self.config.damp_s if self.mode is Mode.HOLD else np.inf
+
+    def _watch(self) -> None:
+        """Between ticks: if still nothing usable came, hold (or damp) now and say so to the robot."""
+        now, state = self.clock.now(), self.transport.read()
+        if state is not None and all_finite(state.values[self._needed]) and state.received > self._usable:
+            self._usable = state.received
+            return
+        before = self.mode
+        self._doubt(f"no state for {now - self._usable:.3f} s", now)
+        if self.mode is before:  # cannot happen while alarms and doubts agree; never spin on it
+            self._enter(Mode.DAMP, "the watch found no way to hold")
+        self._send(now, None, None)
 
     def _act(self, obs: np.ndarray, now: float) -> np.ndarray | None:
         """The policy's action, the last one where it is late, None where it may not be used."""
@@ -260,7 +294,7 @@ class Runner:
         if action.shape != (self.contract.act_dim,) or not all_finite(action):
             self._doubt("the policy's action is not finite", now)
             return None
-        if self.guard is not None and self.guard.alarm(obs, action):
+        if self.guard is not None and self.mode is not Mode.HOLD and self.guard.alarm(obs, action, self._taken):
             self._doubt("the guard finds this unlike anything it was calibrated on", now)
         self._last_action = action
         return action
@@ -277,7 +311,7 @@ class Runner:
     def _doubt(self, why: str, now: float, lasting: bool = False) -> None:
         """HOLD if driving; DAMP where nothing usable was heard for long. In shadow only counted."""
         self.stats.events[why.split(" (")[0].split(" for ")[0]] += 1
-        lasting = lasting or now + self.dt > self._usable + self.config.damp_s + 1e-9
+        lasting = lasting or now >= self._usable + self.config.damp_s - 1e-9
         if lasting and self.mode in DRIVING | {Mode.HOLD}:
             self._enter(Mode.DAMP, why)
         elif self.mode in DRIVING:
@@ -329,12 +363,13 @@ class Runner:
         self.caller.policy.reset()
         if self.guard is not None:
             self.guard.reset()
-        self._late_count, self._last_action = 0, None
+        self._late_count, self._last_action, self._taken = 0, None, None
         self._blend_from = None
         self._blend_at, self.refusal = 0.0, ""
 
     def _enter(self, mode: Mode, reason: str) -> None:
         self.mode, self.reason, self.since = mode, reason, self.clock.now()
+        self.history.append((self.since, mode, reason))
         self.actuation.enter(self._values)
 
 

@@ -103,12 +103,13 @@ class Rig:
             self.runner.tick()
             self.log.append((self.elapsed, str(self.runner.mode)))
             self.ticks += 1
-            self.clock.sleep_until(self.begin + self.ticks * self.spec.control_dt)
+            self.runner.wait(self.begin + self.ticks * self.spec.control_dt)
         return self
 
     def first(self, mode: str) -> float:
-        """When this mode was first seen at the end of a tick; infinite if never."""
-        return next((t for t, m in self.log if m == mode), float("inf"))
+        """When this mode was first entered other than by enabling; infinite if never."""
+        entered = (t - self.begin for t, m, why in self.runner.history if m == mode and why != "enabled")
+        return next(entered, float("inf"))
 
     @property
     def commands(self) -> np.ndarray:

@@ -51,11 +51,10 @@ def test_lost_messages_never_let_it_drive_on_an_old_state(make_rig: MakeRig, los
     rig = make_rig(Fault("drop", loss, start=0.3), seed=3, listeners=(notes,)).drive(until=6.0)
     for step in notes.steps:
         if step.mode in ("ramp", "active"):
-            assert step.age <= STALE - DT + 1e-9
+            assert step.age < STALE
     held = [s for s in notes.steps if s.mode == "hold"]
-    assert bool(held) == (max(s.age for s in notes.steps) > STALE - DT + 1e-9)
     if held:
-        assert held[0].age <= STALE + 1e-9
+        assert held[0].age == pytest.approx(STALE, abs=1e-6)
         held_from(rig, held[0].time - rig.begin)
     assert bool(held) == (loss >= 0.2)
     rig.check_box()
@@ -95,7 +94,7 @@ def test_a_state_that_was_overtaken_is_never_used(make_rig: MakeRig, arm: RobotS
 def test_a_non_finite_measurement_holds_at_once_and_damps_later(make_rig: MakeRig, kind: str, signal: str) -> None:
     rig = make_rig(Fault(kind, start=1.0, stop=2.0, where=signal)).drive(until=2.5)
     assert rig.first("hold") == pytest.approx(1.0, abs=1e-6)
-    assert rig.first("damp") - 0.98 == pytest.approx(DAMP, abs=DT + 1e-6)
+    assert rig.first("damp") - 0.98 == pytest.approx(DAMP, abs=1e-6)
     held_from(rig, 1.0)
     rig.check_box()
 
@@ -158,8 +157,8 @@ def test_wrong_joints_refuse_to_enable_and_hold_while_driving(make_rig: MakeRig,
 def test_a_dead_publisher_holds_within_the_stale_time_and_damps_within_half_a_second(make_rig: MakeRig) -> None:
     rig = make_rig(Fault("silence", start=1.0)).drive(until=3.0)
     last = 0.98  # the last message that left
-    assert last < rig.first("hold") <= last + STALE + 1e-6
-    assert last + DAMP - DT < rig.first("damp") <= last + DAMP + 1e-6
+    assert rig.first("hold") == pytest.approx(last + STALE, abs=1e-6)
+    assert rig.first("damp") == pytest.approx(last + DAMP, abs=1e-6)
     held_from(rig, rig.first("hold"))
     rig.check_box()
 
@@ -236,8 +235,8 @@ def test_late_actions_are_bridged_then_held_then_damped(make_rig: MakeRig, late:
         rig.log.append((k * DT, str(rig.runner.mode)))
     assert str(rig.runner.mode) == mode
     assert rig.runner.stats.events["late_action"] == late
-    assert rig.first("hold") == (pytest.approx(22 * DT) if late >= 3 else math.inf)
-    assert rig.first("damp") == (pytest.approx(29 * DT) if late >= 10 else math.inf)
+    assert rig.first("hold") == (pytest.approx(22 * DT + 0.018) if late >= 3 else math.inf)
+    assert rig.first("damp") == (pytest.approx(29 * DT + 0.018) if late >= 10 else math.inf)
     if late == 1:
         assert (rig.commands[20] == rig.commands[19]).all() and (rig.commands[21] != rig.commands[20]).any()
     rig.check_box()

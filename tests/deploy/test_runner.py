@@ -196,7 +196,7 @@ def test_a_guard_that_alarms_holds(make_rig: MakeRig) -> None:
     class AtTen:
         count = 0
 
-        def alarm(self, obs: np.ndarray, action: np.ndarray) -> bool:
+        def alarm(self, obs: np.ndarray, action: np.ndarray, taken: np.ndarray | None) -> bool:
             self.count += 1
             return self.count == 10
 

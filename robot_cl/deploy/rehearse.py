@@ -1,0 +1,270 @@
+"""Rehearsal before a robot is armed: the bundle drives a simulated robot behind the same bridge, then faults come.
+
+Needs no ROS and no robot. A passed rehearsal leaves a receipt in the bundle, without which nothing can be armed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from robot_cl.deploy.bundle import PolicyBundle
+from robot_cl.deploy.clock import VirtualClock
+from robot_cl.deploy.contract import Contract
+from robot_cl.deploy.faults import Fault
+from robot_cl.deploy.loopback import JointPlant, Loopback, Plant
+from robot_cl.deploy.modes import DRIVING, Mode, RunnerConfig, Step
+from robot_cl.deploy.observe import compare
+from robot_cl.deploy.plants import WorldPlant, spec_from_contract
+from robot_cl.deploy.receipt import write_receipt
+from robot_cl.deploy.robot import RobotSpec, load_robot
+from robot_cl.deploy.runner import ENABLED, Runner
+
+
+@dataclass
+class RehearseOptions:
+    """The weather of the rehearsal: latency and jitter in seconds, drop a probability, noise in each signal's unit."""
+
+    latency: float = 0.0
+    jitter: float = 0.0
+    drop: float = 0.0
+    noise: float = 0.0
+    seconds: float = 10.0  # of the drive
+    ramp: float = 0.5  # seconds from holding to the policy
+    task: str | None = None  # world to drive in; None: the one the bundle names, else joints that follow
+    shift: str | None = None  # of that world, e.g. friction0.5
+    keep: float = 0.5  # share of the calm return that the drive must keep, where there is a world with rewards
+    seed: int = 0
+    max_speed: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop <= 1 or min(self.latency, self.jitter, self.noise, self.ramp) < 0 or self.seconds < 1:
+            raise ValueError("drop is in [0, 1], latency, jitter, noise and ramp not negative, seconds at least 1")
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Applied from the beginning of the drive on."""
+        listed = {"delay": self.latency, "jitter": self.jitter, "drop": self.drop, "noise": self.noise}
+        found = [Fault(kind, amount) for kind, amount in listed.items() if amount]
+        return (*found, Fault("delay_command", self.latency)) if self.latency else tuple(found)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question of the rehearsal, its answer in words, and whether it is the wanted one."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The verdict. `receipt` is None without a robot file: then nothing can be armed with it."""
+
+    passed: bool
+    checks: list[Check]
+    result: dict[str, float]
+    receipt: Path | None
+    notes: list[str] = field(default_factory=list)
+
+
+def rehearse(
+    bundle: Path | str, robot: Path | str | None = None, options: RehearseOptions | None = None
+) -> Rehearsal:
+    """Drive and drill. Raises OSError, ValueError, LookupError if bundle, robot file and world do not fit together."""
+    options = options or RehearseOptions()
+    policy = PolicyBundle.load(bundle)
+    spec = load_robot(robot) if robot is not None else spec_from_contract(policy.contract)
+    findings = compare(policy.contract, spec)
+    if any(f.blocks for f in findings):
+        raise ValueError("; ".join(f.text for f in findings if f.blocks))
+    stage = _Stage(policy, spec, options)
+    drive, result = stage.drive()
+    checks = [drive, *(drill(stage) for drill in DRILLS)]
+    passed = all(c.passed for c in checks)
+    receipt = None
+    if robot is not None:
+        listed = {c.name: c.passed for c in checks}
+        receipt = write_receipt(bundle, robot, passed, asdict(options), listed)
+    return Rehearsal(passed, checks, result, receipt, [f.text for f in findings])
+
+
+class _Notes:
+    """Keeps the steps of a scene."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def step(self, step: Step) -> None:
+        self.steps.append(step)
+
+
+@dataclass
+class Scene:
+    """One run on loopback: what was ticked and sent, and when it began."""
+
+    runner: Runner
+    loopback: Loopback
+    clock: VirtualClock
+    plant: Plant
+    steps: list[Step]
+    begin: float
+
+    def first(self, *modes: Mode) -> float:
+        """Seconds from the beginning until one of these modes was entered (HOLD by enabling aside), else infinite."""
+        history = ((t - self.begin, mode) for t, mode, why in self.runner.history if why != ENABLED)
+        return next((when for when, mode in history if mode in modes), np.inf)
+
+
+class _Stage:
+    """Makes scenes of one bundle on one robot."""
+
+    def __init__(self, policy: PolicyBundle, spec: RobotSpec, options: RehearseOptions):
+        self.policy, self.spec, self.options, self.dt = policy, spec, options, spec.control_dt
+        self.task = options.task or policy.contract.task or None
+
+    @property
+    def contract(self) -> Contract:
+        return self.policy.contract
+
+    def plant(self) -> Plant:
+        if self.task is None:
+            return JointPlant(self.spec)
+        import sim
+
+        world = sim.make(self.task, threads=1, seed=self.options.seed, shift=self.options.shift)
+        return WorldPlant(world, self.contract, self.spec, self.options.seed)
+
+    def scene(
+        self, faults: tuple[Fault, ...], seconds: float, act: Callable[[Scene, float], None] | None = None,
+        shadow: bool = False, ramp: float = 0.0,
+    ) -> Scene:  # fmt: skip
+        """Enable, start, tick for so long; `act` is called before every tick with the elapsed seconds."""
+        clock, notes, plant = VirtualClock(), _Notes(), self.plant()
+        loopback = Loopback(self.spec, plant, clock, faults, self.options.seed)
+        config = RunnerConfig(ramp_s=ramp, max_speed=self.options.max_speed)
+        runner = Runner(self.policy, self.contract, loopback, clock, config, listeners=(notes,))
+        scene = Scene(runner, loopback, clock, plant, notes.steps, clock.now())
+        self._wait_for_state(scene)
+        scene.begin = clock.now()
+        if shadow:
+            runner.shadow()
+        else:
+            runner.enable()
+            runner.start()
+        for k in range(round(seconds / self.dt)):
+            runner.wait(scene.begin + k * self.dt)
+            if isinstance(plant, WorldPlant):
+                runner.builder.goals.update(plant.goals)
+            if act is not None:
+                act(scene, k * self.dt)
+            runner.tick()
+        return scene
+
+    def _wait_for_state(self, scene: Scene) -> None:
+        """Let delayed first messages arrive, at most one second."""
+        for _ in range(int(1.0 / self.dt) + 1):
+            if scene.loopback.read() is not None:
+                return
+            scene.clock.advance(self.dt)
+
+    def drive(self) -> tuple[Check, dict[str, float]]:
+        """The policy drives in the weather asked for; it may not be interrupted, nor fall where it stands in calm."""
+        rough = self.scene(self.options.faults, self.options.seconds, ramp=self.options.ramp)
+        problem = _outside(rough, self.spec)
+        driven = sum(s.mode in DRIVING for s in rough.steps) * self.dt
+        result = {"seconds": driven}
+        words = f"drove {driven:.1f} s of {self.options.seconds:.1f} s"
+        if isinstance(rough.plant, WorldPlant):
+            calm = self.scene((), self.options.seconds, ramp=self.options.ramp)
+            assert isinstance(calm.plant, WorldPlant)
+            result |= {"return": rough.plant.total, "calm_return": calm.plant.total}
+            returns = f"return {rough.plant.total:.1f} against {calm.plant.total:.1f} in calm"
+            words += f", {returns}"
+            if rough.plant.total < self.options.keep * calm.plant.total:
+                problem = problem or f"{returns}: less than the share of {self.options.keep:g} to be kept"
+            if rough.plant.fell and not calm.plant.fell:
+                problem = problem or f"the robot fell after {rough.plant.steps * self.dt:.2f} s, in calm it does not"
+        if rough.runner.mode not in DRIVING:
+            at = rough.first(Mode.HOLD, Mode.DAMP)
+            problem = problem or f"interrupted after {at:.2f} s: {rough.runner.reason}"
+        return Check("drive", problem is None, problem or words), result
+
+
+def _outside(scene: Scene, spec: RobotSpec) -> str | None:
+    """What is wrong with the commands sent, if anything: a sentence."""
+    if not scene.loopback.sent:
+        return "no command was sent"
+    sent = np.array([c for _, c in scene.loopback.sent])
+    low, high = (np.array([getattr(c, side) for c in spec.channels]) for side in ("low", "high"))
+    if not np.isfinite(sent).all() or (sent < low - 1e-9).any() or (sent > high + 1e-9).any():
+        return "a command left its box"
+    return None
+
+
+START = 0.5  # seconds into a drill at which its fault begins
+
+
+def _reaction(stage: _Stage, name: str, fault: Fault, mode: Mode, limit: float, last: float) -> Check:
+    """The fault must lead to `mode` within `limit` seconds after `last`, without a command outside its box."""
+    scene = stage.scene((fault,), START + limit + 4 * stage.dt)
+    took = scene.first(mode, Mode.DAMP) - last
+    problem = _outside(scene, stage.spec)
+    good = problem is None and -1e-6 <= took <= limit + 1e-6
+    return Check(name, good, problem or f"{mode} after {1e3 * took:.0f} ms (allowed {1e3 * limit:.0f})")
+
+
+def _dead_publisher(stage: _Stage) -> Check:
+    allowed = min(3 * stage.dt, 0.1)
+    return _reaction(stage, "dead publisher holds", Fault("silence", start=START), Mode.HOLD, allowed, START - stage.dt)
+
+
+def _long_dead(stage: _Stage) -> Check:
+    return _reaction(stage, "long dead damps", Fault("silence", start=START), Mode.DAMP, 0.5, START - stage.dt)
+
+
+def _not_finite(stage: _Stage) -> Check:
+    fault = Fault("nan", start=START)
+    return _reaction(stage, "non-finite state holds", fault, Mode.HOLD, stage.dt, START)
+
+
+def _new_publisher(stage: _Stage) -> Check:
+    return _reaction(stage, "restarted publisher holds", Fault("restart", start=START), Mode.HOLD, stage.dt, START)
+
+
+def _stop(stage: _Stage) -> Check:
+    def act(scene: Scene, elapsed: float) -> None:
+        if abs(elapsed - START) < 0.5 * stage.dt:
+            scene.runner.estop()
+
+    scene = stage.scene((), START + 0.2, act)
+    took, problem = scene.first(Mode.ESTOP) - START, _outside(scene, stage.spec)
+    good = problem is None and -1e-6 <= took <= stage.dt + 0.005
+    return Check("stop", good, problem or f"stop sent after {1e3 * took:.0f} ms (allowed {1e3 * stage.dt + 5:.0f})")
+
+
+def _no_return(stage: _Stage) -> Check:
+    scene = stage.scene((Fault("silence", start=START, stop=START + 0.3),), START + 1.0)
+    late = [s.mode for s in scene.steps if s.time - scene.begin > START + 0.2]
+    good = not DRIVING & set(late)
+    return Check("no return without an operator", good, f"{late[-1]} after the robot came back")
+
+
+def _permuted(stage: _Stage) -> Check:
+    plain, mixed = stage.scene((), 0.5), stage.scene((Fault("permute"),), 0.5)
+    pairs = zip(plain.loopback.sent, mixed.loopback.sent, strict=True)
+    same = all((a == b).all() for (_, a), (_, b) in pairs)
+    return Check("permuted joints", same, "identical commands" if same else "the commands changed")
+
+
+def _shadow(stage: _Stage) -> Check:
+    scene = stage.scene((), 0.5, shadow=True)
+    count = len(scene.loopback.sent)
+    return Check("shadow is silent", not count, f"{count} commands sent")
+
+
+DRILLS = (_dead_publisher, _long_dead, _not_finite, _new_publisher, _stop, _no_return, _permuted, _shadow)

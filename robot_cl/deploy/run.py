@@ -1,0 +1,196 @@
+"""Driving a robot with a bundle: check, shadow, or armed, with everything that was said and done written down."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from robot_cl.deploy.bundle import PolicyBundle, read_contract
+from robot_cl.deploy.caller import ThreadCaller
+from robot_cl.deploy.clock import Clock, MonotonicClock
+from robot_cl.deploy.contract import Contract
+from robot_cl.deploy.loopback import JointPlant, Loopback
+from robot_cl.deploy.modes import Guard, Listener, Mode, RunnerConfig, Stage, Step
+from robot_cl.deploy.observe import Finding, compare
+from robot_cl.deploy.plants import WorldPlant
+from robot_cl.deploy.realtime import punctual
+from robot_cl.deploy.receipt import GUARD_FILE, require_receipt
+from robot_cl.deploy.record import Recorder
+from robot_cl.deploy.robot import RobotSpec, load_robot
+from robot_cl.deploy.runner import Runner, stop_on_signals
+from robot_cl.deploy.transport import Transport, open_transport
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class RunOptions:
+    """How a bundle drives a robot. Without `armed` nothing is ever sent (shadow)."""
+
+    transport: str = "dds"  # loopback, dds, rclpy or rosbridge
+    armed: bool = False  # send commands; needs a rehearsal receipt
+    start: bool = True  # armed: drive at once, else hold until someone says start
+    seconds: float = float("inf")  # end by itself after so long
+    max_speed: float = 1.0  # share of the robot's speed limits
+    ramp: float = 1.0  # seconds from holding to the policy's command
+    stale: float | None = None  # seconds without a state before HOLD; None: 3 periods, at most 0.1
+    wait: float = 10.0  # seconds to wait for a first state
+    record: Path | None = None  # MCAP file; None: logs/<time>-<robot>.mcap
+    recording: bool = True
+    remote_start: bool = False  # whether orders over the network may enable and start
+    priority: int | None = None  # SCHED_FIFO priority of the control thread, 1 to 99
+    guard: bool = True  # use the bundle's guard, where it has one
+    network: dict[str, Any] = field(default_factory=dict)  # domain, interface, host, port, ... of the transport
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_speed <= 1 or self.ramp < 0 or self.wait <= 0:
+            raise ValueError("max_speed is a share in (0, 1], ramp not negative, wait positive")
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What happened: last mode and reason, changes of mode as (seconds, mode, reason), statistics, the recording."""
+
+    mode: str
+    reason: str
+    history: list[tuple[float, str, str]]
+    statistics: dict[str, float]
+    recording: Path | None
+    dropped: int
+    notes: list[str]
+
+
+def check(bundle: Path | str, robot: Path | str) -> list[Finding]:
+    """Everything in which contract and robot file differ; empty if nothing does. Raises OSError, ValueError."""
+    contract = read_contract(bundle)
+    PolicyBundle.load(bundle)
+    return compare(contract, load_robot(robot))
+
+
+def run(
+    bundle: Path | str,
+    robot: Path | str,
+    options: RunOptions | None = None,
+    say: Say = print,
+    orders: Iterable[str] | None = None,
+    stage: Stage | None = None,
+) -> RunReport:
+    """Drive (armed) or shadow until the time is up, a signal comes, or `orders` says stop.
+
+    `orders` are lines of text (such as sys.stdin), read in a thread of their own; `stage` may change actions on their
+    way. Raises OSError, ValueError, LookupError before anything is sent if something does not fit.
+    """
+    options = options or RunOptions()
+    policy, spec = PolicyBundle.load(bundle), load_robot(robot)
+    if options.armed:
+        require_receipt(bundle, robot)
+    clock = MonotonicClock()
+    path = (options.record or _log_path(spec)) if options.recording else None
+    transport = _open(options, spec, policy.contract, clock)
+    recorder = None
+    try:
+        config = RunnerConfig(
+            stale_s=options.stale, ramp_s=options.ramp, max_speed=options.max_speed, remote_start=options.remote_start
+        )
+        guard = _guard(Path(bundle)) if options.guard else None
+        recorder = Recorder(path, policy.contract, spec) if path else None
+        listeners: tuple[Listener, ...] = (_Teller(say), *([recorder] if recorder else []))
+        runner = Runner(
+            policy, policy.contract, transport, clock, config, ThreadCaller(policy, clock), listeners, guard, stage
+        )
+        return _drive(runner, recorder, options, say, orders)
+    finally:
+        transport.close()
+        if recorder is not None:
+            recorder.close()
+
+
+def _drive(
+    runner: Runner, recorder: Recorder | None, options: RunOptions, say: Say, orders: Iterable[str] | None
+) -> RunReport:
+    begin = runner.clock.now()
+    _await_state(runner, options.wait)
+    if orders is not None:
+        threading.Thread(target=_listen, args=(runner, orders, say), name="orders", daemon=True).start()
+    with stop_on_signals(runner), punctual(options.priority) as refusal:
+        if refusal:
+            say(refusal)
+        if options.armed:
+            runner.enable()
+            if options.start:
+                runner.start()
+        else:
+            runner.shadow()
+        runner.run(options.seconds)
+    history = [(when - begin, str(mode), why) for when, mode, why in runner.history]
+    notes = [f.text for f in compare(runner.contract, runner.transport.spec)]
+    return RunReport(
+        str(runner.mode), runner.reason, history, runner.stats.summary(), recorder.path if recorder else None,
+        recorder.dropped if recorder else 0, notes,
+    )  # fmt: skip
+
+
+class _Teller:
+    """Says every change of mode."""
+
+    def __init__(self, say: Say):
+        self.say, self.last = say, Mode.DISABLED
+
+    def step(self, step: Step) -> None:
+        if step.mode is not self.last:
+            self.last = step.mode
+            self.say(f"{step.mode}: {step.reason}")
+
+
+def _listen(runner: Runner, orders: Iterable[str], say: Say) -> None:
+    for line in orders:
+        if line.strip():
+            try:
+                runner.order(line.strip())
+            except (ValueError, LookupError) as problem:
+                say(str(problem))
+
+
+def _await_state(runner: Runner, patience: float) -> None:
+    """Raises OSError saying what was heard instead, if no state comes in time."""
+    clock, transport = runner.clock, runner.transport
+    end = clock.now() + patience
+    while transport.read() is None or transport.age() > runner.stale_s:
+        if clock.now() > end:
+            why = transport.problem()
+            topics = ", ".join(t.topic for t in transport.spec.state)
+            hint = why or f"nothing came on {topics}; is the robot publishing, and in the same domain?"
+            raise OSError(f"no state from the robot within {patience:g} s: {hint}")
+        clock.sleep_until(clock.now() + runner.dt / 4)
+
+
+def _open(options: RunOptions, spec: RobotSpec, contract: Contract, clock: Clock) -> Transport:
+    if options.transport != "loopback":
+        return open_transport(options.transport, spec, clock=clock, **options.network)
+    if not contract.task:
+        return Loopback(spec, JointPlant(spec), clock)
+    import sim
+
+    return Loopback(spec, WorldPlant(sim.make(contract.task, threads=1), contract, spec), clock)
+
+
+def _guard(folder: Path) -> Guard | None:
+    """The guard that was calibrated for this bundle, if there is one."""
+    if not (folder / GUARD_FILE).exists():
+        return None
+    from robot_cl.deploy.guard import load_guard
+
+    return load_guard(folder)
+
+
+def _log_path(spec: RobotSpec) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y-%m-%d-%H%M%S")
+    path = Path("logs") / f"{stamp}-{spec.name}.mcap"
+    with suppress(FileExistsError):
+        path.parent.mkdir(parents=True)
+    return path

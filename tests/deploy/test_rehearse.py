@@ -1,0 +1,201 @@
+"""No arming without a rehearsal of this bundle on this robot file, and runs that end as they should."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import sim
+from robot_cl.deploy.bundle import PolicyBundle
+from robot_cl.deploy.clock import VirtualClock
+from robot_cl.deploy.contract import Contract, terms_from_interface
+from robot_cl.deploy.loopback import Loopback
+from robot_cl.deploy.modes import RunnerConfig
+from robot_cl.deploy.observe import quaternion_part
+from robot_cl.deploy.plants import WorldPlant, quaternion, spec_from_contract
+from robot_cl.deploy.receipt import require_receipt
+from robot_cl.deploy.record import read_log
+from robot_cl.deploy.rehearse import RehearseOptions, rehearse
+from robot_cl.deploy.robot import load_robot
+from robot_cl.deploy.run import RunOptions, check, run
+from robot_cl.deploy.runner import Runner
+
+MakeBundle = Callable[..., Path]
+
+
+@pytest.fixture
+def robot_file(tmp_path: Path, arm_dict: dict) -> Path:
+    path = tmp_path / "arm2.yaml"
+    path.write_text(yaml.safe_dump(arm_dict))
+    return path
+
+
+def test_a_rehearsal_answers_every_question_and_leaves_a_receipt(make_bundle: MakeBundle, robot_file: Path) -> None:
+    folder = make_bundle()
+    found = rehearse(folder, robot_file, RehearseOptions(seconds=2.0, noise=0.001))
+    assert found.passed, [c for c in found.checks if not c.passed]
+    assert len(found.checks) == 9 and found.receipt is not None
+    receipt = require_receipt(folder, robot_file)
+    assert receipt.passed and set(receipt.checks) == {c.name for c in found.checks}
+    PolicyBundle.load(folder)
+
+
+def test_weather_that_interrupts_the_drive_fails_the_rehearsal(make_bundle: MakeBundle, robot_file: Path) -> None:
+    folder = make_bundle()
+    found = rehearse(folder, robot_file, RehearseOptions(seconds=4.0, drop=0.7))
+    assert not found.passed and "interrupted" in found.checks[0].detail
+    with pytest.raises(ValueError, match=r"did not pass \(drive\)"):
+        require_receipt(folder, robot_file)
+
+
+def test_a_receipt_is_worth_nothing_for_anything_else(make_bundle: MakeBundle, robot_file: Path) -> None:
+    folder, other = make_bundle("a"), make_bundle("b", seed=3)
+    with pytest.raises(ValueError, match="no readable rehearsal receipt; run: robot-cl deploy rehearse"):
+        require_receipt(folder, robot_file)
+    rehearse(folder, robot_file, RehearseOptions(seconds=1.0))
+    (other / "rehearsal.json").write_bytes((folder / "rehearsal.json").read_bytes())
+    with pytest.raises(ValueError, match="the bundle changed"):
+        require_receipt(other, robot_file)
+    robot_file.write_text(robot_file.read_text() + "\n# faster\n")
+    with pytest.raises(ValueError, match="another robot file"):
+        require_receipt(folder, robot_file)
+    data = json.loads((folder / "rehearsal.json").read_text())
+    (folder / "rehearsal.json").write_text(json.dumps({**data, "passed": "yes"}))
+    robot_file.write_text(robot_file.read_text().replace("\n# faster\n", ""))
+    with pytest.raises(ValueError, match="did not pass"):
+        require_receipt(folder, robot_file)
+
+
+def test_arming_without_a_receipt_is_refused(make_bundle: MakeBundle, robot_file: Path) -> None:
+    with pytest.raises(ValueError, match="rehearsal receipt"):
+        run(make_bundle(), robot_file, RunOptions(transport="loopback", armed=True))
+
+
+def test_check_lists_what_differs(make_bundle: MakeBundle, robot_file: Path, arm_dict: dict) -> None:
+    assert check(make_bundle(), robot_file) == []
+    arm_dict["command"][0]["channels"][0]["high"] = 1.0
+    arm_dict["state"]["joints"]["joints"] = ["waist", "elbw"]
+    robot_file.write_text(yaml.safe_dump(arm_dict))
+    found = check(make_bundle("b"), robot_file)
+    assert [f.blocks for f in found] == [True, True, False] and "did you mean 'elbw.position'" in found[0].text
+
+
+@pytest.mark.parametrize("armed", [True, False])
+def test_a_run_on_loopback_drives_or_shadows_records_and_obeys(
+    make_bundle: MakeBundle, robot_file: Path, tmp_path: Path, armed: bool
+) -> None:
+    folder, told = make_bundle(), []
+    rehearse(folder, robot_file, RehearseOptions(seconds=1.0))
+    ready = threading.Event()
+
+    def say(text: str) -> None:
+        told.append(text)
+        if text.startswith(("active", "shadow")):
+            ready.set()
+
+    def orders() -> Any:
+        ready.wait(20)
+        yield "nonsense"
+        yield "skills fly=1"
+        yield "stop"
+
+    log_path = tmp_path / "a.mcap"
+    options = RunOptions(transport="loopback", armed=armed, seconds=1.0, ramp=0.1, stale=0.4, record=log_path)
+    report = run(folder, robot_file, options, say, orders())
+    modes = [mode for _, mode, _ in report.history]
+    log = read_log(log_path)
+    assert "there is no order 'nonsense'" in " ".join(told)
+    if armed:
+        assert modes[:2] == ["hold", "ramp"] and modes[-1] == "estop" and "active" in modes
+        assert np.isfinite(log.command[log.mode == "ramp"]).all()
+    else:
+        assert modes == ["shadow", "disabled"]
+    assert report.dropped == 0 and report.statistics["tick_p50_ms"] > 0
+
+
+def test_a_robot_that_says_nothing_is_explained(make_bundle: MakeBundle, arm_dict: dict, tmp_path: Path) -> None:
+    pytest.importorskip("cyclonedds")
+    pytest.importorskip("rosbags")
+    path = tmp_path / "arm.yaml"
+    path.write_text(yaml.safe_dump(arm_dict))
+    network = {"domain": 231, "interface": "lo", "peers": ("127.0.0.1",), "multicast": False}
+    options = RunOptions(wait=0.2, recording=False, network=network)
+    with pytest.raises(OSError, match="nothing came on /joint_states; is the robot publishing"):
+        run(make_bundle(), path, options)
+
+
+def hopper_contract() -> Contract:
+    interface = sim.make("hopper", threads=1).interface
+    terms = terms_from_interface(interface)
+    return Contract("0" * 64, 0, "t", interface.control_dt, interface.digest, *terms, task="hopper")
+
+
+class Swinging:
+    def __init__(self, obs_dim: int, act_dim: int):
+        self.obs_dim, self.act_dim = obs_dim, act_dim
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        return np.tanh(np.sin(7.0 * obs[:, : self.act_dim]) + 0.3 * obs[:, -self.act_dim :]).astype(np.float32)
+
+    def reset(self, rows: np.ndarray | None = None) -> None:
+        pass
+
+
+def test_without_faults_a_loopback_drive_is_the_simulation_to_the_last_bit() -> None:
+    contract = hopper_contract()
+    spec, clock = spec_from_contract(contract), VirtualClock()
+    plant = WorldPlant(sim.make("hopper", threads=1, seed=3), contract, spec, seed=3)
+    policy = Swinging(11, 3)
+    runner = Runner(policy, contract, Loopback(spec, plant, clock), clock, RunnerConfig(ramp_s=0.0))
+    runner.enable()
+    runner.start()
+    begin = clock.now()
+    for k in range(60):
+        runner.wait(begin + k * contract.control_dt)
+        runner.tick()
+    runner.wait(begin + 60 * contract.control_dt)
+    runner.transport.read()
+
+    world = sim.make("hopper", threads=1, seed=3)
+    obs, total, steps = world.reset(3), 0.0, 0
+    for _ in range(60):
+        obs, reward, terminated, _, info = world.step(policy.act(obs.astype(np.float32)))
+        total, steps = total + reward[0], steps + 1
+        if terminated[0]:
+            obs = info["final_obs"]
+            break
+    assert steps > 20 and plant.steps == steps
+    assert (plant.obs == obs[0]).all()
+    assert plant.total == pytest.approx(total, rel=1e-6)  # here the control cost is summed in float32
+
+
+def test_a_world_of_another_interface_is_refused() -> None:
+    contract = hopper_contract()
+    with pytest.raises(ValueError, match="not made for walker2d"):
+        WorldPlant(sim.make("walker2d", threads=1), contract, spec_from_contract(contract))
+
+
+def test_quaternions_and_angles_are_inverse() -> None:
+    for roll, pitch, yaw in ((0.1, -0.4, 2.0), (-2.0, 1.2, -3.0), (0.0, 0.0, 0.0)):
+        q = np.array(quaternion(roll, pitch, yaw))
+        assert np.linalg.norm(q) == pytest.approx(1.0)
+        assert [quaternion_part(n, q) for n in ("roll", "pitch", "yaw")] == pytest.approx([roll, pitch, yaw])
+        up = [quaternion_part(f"up.{a}", q) for a in "xyz"]
+        assert np.linalg.norm(up) == pytest.approx(1.0) and up[0] == pytest.approx(-np.sin(pitch))
+
+
+def test_options_that_make_no_sense_are_refused(robot_file: Path) -> None:
+    for options in ({"drop": 2.0}, {"latency": -1.0}, {"seconds": 0.0}):
+        with pytest.raises(ValueError):
+            RehearseOptions(**options)
+    with pytest.raises(ValueError):
+        RunOptions(max_speed=2.0)
+    with pytest.raises(OSError, match=r"in that folder: .*arm2\.yaml"):
+        load_robot(robot_file.with_name("arm3.yaml"))
