@@ -23,6 +23,7 @@ from robot_cl.evaluate import evaluate
 from robot_cl.learners.ppo import PPO, PPOConfig
 from robot_cl.learners.rollout import Collector
 
+WORLDS = 64
 # task: environment steps, and the training return at which a snapshot of that name is taken
 PLANS: dict[str, tuple[int, dict[str, float]]] = {
     "halfcheetah": (3_000_000, {"low": 1000.0, "medium": 2500.0}),
@@ -65,14 +66,16 @@ def snapshot(learner: PPO, task: str, level: str, steps: int, seed: int) -> None
 
 def train(task: str, seed: int) -> None:
     budget, levels = PLANS[task]
-    learner_config, pending = PPOConfig(), dict(levels)
-    plan_worlds, horizon = learner_config.num_worlds, learner_config.horizon
-    world = sim.make(task, num_worlds=plan_worlds, seed=seed)
+    # Learning rates fall to zero, so that the last policy is a steady one and not a moment of a walk.
+    pending = dict(levels)
+    learner_config = PPOConfig(decay=budget // (WORLDS * 64))
+    horizon = learner_config.horizon
+    world = sim.make(task, num_worlds=WORLDS, seed=seed)
     learner = PPO(learner_config, world.interface.obs_dim, world.interface.act_dim, seeds=1, seed=seed)
     collector, steps, start, heard = Collector(world, 1, seed), 0, time.monotonic(), 0
     while steps < budget:
         learner.update_online(collector.collect(learner, horizon), None)
-        steps += plan_worlds * horizon
+        steps += WORLDS * horizon
         finished = collector.finished()
         if finished is None:
             continue
