@@ -72,6 +72,14 @@ def test_packing_a_mapped_dataset_copies_it_into_memory(data: Transitions) -> No
     assert torch.equal(rows, data.pack())
 
 
+def test_a_dataset_of_many_megabytes_packs_equal_and_is_free_to_change() -> None:
+    rows = torch.randn(60_000, 15, generator=torch.Generator().manual_seed(0))
+    packed = packed_rows(Transitions.unpack(rows, 5, 2))
+    assert torch.equal(packed, rows)
+    packed.zero_()
+    assert rows.abs().sum() > 0
+
+
 def test_a_slice_of_the_dataset_and_loose_tensors_pack_the_same(data: Transitions) -> None:
     part = data[7:50]
     loose = Transitions(*(getattr(part, name).clone() for name in vars(part)))
