@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ SHOWN = ("eval_return", "return")
 def run_train(call: Call, options: Any) -> Outcome:
     """One run, or one after the other for every combination of values given with commas."""
     from robot_cl.config import expand
+    from robot_cl.learners import LEARNERS
 
-    combinations = expand(call.overrides)
+    every = f"learner={','.join(LEARNERS)}"
+    combinations = expand([every if word == "learner=all" else word for word in call.overrides])
     runs = []
     for k, overrides in enumerate(combinations):
         if len(combinations) > 1:
@@ -34,7 +36,21 @@ def train_one(call: Call, overrides: list[str]) -> Path:
 
     config, chosen = read_groups(TrainConfig, {"learner": config_classes()}, "train", overrides)
     name, learner = chosen["learner"]
+    config = only_its_parts(config, name, overrides)
     return watched(call, f"training {name}", lambda progress: train(config, learner, progress))
+
+
+def only_its_parts(config: Any, learner: str, overrides: list[str]) -> Any:
+    """Without the steps of a part that the learner does not have, where a file set them and not the user.
+
+    So an experiment such as smoke serves learners that learn offline, online or both.
+    """
+    from robot_cl.learners import learner_class
+
+    phases = learner_class(learner).phases
+    asked = {word.split("=")[0] for word in overrides}
+    strange = [part for part in ("offline", "online") if part not in phases and f"{part}_steps" not in asked]
+    return replace(config, **{f"{part}_steps": 0 for part in strange if getattr(config, f"{part}_steps")})
 
 
 def watched(call: Call, title: str, work: Callable[[Any], Path]) -> Path:
@@ -158,6 +174,7 @@ TRAIN = Verb(
         "robot-cl train learner=ppo task=halfcheetah online_steps=2000000",
         "robot-cl train learner=ppo_warm task=halfcheetah init_from=runs/2026-01-31-iql online_steps=500000",
         "robot-cl train learner=bc,iql learner.lr=1e-4 data=hopper/medium-v0",
+        "robot-cl train experiment=smoke learner=all",
     ),
     options=_train_options,
     free=True,

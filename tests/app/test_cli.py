@@ -202,6 +202,23 @@ def test_commas_train_one_run_after_the_other(cli: Cli) -> None:
     assert ran.code == 0 and len(ran.json["runs"]) == 2 and ran.json["next"].startswith("compare ")
 
 
+def test_an_experiment_gives_a_learner_only_the_parts_it_has(cli: Cli, place: Path) -> None:
+    ran = cli("train", "experiment=smoke", "learner=bc", "data=hopper/tiny-v0", "seeds=1", "name=smoked")
+    assert ran.code == 0, ran.err
+    (run,) = place.glob("runs/*smoked")
+    assert "offline_steps: 20" in (run / "config.yaml").read_text()
+    assert "online_steps: 0" in (run / "config.yaml").read_text()
+    refused = cli("train", "experiment=smoke", "learner=bc", "data=hopper/tiny-v0", "online_steps=50")
+    assert refused.code == 2 and "bc does not learn online" in refused.err
+
+
+def test_all_means_every_learner(cli: Cli) -> None:
+    from robot_cl.learners import LEARNERS
+
+    ran = cli("train", "learner=all", "data=hopper/tny-v0")
+    assert ran.code == 2 and f"1 of {len(LEARNERS)}: learner=bc" in ran.out
+
+
 def test_verify_tells_a_changed_run(cli: Cli, place: Path) -> None:
     assert cli("verify", "critic", "--json").json["identical"] is True
     (run,) = place.glob("runs/*critic")
