@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
+from policies.adapter import Adapter, Factors, check_same_base
 from policies.merging.operator import active, checked, weighted_sum
 
 
@@ -46,6 +49,41 @@ def concrete(
             (logits.grad,) = torch.autograd.grad(answer.square().mean() / own.square().mean(), logits)
             optimiser.step()
     return masked(total, logits.detach(), None).to(dtype)
+
+
+def concrete_ranks(
+    skills: Sequence[Adapter],
+    inputs: Mapping[str, Tensor],
+    rng: torch.Generator,
+    scale: float = 1.0,
+    steps: int = 200,
+    lr: float = 0.05,
+) -> Adapter:
+    """The same in the space of the factors: one mask entry per rank of each skill, Σ r_k numbers per layer.
+
+    With a few observations this is the form to use: a mask of every weight fits them and nothing else. inputs[layer]
+    (K, n, d_in) are the layer's inputs under each skill. A single skill comes back as it is.
+    """
+    check_same_base(skills)
+    if len(skills) == 1:
+        return skills[0]
+    layers = {}
+    for name in dict.fromkeys(n for skill in skills for n in skill.layers):
+        parts = [(k, skill.layers[name]) for k, skill in enumerate(skills) if name in skill.layers]
+        down, up = torch.cat([f.down for _, f in parts]).double(), torch.cat([f.up for _, f in parts], 1).double()
+        owner = torch.tensor([k for k, f in parts for _ in range(f.rank)])
+        seen = inputs[name].double() @ down.T  # (K, n, R)
+        own = (seen * (owner == torch.arange(len(skills))[:, None, None])) @ up.T  # what each skill answers
+        logits = torch.zeros(len(owner), dtype=torch.float64, requires_grad=True)
+        optimiser = torch.optim.Adam([logits], lr=lr)
+        with torch.enable_grad():
+            for _ in range(steps):
+                gap = (seen * masked(torch.full_like(logits, scale), logits, rng)) @ up.T - own
+                (logits.grad,) = torch.autograd.grad(gap.square().mean() / own.square().mean(), logits)
+                optimiser.step()
+        mask = masked(torch.full_like(logits, scale), logits.detach(), None)
+        layers[name] = Factors(down.float(), (up * mask).float())
+    return Adapter(layers, skills[0].header)
 
 
 def masked(total: Tensor, logits: Tensor, rng: torch.Generator | None) -> Tensor:

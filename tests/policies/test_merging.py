@@ -6,7 +6,7 @@ import torch
 from policies.adapter import Adapter, Factors, distance, linear_combination
 from policies.merging import MERGE
 from policies.merging.adapters import merge_adapters, merge_deltas
-from policies.merging.concrete import concrete
+from policies.merging.concrete import concrete, concrete_ranks
 from policies.merging.operator import weighted_sum
 
 SHAPE = (12, 17)
@@ -299,6 +299,20 @@ def test_concrete_answers_better_than_the_sum_on_each_skills_observations():
         return sum(((x @ (merged - d).T) ** 2).sum().item() for x, d in zip(inputs, deltas, strict=True))
 
     assert gap(concrete(deltas, torch.ones(3), _rng(), inputs=inputs)) < 0.8 * gap(deltas.sum(0))
+
+
+def test_concrete_on_ranks_answers_better_than_the_sum_and_leaves_a_lone_skill_alone():
+    skills = list(_skills().values())
+    inputs = {name: torch.randn(3, 6, 11, generator=_rng(1)) for name in ("a", "b")}
+
+    def gap(merged, name):
+        return sum(((x @ (merged.delta(name) - s.delta(name)).T) ** 2).sum().item()
+                   for x, s in zip(inputs[name], skills, strict=True))  # fmt: skip
+
+    merged, total = concrete_ranks(skills, inputs, _rng()), linear_combination(skills, [1.0, 1.0, 1.0])
+    assert all(gap(merged, name) < 0.9 * gap(total, name) for name in inputs)
+    assert merged.ranks == total.ranks
+    assert concrete_ranks(skills[:1], inputs, _rng()) is skills[0]
 
 
 def test_settings_out_of_range_are_refused():
