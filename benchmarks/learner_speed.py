@@ -26,6 +26,7 @@ from robot_cl.learners.iql import IQL, IQLConfig
 from robot_cl.seeding import cores
 
 OBS, ACT, BATCH, ROWS = 17, 6, 256, 100_000
+DECAY = 1_000_000  # updates over which the policy's learning rate falls, as the authors have it
 SEEDS = 5
 
 
@@ -46,6 +47,7 @@ class EagerIQL:
         self.q_adam = torch.optim.Adam(self.q.parameters(), lr=3e-4)
         self.v_adam = torch.optim.Adam(self.v.parameters(), lr=3e-4)
         self.actor_adam = torch.optim.Adam([*self.mean.parameters(), self.log_std], lr=3e-4)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.actor_adam, DECAY)
 
     def update(self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor, terminated: Tensor) -> None:
         x = torch.cat([obs, action], dim=1)
@@ -70,6 +72,7 @@ class EagerIQL:
         self.actor_adam.zero_grad()
         actor_loss.backward()
         self.actor_adam.step()
+        self.schedule.step()
 
     def copy_from(self, learner: IQL) -> None:
         """The same weights as member 0 of ours."""
@@ -97,7 +100,7 @@ def random_data() -> Transitions:
 
 
 def build(data: Transitions, seeds: int) -> tuple[IQL, Sampler]:
-    learner = IQL(IQLConfig(reward_scale=1.0), OBS, ACT, seeds)
+    learner = IQL(IQLConfig(reward_scale=1.0, decay=DECAY), OBS, ACT, seeds)
     learner.actor.normalizer.freeze()  # the identity, as the peer's data is already standard normal
     return learner, Sampler.over(data, learner.rng)
 

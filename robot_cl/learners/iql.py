@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -26,6 +27,7 @@ class IQLConfig(LearnerConfig):
     discount: float = 0.99  # per control step
     tau: float = 0.005  # how far the target moves to Q per update
     lr: float = 3e-4  # Adam's learning rate of Q, V and policy
+    decay: int = 0  # updates over which the policy's learning rate falls to zero along a cosine, 0: constant
     clip: float | None = None  # largest gradient norm per member, none: unbounded
     reward_scale: float | None = None  # none: 1000 / range of the data's returns, zero included
     updates: float = 1.0  # online: updates per environment step
@@ -110,6 +112,9 @@ class IQL(Learner):
     def update_offline(self, batch: Transitions) -> Metrics:
         losses = self.losses(batch)
         torch.stack(list(losses.values())).sum().backward()
+        if self.config.decay:
+            done = min(1.0, self.step / self.config.decay)
+            self.opts["actor"].lr = 0.5 * self.config.lr * (1.0 + math.cos(math.pi * done))
         for opt in self.opts.values():
             opt.step()
         polyak(self.target_q, self.q, self.config.tau)

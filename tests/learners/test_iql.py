@@ -118,6 +118,17 @@ def test_fresh_and_old_batches_are_one_update(transitions):
         assert torch.equal(a, b)
 
 
+def test_the_learning_rate_of_the_policy_falls_along_a_cosine(transitions):
+    learner = IQL(IQLConfig(decay=4, lr=1e-3, **SMALL), 4, 2)
+    rates = []
+    for _ in range(6):
+        learner.update_offline(transitions(1, 8))
+        rates.append(learner.opts["actor"].lr)
+    half = 0.5e-3
+    np.testing.assert_allclose(rates, half * (1 + np.cos(np.pi * np.array([0, 0.25, 0.5, 0.75, 1, 1]))), atol=1e-12)
+    assert learner.opts["critic"].lr == 1e-3
+
+
 def test_reward_scale_is_a_thousandth_of_the_range_of_returns(transitions):
     data = transitions(6)
     data.reward[:] = torch.tensor([1.0, 2.0, 5.0, -1.0, -3.0, 7.0])
