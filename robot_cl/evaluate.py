@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from robot_cl import stats
 from robot_cl.data.collect import check_fit, policy_name
 from robot_cl.data.reference import find_reference
 from robot_cl.provenance import simulator_fingerprint
+from robot_cl.suite_worlds import SuiteWorlds, is_suite
 from sim.spec import Interface
 
 MAX_WORLDS = 64
@@ -28,7 +29,10 @@ Progress = Callable[[float, float], None]
 
 @dataclass(frozen=True)
 class Film:
-    """What a film of one episode needs: qpos (T, nq) every `dt` seconds of simulated time, and which episode it is."""
+    """What a film of one episode needs: qpos (T, nq) every `dt` seconds of simulated time, and which episode it is.
+
+    `model` is MuJoCo's, None: that of the task.
+    """
 
     task: str
     qpos: np.ndarray
@@ -36,6 +40,7 @@ class Film:
     seed: int
     total: float
     shift: Any = None
+    model: Any = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class Evaluation:
     """Undiscounted returns and lengths of the episodes with `seeds`, in that order, and what they amount to.
 
     The intervals are bootstrap 95 % over episodes (None for a single one). `score` is 100 (mean − low)/(high − low) of
-    the scale that `reference` names, or None. `simulator` is the fingerprint of what computed the physics.
+    the scale that `reference` names, or None. `simulator` is the fingerprint of what computed the physics. `success`
+    is what the environment says about each episode, None where it says nothing.
     """
 
     policy: str
@@ -62,11 +68,12 @@ class Evaluation:
     simulator: str
     interface: str
     wall_s: float
+    success: list[bool] | None = None
     film: Film | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, without the film."""
-        return {key: value for key, value in asdict(self).items() if key != "film"}
+        return asdict(replace(self, film=None)) | {"film": None}
 
 
 def evaluate(
@@ -95,8 +102,7 @@ def evaluate(
     began, parts = time.monotonic(), []
     for first in range(0, episodes, worlds):
         count = min(worlds, episodes - first)
-        options = {} if shift is None else {"shift": shift}
-        world = sim.make(task, num_worlds=count, threads=threads, seed=seed + first, **options)
+        world = open_worlds(task, count, threads, shift)
         check_interface(policy, world.interface, task)
         parts.append(_play(world, policy, seed + first, film_seconds, _part_of(progress, first, count, episodes)))
     played = _Episodes.cat(parts)
@@ -105,9 +111,17 @@ def evaluate(
     if film_seconds:
         middle = int(np.argsort(played.returns, kind="stable")[(episodes - 1) // 2])
         dt = world.interface.control_dt * _stride(world.interface.control_dt)
-        film = Film(task, played.qpos[middle], dt, seeds[middle], float(played.returns[middle]), shift)
-    interface = world.interface.digest
-    return _summarise(policy, task, shift, seeds, played, interface, time.monotonic() - began, film)
+        film = Film(task, played.qpos[middle], dt, seeds[middle], float(played.returns[middle]), shift, world.model)
+    return _summarise(policy, task, shift, seeds, played, world, time.monotonic() - began, film)
+
+
+def open_worlds(task: str, count: int, threads: int | None = None, shift: Any = None) -> Any:
+    """`count` worlds of a task or of a suite's environment. Raises LookupError or ValueError for what there is not."""
+    if not is_suite(task):
+        return sim.make(task, num_worlds=count, threads=threads, shift=shift)
+    if shift is not None:
+        raise ValueError(f"shifts change our own tasks, and {task} is an environment of a suite")
+    return SuiteWorlds(task, count)
 
 
 def load(source: str | Path, member: int | None = None) -> Policy:
@@ -138,24 +152,28 @@ def check_interface(policy: Policy, interface: Interface, task: str) -> None:
 
 @dataclass(frozen=True)
 class _Episodes:
-    """Finished episodes: returns, lengths and fell (terminated) (N,), and sparse qpos, one (T_i, nq) each or none."""
+    """Finished episodes: returns, lengths, fell (terminated) and success (1, 0 or −1: unknown), each (N,), and sparse
+    qpos, one (T_i, nq) each or none."""
 
     returns: np.ndarray
     lengths: np.ndarray
     fell: np.ndarray
+    success: np.ndarray
     qpos: list[np.ndarray]
 
     @staticmethod
     def cat(parts: Sequence[_Episodes]) -> _Episodes:
-        returns = np.concatenate([part.returns for part in parts])
-        lengths, fell = (np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "fell"))
-        return _Episodes(returns, lengths, fell, [qpos for part in parts for qpos in part.qpos])
+        names = ("returns", "lengths", "fell", "success")
+        returns, lengths, fell, success = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+        return _Episodes(returns, lengths, fell, success, [qpos for part in parts for qpos in part.qpos])
 
 
 def _play(world: Any, policy: Policy, seed: int, film_seconds: float, progress: Progress | None) -> _Episodes:
     """The first episode of every world; a world that has finished idles until the last one has."""
-    n, limit = world.num_worlds, world.task.time_limit
+    n = world.num_worlds
+    limit = world.task.time_limit if hasattr(world, "task") else 1000  # for the progress bar only
     returns, lengths, fell = np.zeros(n), np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool)
+    success = np.full(n, -1)
     action, going = np.zeros((n, world.interface.act_dim), dtype=np.float32), np.ones(n, dtype=bool)
     stride, frames = _stride(world.interface.control_dt), []
     filmed = int(film_seconds / world.interface.control_dt)
@@ -170,12 +188,14 @@ def _play(world: Any, policy: Policy, seed: int, film_seconds: float, progress: 
         ended = going & (terminated | truncated)
         returns[ended], lengths[ended] = info["episode_return"][ended], info["episode_length"][ended]
         fell[ended] = terminated[ended]
+        if "success" in info:
+            success[ended] = info["success"][ended]
         going &= ~ended
         t += 1
         if progress is not None and (t % 20 == 0 or not going.any()):
             progress(n if not going.any() else n * min(t / limit, 1.0), n)
     qpos = [np.stack([f[i] for f in frames[: -(-int(lengths[i]) // stride)]]) for i in range(n)] if frames else []
-    return _Episodes(returns, lengths, fell, qpos)
+    return _Episodes(returns, lengths, fell, success, qpos)
 
 
 def _act(policy: Policy, obs: np.ndarray, going: np.ndarray, action: np.ndarray) -> None:
@@ -202,7 +222,7 @@ def _part_of(progress: Progress | None, first: int, count: int, episodes: int) -
 
 
 def _summarise(
-    policy: Policy, task: str, shift: Any, seeds: list[int], played: _Episodes, interface: str, wall_s: float, film: Any
+    policy: Policy, task: str, shift: Any, seeds: list[int], played: _Episodes, world: Any, wall_s: float, film: Any
 ) -> Evaluation:
     returns, reference = played.returns, find_reference(task)
     several = len(returns) > 1
@@ -210,7 +230,7 @@ def _summarise(
     return Evaluation(
         policy=policy_name(policy),
         task=task,
-        shift=shift,
+        shift=None if shift is None else str(shift),
         seeds=seeds,
         returns=returns.tolist(),
         lengths=played.lengths.tolist(),
@@ -221,9 +241,10 @@ def _summarise(
         iqm_interval=_ends(returns, seeds[0], stats.iqm) if several else None,
         score=reference.score(mean) if reference else None,
         reference=reference.name if reference else None,
-        simulator=simulator_fingerprint(task),
-        interface=interface,
+        simulator=getattr(world, "fingerprint", None) or simulator_fingerprint(task),
+        interface=world.interface.digest,
         wall_s=round(wall_s, 3),
+        success=None if (played.success < 0).any() else (played.success > 0).tolist(),
         film=film,
     )
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,8 +67,7 @@ def write_side_by_side(
     part = path.with_name(f".{path.stem}.part.mp4")
     with contextlib.ExitStack() as stack:
         renderers = [
-            stack.enter_context(render.Renderer(get_task(film.task).load_model(), width, height, backend))
-            for _, film in films
+            stack.enter_context(render.Renderer(_model(film), width, height, backend)) for _, film in films
         ]
         try:
             _encode(_drawn(films, renderers, count, progress), part, (width * len(films), height), 1.0 / dt)
@@ -75,6 +75,10 @@ def write_side_by_side(
         finally:
             part.unlink(missing_ok=True)
         return FilmReport(path, count, count * dt, renderers[0].backend)
+
+
+def _model(film: Film) -> Any:
+    return film.model if film.model is not None else get_task(film.task).load_model()
 
 
 def _drawn(

@@ -12,7 +12,7 @@ from robot_cl import svg
 from robot_cl.curves import curve
 from robot_cl.data.meta import DatasetMeta
 from robot_cl.run_folder import RunFolder
-from robot_cl.scores import Entry, interval_text
+from robot_cl.scores import Entry, interval_text, success_text
 
 BEHAVIOUR = "behaviour in the data"
 RETURNS = {
@@ -45,6 +45,7 @@ def scores_section(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
         "Each dot is one episode, the bar is the 95 % interval of the mean, the line is the mean. "
         f"Episode k starts from seed {entries[-1].seeds[0]} + k in every row."
     )
+    notes += [f"Success of {e.label}: {success_text(e)} of the episodes." for e in entries if e.success_rate]
     return {"about": about, "chart": _markup(svg.intervals(rows, "return")), "rows": table, "notes": notes}
 
 

@@ -23,7 +23,8 @@ class Entry:
     """One policy, with one evaluation (as plain data) per training seed, and the statistics over all episodes.
 
     `step` is the checkpoint's, None where there is none. Intervals are 95 %, bootstrapped over training seeds and the
-    episodes within them. `returns` (members, episodes). `film` is a path relative to the folder, or None.
+    episodes within them. `returns` (members, episodes); `success` likewise, None where the environment does not tell.
+    `film` is a path relative to the folder, or None.
     """
 
     label: str
@@ -46,10 +47,17 @@ class Entry:
     interface: str
     wall_s: float
     film: str | None = None
+    success: list[list[bool]] | None = None
 
     @property
     def members(self) -> int:
         return len(self.returns)
+
+    @property
+    def success_rate(self) -> stats.Interval | None:
+        """Over all episodes, with Wilson's interval; None where the environment does not tell."""
+        told = [one for member in self.success or [] for one in member]
+        return stats.wilson(sum(told), len(told)) if told else None
 
     @property
     def same_as(self) -> tuple[Any, ...]:
@@ -85,6 +93,7 @@ def combine(label: str, policy: str, step: int | None, members: Sequence[Evaluat
         interface=first.interface,
         wall_s=round(sum(m.wall_s for m in members), 3),
         film=film,
+        success=[m.success for m in members if m.success is not None] or None,
     )
 
 
@@ -140,3 +149,9 @@ def interval_text(value: float, ends: Sequence[float] | None, digits: int = 0) -
     """'5231 [4990, 5380]', or the value alone."""
     text = f"{value:,.{digits}f}"
     return text if ends is None else f"{text} [{ends[0]:,.{digits}f}, {ends[1]:,.{digits}f}]"
+
+
+def success_text(entry: Entry) -> str:
+    """'85 % [64, 95]', or nothing where the environment does not tell."""
+    rate = entry.success_rate
+    return "" if rate is None else f"{100 * rate.estimate:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"

@@ -168,9 +168,11 @@ def _own_folder(name: str) -> Path:
 
 def show(call: Call, entries: list[Entry]) -> None:
     """The table of one or several entries, and what the numbers are."""
-    from robot_cl.scores import interval_text
+    from robot_cl.scores import interval_text, success_text
 
-    table = call.table("policy", "episodes ", "mean [95 %] ", "IQM [95 %] ", "score ", "length ", "fell ")
+    told = any(entry.success_rate for entry in entries)
+    columns = ["policy", "episodes ", "mean [95 %] ", "IQM [95 %] ", "score ", "length ", "fell "]
+    table = call.table(*columns, *(["success [95 %] "] if told else []))
     for entry in entries:
         lengths = [n for member in entry.lengths for n in member]
         fell = [f for member in entry.fell for f in member]
@@ -183,6 +185,7 @@ def show(call: Call, entries: list[Entry]) -> None:
             score,
             f"{sum(lengths) / len(lengths):.0f}",
             f"{100 * sum(fell) / len(fell):.0f} %",
+            *([success_text(entry)] if told else []),
         )
     call.console.print(table)
     for reference in sorted({e.reference for e in entries if e.reference}):
