@@ -9,7 +9,7 @@ import numpy as np
 from robot_cl.deploy.contract import Contract
 from robot_cl.deploy.observe import channel_order
 from robot_cl.deploy.robot import CommandChannel, RobotSpec
-from robot_cl.deploy.safety import all_finite, brake_overspeed, limit_box, limit_command, pd_effort
+from robot_cl.deploy.safety import all_finite, brake_overspeed, limit_box, limit_command, limit_travel, pd_effort
 
 FALLBACKS = ("hold", "damp", "stop")
 
@@ -36,6 +36,8 @@ class Actuation:
         rate = np.array([c.rate for c in channels])
         self.max_step = rate * np.where(speedy, 1.0, max_speed) * spec.control_dt
         self.lead = np.array([c.lead for c in channels])
+        self.lowest, self.highest = (np.array([getattr(c, k) for c in channels]) for k in ("lowest", "highest"))
+        self._travels = speedy & (np.isfinite(self.lowest) | np.isfinite(self.highest))
         self.top_speed = np.array([c.velocity for c in channels]) * max_speed
         self.position_at, self.speed_at = spec.position_index(), spec.speed_index()
         self.same_at = np.where(spec.commands_positions(), self.position_at, -1)
@@ -105,6 +107,7 @@ class Actuation:
         assert self.previous is not None
         command = np.where(np.isfinite(command), command, self.previous)
         command = brake_overspeed(command, _pick(values, self.speed_at), self.top_speed)
+        command = limit_travel(command, self._travelled(values), self.lowest, self.highest)
         safe = limit_command(
             command, self.previous, self.measured(values), self.low, self.high, self.max_step, self.lead
         )
@@ -119,8 +122,14 @@ class Actuation:
         self.previous = limit_box(np.where(np.isfinite(command), command, self.previous), self.low, self.high)
         return self.previous
 
+    def _travelled(self, values: np.ndarray) -> np.ndarray:
+        """Measured positions of the channels that have limits of travel, NaN for the others."""
+        return np.where(self._travels, _pick(values, self.position_at), np.nan)
+
     def _check_measurements(self) -> None:
         for i, channel in enumerate(self.spec.channels):
+            if self._travels[i] and self.position_at[i] < 0:
+                raise ValueError(f"command {channel.name!r} has limits of travel but no measured position")
             for kind in FALLBACKS:
                 plan = self._plans[kind][i]
                 if (plan in ("pd", "damping") and self.speed_at[i] < 0) or (plan == "pd" and self.position_at[i] < 0):

@@ -151,6 +151,26 @@ def calibrate(data: Rollouts, config: GuardConfig | None = None, seed: int = 0) 
     return ConformalGuard(scores, mean, std, maxima, config)
 
 
+def calibrate_bundle(
+    folder: Path | str, task: str | None = None, rollouts: int = 100, steps: int = 200,
+    config: GuardConfig | None = None, seed: int = 0,
+) -> ConformalGuard:  # fmt: skip
+    """Play the bundle in its world, calibrate a guard on it and put guard.json into the bundle.
+
+    A rehearsal made before counts no more, because the bundle then acts otherwise. Raises LookupError if no world is
+    named, ValueError with too few rollouts.
+    """
+    from robot_cl.deploy.bundle import PolicyBundle
+
+    bundle = PolicyBundle.load(folder)
+    task = task or bundle.contract.task
+    if not task:
+        raise LookupError(f"{folder} does not name the world it was trained in; say task=NAME")
+    guard = calibrate(collect(bundle, task, rollouts, steps, seed), config, seed)
+    guard.save(folder)
+    return guard
+
+
 def run_score(score: Score, data: Rollouts) -> np.ndarray:
     """(n, T) raw scores of rollouts."""
     score.begin(len(data))

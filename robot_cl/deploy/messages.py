@@ -27,6 +27,7 @@ SCHEMAS: dict[str, list[Field]] = {
     "geometry_msgs/msg/Pose": [
         ("geometry_msgs/msg/Point", "position"), ("geometry_msgs/msg/Quaternion", "orientation"),
     ],
+    "geometry_msgs/msg/PoseStamped": [("std_msgs/msg/Header", "header"), ("geometry_msgs/msg/Pose", "pose")],
     "geometry_msgs/msg/PoseWithCovariance": [("geometry_msgs/msg/Pose", "pose"), ("float64[36]", "covariance")],
     "geometry_msgs/msg/Twist": [("geometry_msgs/msg/Vector3", "linear"), ("geometry_msgs/msg/Vector3", "angular")],
     "geometry_msgs/msg/TwistStamped": [("std_msgs/msg/Header", "header"), ("geometry_msgs/msg/Twist", "twist")],
@@ -62,6 +63,10 @@ SENSOR_PATHS: dict[str, dict[str, tuple[str, ...]]] = {
         **{f"orientation.{a}": ("orientation", a) for a in (*_XYZ, "w")},
         **{f"angular_velocity.{a}": ("angular_velocity", a) for a in _XYZ},
         **{f"linear_acceleration.{a}": ("linear_acceleration", a) for a in _XYZ},
+    },
+    "geometry_msgs/msg/PoseStamped": {
+        **{f"position.{a}": ("pose", "position", a) for a in _XYZ},
+        **{f"orientation.{a}": ("pose", "orientation", a) for a in (*_XYZ, "w")},
     },
     "nav_msgs/msg/Odometry": {
         **{f"position.{a}": ("pose", "pose", "position", a) for a in _XYZ},

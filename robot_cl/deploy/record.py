@@ -243,23 +243,25 @@ def drives(log: Log, shortest: int = 2) -> Drives:
 
     Raises ValueError if there is none.
     """
-    dt = log.contract.control_dt
-    good = (log.mode == str(Mode.ACTIVE)) & np.isfinite(log.obs).all(1) & np.isfinite(log.taken).all(1)
-    parts = [s for s in _stretches(good, log.time, dt) if s.stop - s.start > shortest]
+    parts = [p for p in _stretches(log) if len(p) > shortest]
     if not parts:
         raise ValueError("the policy never drove in this recording; there is nothing to learn from")
-    rows = np.concatenate([np.arange(s.start, s.stop - 1) for s in parts])
-    lengths = np.array([s.stop - s.start - 1 for s in parts])
-    return Drives(log.obs[rows], log.taken[rows], log.obs[rows + 1], log.time[rows], lengths)
+    rows, after = (np.concatenate([p[k : len(p) - 1 + k] for p in parts]) for k in (0, 1))
+    # A loop faster than the policy sends several commands per action: what was taken is their mean.
+    taken = np.stack([log.taken[a:b].mean(0) for a, b in zip(rows, after, strict=True)])
+    lengths = np.array([len(p) - 1 for p in parts])
+    return Drives(log.obs[rows], taken, log.obs[after], log.time[rows], lengths)
 
 
-def _stretches(good: np.ndarray, times: np.ndarray, dt: float) -> Iterator[slice]:
-    """Runs of good ticks without a missed period in between."""
-    start: int | None = None
-    for i in range(len(good) + 1):
-        gap = start is not None and i < len(good) and i > start and times[i] - times[i - 1] > 1.5 * dt
-        if (i == len(good) or not good[i] or gap) and start is not None:
-            yield slice(start, i)
-            start = None
-        if i < len(good) and good[i] and start is None:
-            start = i
+def _stretches(log: Log) -> Iterator[np.ndarray]:
+    """Rows in which the policy was asked, in runs without another mode or a missed period in between."""
+    driving = (log.mode == str(Mode.ACTIVE)) & np.isfinite(log.taken).all(1)
+    broken = np.concatenate([[0], np.cumsum(~driving)])
+    run: list[int] = []
+    for row in np.flatnonzero(driving & np.isfinite(log.obs).all(1)):
+        late = run and log.time[row] - log.time[run[-1]] > 1.5 * log.contract.control_dt
+        if run and (late or broken[row] != broken[run[-1]]):
+            yield np.array(run)
+            run = []
+        run.append(int(row))
+    yield np.array(run, dtype=np.intp)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +16,13 @@ from robot_cl.deploy.bundle import PolicyBundle
 from robot_cl.deploy.clock import VirtualClock
 from robot_cl.deploy.contract import Contract
 from robot_cl.deploy.faults import Fault
-from robot_cl.deploy.loopback import JointPlant, Loopback, Plant
+from robot_cl.deploy.loopback import JointPlant, Loopback
 from robot_cl.deploy.modes import DRIVING, Mode, RunnerConfig, Step
 from robot_cl.deploy.observe import compare
-from robot_cl.deploy.plants import WorldPlant, spec_from_contract
+from robot_cl.deploy.plants import simulated_plant, spec_from_contract
 from robot_cl.deploy.receipt import write_receipt
-from robot_cl.deploy.robot import RobotSpec, load_robot
+from robot_cl.deploy.robot import RobotSpec
+from robot_cl.deploy.robot_file import load_robot
 from robot_cl.deploy.runner import ENABLED, Runner
 
 
@@ -110,7 +112,7 @@ class Scene:
     runner: Runner
     loopback: Loopback
     clock: VirtualClock
-    plant: Plant
+    plant: Any
     steps: list[Step]
     begin: float
 
@@ -125,19 +127,15 @@ class _Stage:
 
     def __init__(self, policy: PolicyBundle, spec: RobotSpec, options: RehearseOptions):
         self.policy, self.spec, self.options, self.dt = policy, spec, options, spec.control_dt
-        self.task = options.task or policy.contract.task or None
+        self.task = options.task or policy.contract.task or spec.task or None
 
     @property
     def contract(self) -> Contract:
         return self.policy.contract
 
-    def plant(self) -> Plant:
-        if self.task is None:
-            return JointPlant(self.spec)
-        import sim
-
-        world = sim.make(self.task, threads=1, seed=self.options.seed, shift=self.options.shift)
-        return WorldPlant(world, self.contract, self.spec, self.options.seed)
+    def plant(self) -> Any:
+        o = self.options
+        return simulated_plant(self.task, self.contract, self.spec, o.seed, o.shift)
 
     def scene(
         self, faults: tuple[Fault, ...], seconds: float, act: Callable[[Scene, float], None] | None = None,
@@ -158,8 +156,7 @@ class _Stage:
             runner.start()
         for k in range(round(seconds / self.dt)):
             runner.wait(scene.begin + k * self.dt)
-            if isinstance(plant, WorldPlant):
-                runner.builder.goals.update(plant.goals)
+            runner.builder.goals.update(getattr(plant, "goals", {}))
             if act is not None:
                 act(scene, k * self.dt)
             runner.tick()
@@ -179,9 +176,8 @@ class _Stage:
         driven = sum(s.mode in DRIVING for s in rough.steps) * self.dt
         result = {"seconds": driven}
         words = f"drove {driven:.1f} s of {self.options.seconds:.1f} s"
-        if isinstance(rough.plant, WorldPlant):
+        if not isinstance(rough.plant, JointPlant):
             calm = self.scene((), self.options.seconds, ramp=self.options.ramp)
-            assert isinstance(calm.plant, WorldPlant)
             result |= {"return": rough.plant.total, "calm_return": calm.plant.total}
             returns = f"return {rough.plant.total:.1f} against {calm.plant.total:.1f} in calm"
             words += f", {returns}"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from robot_cl.deploy.messages import (
     COMMAND_PATHS,
@@ -23,9 +21,11 @@ from robot_cl.deploy.messages import (
 )
 from robot_cl.deploy.names import near
 
-MAX_FILE_BYTES = 1 << 20
 STRATEGIES = ("freeze", "pd", "damping")
-FUNCTIONS = ("cos", "sin", "roll", "pitch", "yaw", "up.x", "up.y", "up.z")
+FUNCTIONS = (
+    "cos", "sin", "roll", "pitch", "yaw", *(f"up.{a}" for a in "xyz"), *(f"body.{a}" for a in "xyz"),
+    *(f"matrix.{a}{b}" for a in "xyz" for b in "xyz"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class StateTopic:
     """One topic the robot publishes. Signals are "<joint>.<field>" for JointState, "<key>.<part>" otherwise.
 
     `joints` must be exactly those published (in any order), except those in `ignore`; `fields` of position, velocity
-    and effort are read. `names` are the entries of a Float64MultiArray in order, `units` their units.
+    and effort are read. `names` are the entries of a Float64MultiArray in order, `units` their units. `body` is the
+    body or site whose pose it is in the world of a rehearsal.
     """
 
     key: str
@@ -46,6 +47,7 @@ class StateTopic:
     units: tuple[str, ...] = ()
     joint_unit: str = "rad"
     effort_unit: str = "N m"
+    body: str = ""
 
     def __post_init__(self) -> None:
         _known("state topic type", self.type, STATE_TYPES)
@@ -73,7 +75,8 @@ class CommandChannel:
     """One number the robot obeys, in `unit`, with its box and what to send when the policy may not drive.
 
     low, high bound the command; `rate` its change per second; `lead` its distance from the measured signal; `velocity`
-    the measured speed beyond which an effort may only brake. `hold`, `damp` and `stop` are each a number or "freeze"
+    the measured speed beyond which an effort may only brake; lowest, highest the positions between which a velocity
+    command may move the joint. `hold`, `damp` and `stop` are each a number or "freeze"
     (keep the last command), "pd" (effort kp (q₀ − q) − kd q̇ around the position at the time) or "damping" (−kd q̇).
     `field` is the place in a Twist. `measured` and `speed` name signals; by default "<name>.position" for a position
     command and "<name>.velocity".
@@ -86,6 +89,8 @@ class CommandChannel:
     rate: float = math.inf
     lead: float = math.inf
     velocity: float = math.inf
+    lowest: float = -math.inf
+    highest: float = math.inf
     hold: str | float = "freeze"
     damp: str | float = "freeze"
     stop: str | float = "freeze"
@@ -129,41 +134,68 @@ class CommandTopic:
 
 @dataclass(frozen=True)
 class Term:
-    """How a contract's observation term is measured: scale · f(signal) + offset, or a goal the operator sets.
+    """How a contract's observation term comes about on this robot, in `unit`: scale · x + offset, where x is
 
-    `function` is one of cos, sin (of one angle), roll, pitch, yaw (radians) or up.x, up.y, up.z (the world's up axis in
-    the body frame), the latter of the quaternion whose signals start with `signal`. For a goal, `signal` is empty and
-    `goal` its value at start, in [low, high]. `unit` must be the contract's.
+    a signal or goal ("elbow.position", "goal.x"), less the one named `minus`; or `function` of what `signal` names:
+    cos or sin of an angle; roll, pitch, yaw (rad), up.x|y|z (the world's up in the body) or matrix.xx … matrix.zz (row,
+    column of the rotation from body to world) of a quaternion; body.x|y|z of a position (its .x, .y and, if there is
+    one, .z), less `minus`, in the axes of the body whose quaternion `frame` names.
     """
 
     unit: str
-    signal: str = ""
+    signal: str
+    minus: str = ""
     function: str = ""
+    frame: str = ""
     scale: float = 1.0
     offset: float = 0.0
-    goal: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.function:
+            _known("function of a term", self.function, FUNCTIONS)
+        if bool(self.frame) != self.function.startswith("body."):
+            raise ValueError(f"the term of {self.signal!r} needs `frame`, and only if its function is body.x, .y or .z")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A number the operator sets: unit, value at start, range. Terms read it as the signal goal.<name>."""
+
+    unit: str
+    start: float
     low: float = -math.inf
     high: float = math.inf
 
     def __post_init__(self) -> None:
-        if bool(self.signal) == (self.goal is not None):
-            raise ValueError("a term is either measured (signal: NAME) or set by the operator (goal: NUMBER)")
-        if self.function:
-            _known("function of a term", self.function, FUNCTIONS)
-        if self.goal is not None and not self.low <= self.goal <= self.high:
-            raise ValueError(f"goal {self.goal} is outside [{self.low}, {self.high}]")
+        if not self.low <= self.start <= self.high:
+            raise ValueError(f"goal {self.start} is outside [{self.low}, {self.high}]")
+
+
+@dataclass(frozen=True)
+class ActionMap:
+    """Which channel a contract's action drives. `unit`, where given, is the contract's name for the channel's unit:
+    a simulator that calls its motor inputs "1" means the unit of whatever it drives.
+    """
+
+    channel: str
+    unit: str = ""
 
 
 @dataclass(frozen=True)
 class RobotSpec:
-    """Everything about one robot. `terms` and `actions` translate a contract's names where the robot's differ."""
+    """Everything about one robot. `terms` and `actions` translate a contract's names where the robot's differ.
+
+    `control_dt` is the period of the control loop in seconds: the policy's, or a whole fraction of it, so that safety
+    and commands may run faster than the policy thinks. `task` names the world to rehearse in.
+    """
 
     name: str
     control_dt: float
     state: tuple[StateTopic, ...]
     command: tuple[CommandTopic, ...]
     terms: Mapping[str, Term] = field(default_factory=dict)
-    actions: Mapping[str, str] = field(default_factory=dict)
+    actions: Mapping[str, ActionMap] = field(default_factory=dict)
+    goals: Mapping[str, Goal] = field(default_factory=dict)
     namespace: str = ""
     task: str = ""
 
@@ -217,71 +249,6 @@ class RobotSpec:
         units = list(self.signals.values())
         pairs = zip(self.channels, self.position_index(), strict=True)
         return np.array([at >= 0 and units[at] == c.unit for c, at in pairs])
-
-
-def load_robot(path: Path | str) -> RobotSpec:
-    """A robot from its YAML file. Raises OSError, ValueError or LookupError with one sentence."""
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"robot file {path} is larger than {MAX_FILE_BYTES} bytes")
-        data = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        here = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise OSError(f"there is no robot file {path}; in that folder: {', '.join(here) or 'none'}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise ValueError(f"robot file {path} is not YAML: {str(problem).splitlines()[0]}") from None
-    try:
-        return robot_from_dict(data)
-    except (ValueError, LookupError) as problem:
-        raise type(problem)(f"robot file {path}: {problem}") from None
-
-
-def robot_from_dict(data: Any) -> RobotSpec:
-    """A robot from plain data. Raises ValueError or LookupError naming the entry that is wrong."""
-    if not isinstance(data, dict):
-        raise ValueError("expected a mapping with name, control_dt, state and command")
-    data = dict(data)
-    state, command, terms = (data.pop(k, None) or {} for k in ("state", "command", "terms"))
-    if not isinstance(state, dict) or not isinstance(command, list) or not isinstance(terms, dict):
-        raise ValueError("`state` and `terms` must be mappings by name, `command` a list of topics")
-    topics = tuple(_make(StateTopic, row, key=str(key)) for key, row in state.items())
-    commands = []
-    for row in command:
-        row = dict(row)
-        channels = tuple(_make(CommandChannel, c) for c in row.pop("channels", ()))
-        commands.append(_make(CommandTopic, row, channels=channels))
-    made = {str(name): _make(Term, row) for name, row in terms.items()}
-    return _make(RobotSpec, data, state=topics, command=tuple(commands), terms=made)
-
-
-def _make(kind: type, row: Any, **more: Any) -> Any:
-    """A dataclass from a YAML mapping: unknown keys refused by name, numbers and lists converted."""
-    if not isinstance(row, dict):
-        raise ValueError(f"a {kind.__name__} must be a mapping, got {row!r}")
-    known = {f.name: str(f.type) for f in fields(kind)}
-    values = dict(more)
-    for key, value in row.items():
-        if key not in known or key in more:
-            raise LookupError(f"{kind.__name__} has no entry {key!r}, {near(str(key), known)}")
-        values[key] = _convert(f"{kind.__name__}.{key}", known[key], value)
-    try:
-        return kind(**values)
-    except TypeError as problem:
-        raise ValueError(f"{kind.__name__} is incomplete: {str(problem).partition(') ')[2] or problem}") from None
-
-
-def _convert(what: str, wanted: str, value: Any) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if "float" in wanted and number:
-        return float(value)
-    if wanted.startswith("tuple") and isinstance(value, list):
-        return tuple(str(v) for v in value)
-    if "str" in wanted and isinstance(value, str):
-        return value
-    if wanted.startswith("Mapping") and isinstance(value, dict):
-        return {str(k): str(v) for k, v in value.items()}
-    raise ValueError(f"{what} is {value!r}, expected {wanted.replace('tuple[str, ...]', 'a list of names')}")
 
 
 def _known(what: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -14,14 +14,15 @@ from robot_cl.deploy.bundle import PolicyBundle, read_contract
 from robot_cl.deploy.caller import ThreadCaller
 from robot_cl.deploy.clock import Clock, MonotonicClock
 from robot_cl.deploy.contract import Contract
-from robot_cl.deploy.loopback import JointPlant, Loopback
+from robot_cl.deploy.loopback import Loopback
 from robot_cl.deploy.modes import Guard, Listener, Mode, RunnerConfig, Stage, Step
 from robot_cl.deploy.observe import Finding, compare
-from robot_cl.deploy.plants import WorldPlant
+from robot_cl.deploy.plants import simulated_plant
 from robot_cl.deploy.realtime import punctual
 from robot_cl.deploy.receipt import GUARD_FILE, require_receipt
 from robot_cl.deploy.record import Recorder
-from robot_cl.deploy.robot import RobotSpec, load_robot
+from robot_cl.deploy.robot import RobotSpec
+from robot_cl.deploy.robot_file import load_robot
 from robot_cl.deploy.runner import Runner, stop_on_signals
 from robot_cl.deploy.transport import Transport, open_transport
 
@@ -172,11 +173,8 @@ def _await_state(runner: Runner, patience: float) -> None:
 def _open(options: RunOptions, spec: RobotSpec, contract: Contract, clock: Clock) -> Transport:
     if options.transport != "loopback":
         return open_transport(options.transport, spec, clock=clock, **options.network)
-    if not contract.task:
-        return Loopback(spec, JointPlant(spec), clock)
-    import sim
-
-    return Loopback(spec, WorldPlant(sim.make(contract.task, threads=1), contract, spec), clock)
+    plant = simulated_plant(contract.task or spec.task or None, contract, spec)
+    return Loopback(spec, plant, clock)
 
 
 def _guard(folder: Path) -> Guard | None:

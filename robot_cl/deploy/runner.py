@@ -54,7 +54,8 @@ class Runner:
         self.contract, self.transport, self.clock = contract, transport, clock
         self.config, self.listeners, self.guard, self.stage = config or RunnerConfig(), listeners, guard, stage
         self.caller = caller or InlineCaller(policy, clock)
-        self.dt = contract.control_dt
+        self.dt = transport.spec.control_dt
+        self.every = round(contract.control_dt / self.dt)  # the policy is asked at every so manieth tick
         self.stale_s = self.config.stale_s or min(3 * self.dt, 0.1)
         refusals = [f.text for f in compare(contract, transport.spec) if f.blocks]
         if refusals:
@@ -75,7 +76,7 @@ class Runner:
         self._usable = -np.inf  # when the last usable state was heard
         self._source: object = None
         self.history: deque[tuple[float, Mode, str]] = deque(maxlen=HISTORY)
-        self._taken: np.ndarray | None = None
+        self._taken: list[np.ndarray] = []  # actions taken since the policy was last asked
         self._blend_from: np.ndarray | None = None
         self._last_action: np.ndarray | None = None
         self._forget()
@@ -176,9 +177,14 @@ class Runner:
         began = self.clock.now()
         self._obey()
         state = self.transport.read()
-        obs = self._observe(state, began)
-        thinks = self.mode in THINKING and not self._stop.is_set()
-        action = self._act(obs, began) if thinks and obs is not None else None
+        obs, action = None, None
+        if self._usable_state(state, began) and self.mode in THINKING and not self._stop.is_set():
+            if self._tick % self.every == 0:
+                obs = self._observe(began)
+                action = None if obs is None else self._act(obs, began)
+            else:
+                action = self._last_action
+            self._tick += 1
         if self._stop.is_set() and self.mode not in (Mode.ESTOP, Mode.DISABLED):
             self._enter(Mode.DISABLED if self.mode is Mode.SHADOW else Mode.ESTOP, "stop ordered")
         self._send(began, obs, action)
@@ -192,8 +198,10 @@ class Runner:
         age = self.transport.age()
         if np.isfinite(age):
             self.stats.add("age", age)
-        self._taken = None if command is None else self.actuation.to_action(command)
-        step = Step(began, self.mode, self.reason, self._values, obs, action, command, self._taken, age)
+        taken = None if command is None else self.actuation.to_action(command)
+        if taken is not None:
+            self._taken.append(taken)
+        step = Step(began, self.mode, self.reason, self._values, obs, action, command, taken, age)
         for listener in self.listeners:
             listener.step(step)
 
@@ -234,23 +242,27 @@ class Runner:
             skill = self.contract.skills[names.index(name)]
             self.wanted[names.index(name)] = min(max(value, skill.low), skill.high)
 
-    def _observe(self, state: State | None, now: float) -> np.ndarray | None:
-        """The observation if the state is fresh, finite and from the publisher we started with; else the doubt acts."""
+    def _usable_state(self, state: State | None, now: float) -> bool:
+        """Whether the state is fresh, finite and from the publisher we started with; if not, the doubt acts."""
         if state is None:
             self._doubt("no state was heard yet", now)
-            return None
+            return False
         self._values = state.values
         if not all_finite(state.values[self._needed]):
             self._doubt("the state is not finite", now)
-            return None
+            return False
         self._usable = state.received
         if now >= state.received + self.stale_s - 1e-9:
             self._doubt(f"no state for {now - state.received:.3f} s", now)
-            return None
+            return False
         if state.source != self._source and self.mode in DRIVING:
             self._doubt("another publisher took over", now)
-            return None
-        obs = self.builder.build(state.values)
+            return False
+        return True
+
+    def _observe(self, now: float) -> np.ndarray | None:
+        """The observation (1, obs_dim) of the latest values, None (and a doubt) where it is not finite."""
+        obs = self.builder.build(self._values)
         if not all_finite(obs):
             self._doubt("the observation is not finite", now)
             return None
@@ -276,6 +288,8 @@ class Runner:
 
     def _act(self, obs: np.ndarray, now: float) -> np.ndarray | None:
         """The policy's action, the last one where it is late, None where it may not be used."""
+        taken = np.mean(self._taken, axis=0) if self._taken else None
+        self._taken.clear()
         if self.weights.size:
             step = self.dt / self.config.swap_s if self.config.swap_s else np.inf
             self.weights = slew(self.weights, self.wanted, step)
@@ -294,7 +308,7 @@ class Runner:
         if action.shape != (self.contract.act_dim,) or not all_finite(action):
             self._doubt("the policy's action is not finite", now)
             return None
-        if self.guard is not None and self.mode is not Mode.HOLD and self.guard.alarm(obs, action, self._taken):
+        if self.guard is not None and self.mode is not Mode.HOLD and self.guard.alarm(obs, action, taken):
             self._doubt("the guard finds this unlike anything it was calibrated on", now)
         self._last_action = action
         return action
@@ -363,7 +377,8 @@ class Runner:
         self.caller.policy.reset()
         if self.guard is not None:
             self.guard.reset()
-        self._late_count, self._last_action, self._taken = 0, None, None
+        self._late_count, self._last_action, self._tick = 0, None, 0
+        self._taken.clear()
         self._blend_from = None
         self._blend_at, self.refusal = 0.0, ""
 

@@ -42,6 +42,19 @@ def brake_overspeed(command: np.ndarray, speed: np.ndarray, limit: np.ndarray) -
     return np.where(too_fast & (command * speed > 0), 0.0, command)
 
 
+def limit_travel(
+    command: np.ndarray, position: np.ndarray, lowest: np.ndarray, highest: np.ndarray, horizon: float = 0.2
+) -> np.ndarray:
+    """Velocities that would carry a joint past [lowest, highest] within `horizon` seconds, reduced so that they do not.
+
+    Beyond a limit only the way back is open. NaN positions are unknown and leave the velocity as it is.
+    """
+    heard = np.isfinite(position)
+    up = np.where(heard, np.maximum((highest - position) / horizon, 0.0), np.inf)
+    down = np.where(heard, np.minimum((lowest - position) / horizon, 0.0), -np.inf)
+    return np.minimum(np.maximum(command, down), up)
+
+
 def blend(start: np.ndarray, end: np.ndarray, share: float) -> np.ndarray:
     """(1 − share) · start + share · end, share clipped to [0, 1]."""
     share = min(max(share, 0.0), 1.0)

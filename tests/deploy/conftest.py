@@ -15,7 +15,8 @@ from robot_cl.deploy.contract import CONTRACT_FILE, MODEL_FILE, Contract, SkillE
 from robot_cl.deploy.faults import Fault
 from robot_cl.deploy.loopback import JointPlant, Loopback
 from robot_cl.deploy.modes import RunnerConfig
-from robot_cl.deploy.robot import RobotSpec, robot_from_dict
+from robot_cl.deploy.robot import RobotSpec
+from robot_cl.deploy.robot_file import robot_from_dict
 from robot_cl.deploy.runner import Runner
 from sim.spec import Channel, Interface
 

@@ -14,7 +14,8 @@ import numpy as np
 from robot_cl.deploy.clock import MonotonicClock
 from robot_cl.deploy.dds_node import Node
 from robot_cl.deploy.loopback import JointPlant
-from robot_cl.deploy.robot import RobotSpec, robot_from_dict
+from robot_cl.deploy.robot import RobotSpec
+from robot_cl.deploy.robot_file import robot_from_dict
 from robot_cl.deploy.simulated import SimulatedRobot
 
 

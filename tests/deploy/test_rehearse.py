@@ -18,14 +18,15 @@ from robot_cl.deploy.clock import VirtualClock
 from robot_cl.deploy.contract import Contract, terms_from_interface
 from robot_cl.deploy.loopback import Loopback
 from robot_cl.deploy.modes import RunnerConfig
-from robot_cl.deploy.observe import quaternion_part
-from robot_cl.deploy.plants import WorldPlant, quaternion, spec_from_contract
+from robot_cl.deploy.observe import orientation_part, rotation
+from robot_cl.deploy.plants import WorldPlant, spec_from_contract
 from robot_cl.deploy.receipt import require_receipt
 from robot_cl.deploy.record import read_log
 from robot_cl.deploy.rehearse import RehearseOptions, rehearse
-from robot_cl.deploy.robot import load_robot
+from robot_cl.deploy.robot_file import load_robot
 from robot_cl.deploy.run import RunOptions, check, run
 from robot_cl.deploy.runner import Runner
+from sim.robots import frames
 
 MakeBundle = Callable[..., Path]
 
@@ -182,13 +183,14 @@ def test_a_world_of_another_interface_is_refused() -> None:
         WorldPlant(sim.make("walker2d", threads=1), contract, spec_from_contract(contract))
 
 
-def test_quaternions_and_angles_are_inverse() -> None:
+def test_orientation_parts_are_those_of_the_rotation_matrix() -> None:
     for roll, pitch, yaw in ((0.1, -0.4, 2.0), (-2.0, 1.2, -3.0), (0.0, 0.0, 0.0)):
-        q = np.array(quaternion(roll, pitch, yaw))
-        assert np.linalg.norm(q) == pytest.approx(1.0)
-        assert [quaternion_part(n, q) for n in ("roll", "pitch", "yaw")] == pytest.approx([roll, pitch, yaw])
-        up = [quaternion_part(f"up.{a}", q) for a in "xyz"]
-        assert np.linalg.norm(up) == pytest.approx(1.0) and up[0] == pytest.approx(-np.sin(pitch))
+        w, x, y, z = frames.quaternion(*(np.array([a]) for a in (roll, pitch, yaw)))[0]
+        matrix = rotation(x, y, z, w)
+        np.testing.assert_allclose(matrix, frames.rotation(np.array([[w, x, y, z]]))[0], atol=1e-12)
+        assert [orientation_part(n, matrix) for n in ("roll", "pitch", "yaw")] == pytest.approx([roll, pitch, yaw])
+        assert [orientation_part(f"up.{a}", matrix) for a in "xyz"] == pytest.approx(matrix[2])
+        assert orientation_part("matrix.xy", matrix) == matrix[0][1]
 
 
 def test_options_that_make_no_sense_are_refused(robot_file: Path) -> None:

@@ -18,7 +18,8 @@ from robot_cl.deploy.contract import Contract
 from robot_cl.deploy.extract import write_state
 from robot_cl.deploy.loopback import JointPlant
 from robot_cl.deploy.modes import Mode, RunnerConfig
-from robot_cl.deploy.robot import RobotSpec, robot_from_dict
+from robot_cl.deploy.robot import RobotSpec
+from robot_cl.deploy.robot_file import robot_from_dict
 from robot_cl.deploy.rosbridge import RosbridgeTransport, ros_1_stamps, two_part
 from robot_cl.deploy.runner import Runner
 from robot_cl.deploy.simulated import SimulatedRobot

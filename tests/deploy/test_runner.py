@@ -20,7 +20,8 @@ from robot_cl.deploy.faults import Fault
 from robot_cl.deploy.loopback import JointPlant, Loopback
 from robot_cl.deploy.modes import Mode, RunnerConfig, Step
 from robot_cl.deploy.operator import parse_order
-from robot_cl.deploy.robot import RobotSpec, robot_from_dict
+from robot_cl.deploy.robot import RobotSpec
+from robot_cl.deploy.robot_file import robot_from_dict
 from robot_cl.deploy.runner import Runner, stop_on_signals
 from sim.spec import Interface
 
@@ -87,7 +88,7 @@ def test_a_silent_robot_refuses_to_enable(make_rig: MakeRig) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.update(control_dt=0.01), "acts every 20 ms, the robot file says 10 ms"),
+        (lambda d: d.update(control_dt=0.015), "acts every 20 ms, the robot file says 15 ms"),
         (lambda d: d["state"]["joints"]["joints"].__setitem__(0, "wrist"), "does not measure 'waist.position'"),
         (lambda d: d["state"]["joints"].update(joint_unit="deg"), "in deg on the robot and in rad in the policy"),
         (lambda d: d["command"][0]["channels"][0].update(unit="deg"), "in deg, the policy gives rad"),

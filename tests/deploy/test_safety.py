@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from robot_cl.deploy.actuation import Actuation
 from robot_cl.deploy.contract import Contract, terms_from_interface
-from robot_cl.deploy.robot import robot_from_dict
+from robot_cl.deploy.robot_file import robot_from_dict
 from robot_cl.deploy.safety import blend, brake_overspeed, limit_command, pd_effort, slew
 from sim.spec import Channel, Interface
 

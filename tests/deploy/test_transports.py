@@ -200,7 +200,7 @@ def test_stamps_only_go_forward_except_when_a_clock_was_set_back() -> None:
 
 def test_age_is_that_of_the_slowest_needed_topic(arm_dict: dict) -> None:
     from robot_cl.deploy.clock import VirtualClock
-    from robot_cl.deploy.robot import robot_from_dict
+    from robot_cl.deploy.robot_file import robot_from_dict
 
     arm_dict["state"]["imu"] = {"topic": "/imu", "type": "sensor_msgs/msg/Imu"}
     spec, clock = robot_from_dict(arm_dict), VirtualClock()
