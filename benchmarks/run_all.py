@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "results"
-NOT_BENCHMARKS = {"common", "run_all", "pendulum"}
+NOT_BENCHMARKS = {"common", "run_all", "pendulum", "flow_learning", "flow_missions", "flow_one_step"}
 
 
 def names() -> list[str]:

@@ -12,7 +12,7 @@ be judged by the miss of its actions, not by its loss.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -224,20 +224,23 @@ def leak(evidence: Tensor, planned: Tensor, ridge: float = 1e-2) -> float:
     return float((1.0 - rest).clamp(0.0, 1.0).max())
 
 
-def body_frame(heading: int, x: int, y: int, scale: Tensor) -> Coder:
+def body_frame(heading: int, x: int, y: int, scale: Tensor, others: Sequence[int] = (), units: float = 1.0) -> Coder:
     """Coder of a vehicle on a plane: nothing of its pose is seen, errors are along and across its heading.
 
     heading, x, y are dimensions of the state; `scale` (obs_dim,) is the standard deviation of each one's change.
+    `others` are further dimensions (speeds) that are seen, in `units`, and whose errors count as they are.
     """
-    length = torch.sqrt((scale[x].square() + scale[y].square()) / 2)
+    length, rest = torch.sqrt((scale[x].square() + scale[y].square()) / 2), list(others)
 
     def features(obs: Tensor) -> Tensor:
-        return torch.zeros_like(obs[..., :1])
+        return obs[..., rest] / units if rest else torch.zeros_like(obs[..., :1])
 
     def residual(obs: Tensor, difference: Tensor) -> Tensor:
         c, s = torch.cos(obs[..., heading]), torch.sin(obs[..., heading])
         dx, dy = difference[..., x], difference[..., y]
-        parts = ((c * dx + s * dy) / length, (c * dy - s * dx) / length, difference[..., heading] / scale[heading])
-        return torch.stack(parts, -1).clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+        turned = torch.stack(((c * dx + s * dy) / length, (c * dy - s * dx) / length), -1)
+        kept = [heading, *rest]
+        parts = torch.cat([turned, difference[..., kept] / scale[kept]], -1)
+        return parts.clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
 
     return Coder(features, residual)
