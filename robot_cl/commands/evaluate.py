@@ -170,21 +170,21 @@ def show(call: Call, entries: list[Entry]) -> None:
     """The table of one or several entries, and what the numbers are."""
     from robot_cl.scores import interval_text, success_text
 
-    told = any(entry.success_rate for entry in entries)
-    columns = ["policy", "episodes ", "mean [95 %] ", "IQM [95 %] ", "score ", "length ", "fell "]
-    table = call.table(*columns, *(["success [95 %] "] if told else []))
+    told, wide = any(entry.success_rate for entry in entries), call.console.width >= 110
+    columns = ["policy", "episodes ", "mean [95 %] ", "IQM [95 %] ", "score "]
+    columns += (["length ", "fell "] if wide else []) + (["success [95 %] "] if told else [])
+    table = call.table(*columns)
     for entry in entries:
         lengths = [n for member in entry.lengths for n in member]
         fell = [f for member in entry.fell for f in member]
-        score = "" if entry.score is None else interval_text(entry.score, entry.score_interval, 1)
+        score = "" if entry.score is None else interval_text(entry.score, entry.score_interval if wide else None, 1)
         table.add_row(
             f"{entry.label}{f' · {entry.shift}' if entry.shift else ''}",
             f"{entry.members} × {len(entry.seeds)}" if entry.members > 1 else str(len(entry.seeds)),
             interval_text(entry.mean, entry.mean_interval),
             interval_text(entry.iqm, entry.iqm_interval),
             score,
-            f"{sum(lengths) / len(lengths):.0f}",
-            f"{100 * sum(fell) / len(fell):.0f} %",
+            *([f"{sum(lengths) / len(lengths):.0f}", f"{100 * sum(fell) / len(fell):.0f} %"] if wide else []),
             *([success_text(entry)] if told else []),
         )
     call.console.print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,7 +75,8 @@ class Call:
         for column in columns:
             number = column.endswith(" ")
             justify: Any = "right" if number else "left"
-            table.add_column(column.strip(), justify=justify, no_wrap=number, overflow="fold")
+            least = None if number else 14
+            table.add_column(column.strip(), justify=justify, no_wrap=number, overflow="fold", min_width=least)
         return table
 
     @contextmanager
@@ -89,20 +90,29 @@ class Call:
 
 
 class Progress:
-    """`progress(done, total, note)`; remembers when it began and the bar, once there is one."""
+    """`progress(done, total, note)`: a bar with the time left, drawn once the work has taken `patience` seconds.
 
-    def __init__(self, console: Console, title: str):
-        self.console, self.title, self.began, self.bar = console, title, time.monotonic(), None
-        self.task: Any = None
+    It appears even if nothing was reported by then, as something that moves. Remembers the latest report and the bar.
+    """
+
+    def __init__(self, console: Console, title: str, patience: float = PATIENCE):
+        self.console, self.title = console, title
+        self.bar: Any = None
+        self._task: Any = None
+        self._latest: dict[str, Any] = {"total": None, "note": ""}
+        self._lock, self._closed = threading.Lock(), False
+        self._timer = threading.Timer(patience, self._open)
+        self._timer.daemon = True
+        if console.is_terminal and not console.quiet:
+            self._timer.start()
 
     def __call__(self, done: float, total: float, note: str = "") -> None:
-        if self.bar is None:
-            if time.monotonic() - self.began < PATIENCE or not self.console.is_terminal:
-                return
-            self._open(total)
-        self.bar.update(self.task, completed=done, total=total, note=note)  # type: ignore[attr-defined]
+        with self._lock:
+            self._latest = {"completed": done, "total": total, "note": note}
+            if self.bar is not None:
+                self.bar.update(self._task, **self._latest)
 
-    def _open(self, total: float) -> None:
+    def _open(self) -> None:
         from rich import progress as rich_progress
 
         columns = (
@@ -114,13 +124,19 @@ class Progress:
             rich_progress.TimeRemainingColumn(),
             rich_progress.TextColumn("{task.fields[note]}", style="dim"),
         )
-        bar: Any = rich_progress.Progress(*columns, console=self.console, transient=True)
-        self.bar, self.task = bar, bar.add_task(self.title, total=total, note="")
-        bar.start()
+        with self._lock:
+            if self._closed:
+                return
+            self.bar = rich_progress.Progress(*columns, console=self.console, transient=True)
+            self._task = self.bar.add_task(self.title, **self._latest)
+            self.bar.start()
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        self._timer.cancel()
+        with self._lock:
+            self._closed = True
+            if self.bar is not None:
+                self.bar.stop()
 
 
 @dataclass(frozen=True)

@@ -250,21 +250,25 @@ def test_a_pipe_that_closes_early_is_no_error(place: Path) -> None:
     assert done.stdout.splitlines()[-1] == "0" and not done.stderr
 
 
-def test_a_bar_appears_only_after_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_appears_when_work_takes_longer_than_patience() -> None:
     from rich.console import Console
 
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    terminal = io.StringIO()
-    bar = Progress(Console(file=terminal, force_terminal=True, width=100), "working")
-    now[0] = 1.9
-    bar(1, 10)
-    assert bar.bar is None and terminal.getvalue() == ""
-    now[0] = 2.1
-    bar(2, 10)
-    assert bar.bar is not None
+    for patience, seen in ((60.0, False), (0.0, True)):
+        terminal = io.StringIO()
+        bar = Progress(Console(file=terminal, force_terminal=True, width=100), "working", patience)
+        bar._timer.join(0.0 if patience else 10.0)
+        bar(3, 4, "a note")
+        bar.close()
+        assert (bar.bar is not None) is seen and ("working" in terminal.getvalue()) is seen
+        assert not seen or (bar.bar.tasks[0].completed, bar.bar.tasks[0].total) == (3, 4)
+
+
+def test_a_file_or_a_pipe_gets_no_bar() -> None:
+    from rich.console import Console
+
+    bar = Progress(Console(file=io.StringIO()), "working", 0.0)
+    assert not bar._timer.is_alive() and bar.bar is None
     bar.close()
-    assert "working" in terminal.getvalue()
 
 
 def test_an_extra_that_is_missing_is_a_mistake_not_a_bug(cli: Cli, throwing: Callable[[BaseException], None]) -> None:
