@@ -236,12 +236,10 @@ class World:
     def _restart(self, over: np.ndarray, obs: np.ndarray) -> np.ndarray:
         """Reset the ended worlds -> obs with their rows replaced; the rows before stay in the caller's obs."""
         self._start(over.tolist())
-        fields = {name: value.copy() for name, value in self._fields.items()}
         for name, views in self._views.items():
-            fields[name][over] = [views[i].ravel() for i in over]
-        self._fields = fields
+            self._fields[name][over] = [views[i].ravel() for i in over]
         obs = obs.copy()
-        fresh = self.task.observe({name: value[over] for name, value in fields.items()})
+        fresh = self.task.observe({name: value[over] for name, value in self._fields.items()})
         obs[over] = self._sensed(fresh, over.tolist())
         return obs
 
