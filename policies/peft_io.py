@@ -20,6 +20,7 @@ from torch import Tensor
 from policies.adapter import Adapter, Factors, Header
 
 PREFIX = "base_model.model."
+HEADER = "robot_cl_header.json"
 _KEY = re.compile(r"(?P<layer>.+)\.lora_(?P<part>[AB])(\.[^.]+)?\.weight")
 
 
@@ -41,11 +42,13 @@ def export_peft(adapter: Adapter, folder: Path, base_name: str = "") -> Path:
         "fan_in_fan_out": False, "modules_to_save": None,
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+    (folder / HEADER).write_text(json.dumps(vars(adapter.header), indent=2))  # peft does not read this, import does
     return folder
 
 
 def import_peft(folder: Path, header: Header | None = None) -> Adapter:
-    """The adapter in a peft folder, its scaling folded into the factors.
+    """The adapter in a peft folder, its scaling folded into the factors. It belongs to `header`, or to what the folder
+    says if we exported it; one from elsewhere names no base, and whoever imports it vouches for that.
 
     Raises OSError if a file is missing, and ValueError for what is not plain low-rank: DoRA, trained biases, fully
     trained modules, embeddings, transposed layers, other methods than LoRA, pickled weights.
@@ -63,7 +66,17 @@ def import_peft(folder: Path, header: Header | None = None) -> Adapter:
     layers = {}
     for name, (down, up) in pairs.items():
         layers[name] = Factors(down.float(), up.float() * _scaling(config, name, down.shape[0]))
-    return Adapter(layers, header or Header())
+    return Adapter(layers, header or _header(folder))
+
+
+def _header(folder: Path) -> Header:
+    path = folder / HEADER
+    if not path.exists():
+        return Header()
+    try:
+        return Header(**{key: str(value) for key, value in json.loads(path.read_text()).items()})
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError(f"{path} is damaged; export the adapter again") from None
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -26,8 +26,12 @@ def test_an_adapter_written_by_peft_has_the_change_peft_says(kind):
 
 def test_an_exported_adapter_comes_back_the_same(base, make_skill, tmp_path):
     skill = make_skill(base, 1)
-    again = import_peft(export_peft(skill, tmp_path / "out"), skill.header)
+    again = import_peft(export_peft(skill, tmp_path / "out"))
     assert distance(again, skill) == 0 and again.header == skill.header
+    assert import_peft(SAMPLES / "plain").header.base == ""
+    (tmp_path / "out/robot_cl_header.json").write_text("[1]")
+    with pytest.raises(ValueError, match="is damaged"):
+        import_peft(tmp_path / "out")
 
 
 def test_alpha_taken_for_the_scale_would_be_noticed(tmp_path):
