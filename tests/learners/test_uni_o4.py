@@ -110,7 +110,7 @@ def test_values_on_a_chain_meet_the_closed_form(expectile):
     learner.prepare(data)
     learner.extra["reward_scale"] = torch.ones(())
     sampler = Sampler.over(data, learner.rng)
-    for lr, steps in ((3e-3, 800), (3e-4, 300)):
+    for lr, steps in ((3e-3, 800), (3e-4, 1200)):
         learner.config.offline_lr = learner.opts["q"].lr = lr
         for _ in range(steps):
             learner.fit_values(sampler.sample(192))
@@ -225,10 +225,10 @@ def test_a_wild_member_does_not_shrink_the_steps_of_the_others():
     opt, rng = learner.opts["members"], torch.Generator().manual_seed(0)
     opt.clip = TINY.max_grad_norm
     for p in opt.parameters:
-        p.grad.normal_(generator=rng)
+        p.grad = torch.randn(p.shape, generator=rng)
         p.grad[0] *= 1000.0
     calm = torch.cat([p.grad[1].flatten() for p in opt.parameters])
-    opt._clip(opt.clip)
+    opt._clip([p.grad for p in opt.parameters], None)
     clipped = torch.cat([p.grad[1].flatten() for p in opt.parameters])
     torch.testing.assert_close(clipped, calm * (0.5 / calm.norm()))
 
