@@ -10,6 +10,7 @@ from typing import Any
 
 from robot_cl.commands.verb import Call, Outcome, Progress, Verb
 
+SMOKE_DATA, SMOKE_TASK = "smoke/hopper-v0", "hopper"  # as in configs/experiment/smoke.yaml
 SHOWN = ("eval_return", "return")
 
 
@@ -18,14 +19,29 @@ def run_train(call: Call, options: Any) -> Outcome:
     from robot_cl.config import expand
     from robot_cl.learners import LEARNERS
 
+    overrides = smoke(call) if "experiment=smoke" in call.overrides else call.overrides
     every = f"learner={','.join(LEARNERS)}"
-    combinations = expand([every if word == "learner=all" else word for word in call.overrides])
+    combinations = expand([every if word == "learner=all" else word for word in overrides])
     runs = []
     for k, overrides in enumerate(combinations):
         if len(combinations) > 1:
             call.say(f"{k + 1} of {len(combinations)}: {' '.join(overrides)}")
         runs.append(train_one(call, overrides))
     return _trained(call, runs)
+
+
+def smoke(call: Call) -> list[str]:
+    """experiment=smoke alone means every learner, on a small dataset that is made where it is missing."""
+    from robot_cl.data.behaviours import list_behaviours, load_behaviour
+    from robot_cl.data.collect import collect
+    from robot_cl.data.store import list_datasets
+
+    given = {word.split("=")[0] for word in call.overrides}
+    if "data" not in given and SMOKE_DATA not in list_datasets():
+        name = next(name for name, card in list_behaviours().items() if card.task == SMOKE_TASK)
+        call.say(f"recording {SMOKE_DATA} with {name}")
+        collect(SMOKE_TASK, load_behaviour(name), 4000, SMOKE_DATA, noise=0.2)
+    return [*call.overrides, *(["learner=all"] if "learner" not in given else [])]
 
 
 def train_one(call: Call, overrides: list[str]) -> Path:
@@ -174,7 +190,7 @@ TRAIN = Verb(
         "robot-cl train learner=ppo task=halfcheetah online_steps=2000000",
         "robot-cl train learner=ppo_warm task=halfcheetah init_from=runs/2026-01-31-iql online_steps=500000",
         "robot-cl train learner=bc,iql learner.lr=1e-4 data=hopper/medium-v0",
-        "robot-cl train experiment=smoke learner=all",
+        "robot-cl train experiment=smoke  # every learner, a few updates",
     ),
     options=_train_options,
     free=True,

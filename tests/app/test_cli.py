@@ -212,6 +212,19 @@ def test_an_experiment_gives_a_learner_only_the_parts_it_has(cli: Cli, place: Pa
     assert refused.code == 2 and "bc does not learn online" in refused.err
 
 
+def test_smoke_makes_its_data_and_takes_every_learner(
+    run_in: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robot_cl import learners
+
+    few = {name: learners.LEARNERS[name] for name in ("bc", "percent_bc")}
+    monkeypatch.setattr(learners, "LEARNERS", few)
+    ran = run_in(tmp_path, "train", "experiment=smoke", "--json")
+    assert ran.code == 0 and len(ran.json["runs"]) == 2, ran.err
+    assert (tmp_path / "datasets/smoke/hopper-v0/meta.json").exists()
+    assert run_in(tmp_path, "train", "experiment=smoke", "learner=bc", "--json").json["next"].startswith("evaluate ")
+
+
 def test_all_means_every_learner(cli: Cli) -> None:
     from robot_cl.learners import LEARNERS
 
