@@ -160,10 +160,19 @@ def merge_into(module: nn.Module, adapter: Adapter | Mapping[str, Tensor], weigh
     return module
 
 
-def base_digest(module: nn.Module) -> str:
-    """sha256 hex of the base's parameters (names, shapes, bytes), the same with and without adapters attached."""
+def layer_shapes(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """layer -> (d_out, d_in) of everything that can be adapted: what a library of this base needs to know."""
+    return {name: layer_shape(layer) for name, _, _, layer in linear_layers(module)}
+
+
+def base_digest(module: nn.Module, member: int | None = None) -> str:
+    """sha256 hex of the base's parameters (names, shapes, bytes), the same with and without adapters attached.
+
+    With `member`, of that member of a stack alone: what `module.member(member)` would have.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(_base_parameters(module)):
+    for name, parameter in sorted(_base_parameters(module)):
+        tensor = parameter if member is None else parameter[member : member + 1]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from policies.composers import COMPOSERS, Composer, CompositionShape
 from policies.composers.preference import Preference, is_new, posterior
 from policies.composers.self_activated import SelfActivated
 from policies.hashing import Sketch, output_hash
-from policies.lora import layer_shape, linear_layers, merge_into
+from policies.lora import layer_shapes, merge_into
 from policies.mixture import Mixture
 from policies.networks import generators
 from policies.normalizer import Normalizer
@@ -287,7 +287,7 @@ def test_a_preference_between_distant_skills_is_refused_and_between_close_ones_a
 
 
 def test_a_skill_close_to_a_known_one_is_not_new(actor, make_skill):
-    sketch = Sketch({name: layer_shape(layer) for name, _, _, layer in linear_layers(actor)}, size=32)
+    sketch = Sketch(layer_shapes(actor), size=32)
     known = posterior([make_skill(actor, 1).scaled(1 + 0.01 * i) for i in range(3)], sketch)
     again = posterior([make_skill(actor, 1).scaled(1.005 + 0.01 * i) for i in range(3)], sketch)
     other = posterior([make_skill(actor, 2).scaled(1 + 0.01 * i) for i in range(3)], sketch)

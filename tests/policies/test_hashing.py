@@ -4,12 +4,12 @@ import torch
 
 from policies.adapter import Adapter, Factors
 from policies.hashing import Sketch, content_digest, functional_hash, output_hash, relative_distance
-from policies.lora import layer_shape, linear_layers
+from policies.lora import layer_shapes
 
 
 @pytest.fixture
 def sketch(base):
-    return Sketch({name: layer_shape(layer) for name, _, _, layer in linear_layers(base)})
+    return Sketch(layer_shapes(base))
 
 
 def _rewritten(skill, seed=0):

@@ -17,7 +17,7 @@ from policies.composed import ComposedActor
 from policies.composers import COMPOSERS, CompositionShape
 from policies.hashing import content_digest, output_hash
 from policies.library import Library, bases
-from policies.lora import base_digest, layer_shape, linear_layers
+from policies.lora import base_digest, layer_shapes
 from policies.mixture import Mixture
 from policies.networks import generators
 from policies.skill_file import read_skill, skill_bytes
@@ -30,7 +30,7 @@ def actor():
 
 @pytest.fixture
 def shapes(actor):
-    return {name: layer_shape(layer) for name, _, _, layer in linear_layers(actor)}
+    return layer_shapes(actor)
 
 
 @pytest.fixture

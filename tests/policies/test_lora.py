@@ -3,8 +3,19 @@ import copy
 import pytest
 import torch
 
+from policies.actor import StackedGaussianActor
 from policies.adapter import Adapter, Factors, Header, compress, distance, factorise, linear_combination, random_like
-from policies.lora import attach, base_digest, detach, extract, layer_shape, linear_layers, load_into, merge_into
+from policies.lora import (
+    attach,
+    base_digest,
+    detach,
+    extract,
+    layer_shape,
+    layer_shapes,
+    linear_layers,
+    load_into,
+    merge_into,
+)
 from policies.mixture import Mixture
 from policies.networks import StackedMLP, generators
 
@@ -98,6 +109,14 @@ def test_the_base_digest_ignores_adapters_and_notices_a_changed_weight(base, obs
     with torch.no_grad():
         next(base.parameters()).view(-1)[0] += 1e-6
     assert base_digest(base) != before
+
+
+def test_one_member_of_a_stack_has_the_digest_it_has_alone():
+    stack = StackedGaussianActor(5, 3, generators(0, 3))
+    alone = base_digest(stack.member(1))
+    attach(stack, 2, generators(0, 3))
+    assert base_digest(stack, member=1) == alone != base_digest(stack, member=2)
+    assert layer_shapes(stack)["net.layers.0"] == (256, 5)
 
 
 def test_a_combination_of_skills_is_the_sum_of_their_changes_without_cross_terms(base, make_skill):

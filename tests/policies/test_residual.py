@@ -10,7 +10,7 @@ from policies.adapter import distance, linear_combination
 from policies.composed import ComposedActor
 from policies.composers import COMPOSERS, CompositionShape
 from policies.library import Library
-from policies.lora import attach, base_digest, extract, layer_shape, linear_layers, merge_into
+from policies.lora import attach, base_digest, extract, layer_shapes, merge_into
 from policies.merging.adapters import merge_adapters
 from policies.mixture import Mixture
 from policies.networks import generators
@@ -28,7 +28,7 @@ def actor():
 @pytest.fixture
 def library(actor, make_skill, tmp_path):
     skills = {"stand": make_skill(actor, 1), "walk": make_skill(actor, 2)}
-    shapes = {name: layer_shape(layer) for name, _, _, layer in linear_layers(actor)}
+    shapes = layer_shapes(actor)
     library = Library.create(tmp_path, skills["walk"].header, shapes, durable=False)
     for name, skill in skills.items():
         library.publish(name, skill)
