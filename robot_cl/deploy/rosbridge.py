@@ -69,6 +69,7 @@ class RosbridgeTransport(InboxTransport):
         self.inbox = Inbox(spec, self.clock)
         self.errors: deque[str] = deque(maxlen=100)
         self.connections = 0
+        self._protocol: Any = None
         logging.getLogger("roslibpy").addHandler(logging.NullHandler())
         self._client = roslibpy.Ros(host, port)
         self._client.factory.initialDelay, self._client.factory.maxDelay = RETRY_S, LONGEST_RETRY_S
@@ -80,6 +81,8 @@ class RosbridgeTransport(InboxTransport):
             raise OSError(
                 f"no rosbridge answers at ws://{host}:{port}; start rosbridge_server there or give host and port"
             ) from None
+        # The client begins to connect when it is made: the first "ready" may have come before anybody listened.
+        self._client.factory.on_ready(self._connected)
         lead = f"/{spec.namespace.strip('/')}" if spec.namespace else ""
         self._arrived: dict[str, deque[tuple[float, int, Message]]] = {}
         self._topics: list[tuple[StateTopic, roslibpy.Topic, Callable[[Any], None]]] = []
@@ -148,6 +151,9 @@ class RosbridgeTransport(InboxTransport):
 
     def _connected(self, protocol: Any) -> None:
         """In the network thread, at each connection: a new one is a new source; status operations are kept."""
+        if protocol is self._protocol:
+            return
+        self._protocol = protocol
         self.connections += 1
         protocol._message_handlers["status"] = self._status
 

@@ -93,7 +93,8 @@ def test_a_composer_travels_inside_the_graph(
 ) -> None:
     policy = composed(composer, level)
     if isinstance(policy.composer, ContextGate):
-        nn.init.normal_(policy.composer.net.layers[-1].weight, generator=torch.Generator().manual_seed(0))
+        weight = policy.composer.net.layers[-1].weight  # of a size that training would give it
+        nn.init.normal_(weight, std=0.05, generator=torch.Generator().manual_seed(0))
     report = export_policy(policy, tmp_path / "bundle", interface=arm_interface)
     bundle = PolicyBundle.load(report.folder)
     obs = (np.random.default_rng(3).standard_normal((16, 4)) * 5).astype(np.float32)
