@@ -90,11 +90,12 @@ SETUPS: dict[str, Callable[[], Setup]] = {
     "vehicle": lambda: Setup(
         vehicle_robot(), 5, 2, (2,), (0, 1), PlannerConfig(128, 8, 0.5, 0.3),
         (*VEHICLE_GAINS, *VEHICLE_COUPLED), vehicle_regime,
-        lambda m: body_frame(2, 0, 1, m.delta_scale, (3, 4)), None, {"yard": 330, "field": 560}, 60, 2,
+        lambda m: body_frame(2, 0, 1, m.delta_scale, (3, 4)), None, {"yard": 400, "field": 700}, 60, 2,
     ),
     "quadrotor": lambda: Setup(
         quadrotor_robot(), 12, 4, (6, 7, 8), (0, 1, 2), PlannerConfig(128, 10, 0.25, 0.6, policy_share=0.2),
-        (*QUADROTOR_GAINS, *QUADROTOR_COUPLED), quadrotor_regime, plain_coder, fly, {"yard": 800, "field": 1400}, 80, 3,
+        (*QUADROTOR_GAINS, *QUADROTOR_COUPLED), quadrotor_regime, plain_coder, fly,
+        {"yard": 1000, "field": 1800}, 80, 3,
     ),
 }
 

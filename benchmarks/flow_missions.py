@@ -109,7 +109,7 @@ def build(method: str, known: Learned, rows_regime: np.ndarray, seed: int) -> tu
         planner = ContextPlanner(known.context, reward, lambda evaluate: made.append(chase(evaluate)) or made[0])
         return planner, made[0]
     if method == "oracle":
-        models = copy.deepcopy(known.oracle).subset(torch.as_tensor(rows_regime))
+        models = copy.deepcopy(known.oracle).subset(torch.as_tensor(np.maximum(rows_regime, 0)))
         nominal = known.model.subset(torch.zeros(len(rows_regime), dtype=torch.int64))
         switch = Switch(models, nominal, reward)
         inner = chase(switch)
@@ -164,7 +164,7 @@ def mission(known: Learned, method: str, map_name: str, regimes: Sequence[Regime
     """Every regime with every seed on one map, all robots at once."""
     s = known.setup
     everyone = [r for r in regimes for _ in range(seeds)]
-    which = np.array([s.tests.index(r) if r in s.tests else 0 for r in everyone])
+    which = np.array([s.tests.index(r) if r in s.tests else -1 for r in everyone])  # -1: never changed
     fleet = Fleet(s.robot, map_name, everyone, seed=11)
     controller, chase = build(method, known, which, seed=3)
     n = fleet.count
@@ -176,7 +176,7 @@ def mission(known: Learned, method: str, map_name: str, regimes: Sequence[Regime
         pose, changed, going = fleet.pose(), fleet.changed, ~fleet.over
         chase.goal = fleet.goal.astype(np.float32)
         if hasattr(chase, "switch"):
-            chase.switch.changed = torch.as_tensor(changed)
+            chase.switch.changed = torch.as_tensor(changed & (which >= 0))
         action = controller.act(pose.astype(np.float32))
         wanted = known.model.belief(torch.as_tensor(pose, dtype=torch.float32), torch.as_tensor(chase.last))[0]
         after = torch.as_tensor(fleet.step(action), dtype=torch.float32)

@@ -52,6 +52,7 @@ KEPT = ROOT / "runs" / "benchmarks" / "offline_online"
 SEEDS = 3
 EPISODES = 20  # per seed, of the last policy
 ONLINE = 100_000  # environment steps per seed
+WIDTH = 128  # of every hidden layer here (the CPU profile has 256): three seeds and sixteen methods on two cores
 UPDATES = 0.25  # per environment step, of every off-policy learner: what two cores can do; published ratios are 1 to 20
 EARLY = 20_000  # steps within which the dip is looked for
 
@@ -101,8 +102,8 @@ def _ppo_from_bc() -> PPOConfig:
 
 OFFLINE = 50_000
 METHODS = {
-    "bc": Method(BCConfig, 20_000),
-    "10 % bc": Method(PercentBCConfig, 20_000),
+    "bc": Method(BCConfig, 10_000),
+    "10 % bc": Method(PercentBCConfig, 10_000),
     "iql": Method(IQLConfig, OFFLINE),
     "rebrac": Method(ReBRACConfig, OFFLINE),
     "lcb": Method(LCBConfig, OFFLINE),
@@ -214,7 +215,17 @@ def _run(plan: Plan, data: StoredDataset, data_name: str, method_name: str, meth
         tensorboard=False,
         **method.options,
     )
-    return train(config, _scaled(method.config(), plan.scale), _progress)
+    return train(config, _scaled(_sized(method.config()), plan.scale), _progress)
+
+
+def _sized(config: LearnerConfig) -> LearnerConfig:
+    """The same widths for every method."""
+    changes: dict[str, Any] = {"actor": replace(config.actor, hidden=(WIDTH, WIDTH))}
+    if hasattr(config, "critic"):
+        changes["critic"] = replace(config.critic, hidden=(WIDTH, WIDTH))
+    if isinstance(config, UniO4Config):
+        changes["dynamics"] = replace(config.dynamics, hidden=(WIDTH,) * 3)
+    return replace(config, **changes)
 
 
 def _scaled(config: LearnerConfig, scale: float) -> LearnerConfig:

@@ -37,14 +37,14 @@ SCALE = 4000  # steps of each part; long enough for several kills, short enough 
 
 
 def options(name: str, out: Path, data: str) -> tuple[TrainConfig, LearnerConfig]:
-    shared = {"task": "hopper", "threads": 2, "torch_threads": 1, "eval_every": 0, "tensorboard": False,
+    shared = {"task": "hopper", "threads": 1, "torch_threads": 1, "eval_every": 0, "tensorboard": False,
               "device": "cpu", "out": str(out), "seeds": 2}  # fmt: skip
     if name == "iql":
         tiny = IQLConfig(actor=ActorConfig(hidden=(32,)), critic=CriticConfig(hidden=(32,)), warmup=200, capacity=2500)
         config = TrainConfig(data=data, offline_steps=SCALE, online_steps=SCALE, batch=64, log_every=100,
                              checkpoint_every=250, **shared)  # fmt: skip
         return config, tiny
-    config = TrainConfig(online_steps=40 * SCALE, num_worlds=8, log_every=2048, checkpoint_every=4096, **shared)
+    config = TrainConfig(online_steps=8 * SCALE, num_worlds=8, log_every=512, checkpoint_every=1024, **shared)
     return config, PPOConfig(horizon=32, minibatch=128, epochs=4)
 
 

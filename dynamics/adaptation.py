@@ -99,10 +99,11 @@ class RowModels:
 
 @dataclass
 class GainsConfig:
-    """Recursive least squares on one gain and one offset per action dimension."""
+    """Recursive least squares on one gain, and one offset where wanted, per action dimension."""
 
     forgetting: float = 0.9  # weight of the past at each step
     prior: float = 0.01  # trust in gain 1 and offset 0, in transitions of full action
+    offset: bool = False  # with one, steady driving at one command cannot tell it from the gain
     smallest: float = 0.05  # absolute gain below which an axis counts as this weak
 
     def __post_init__(self) -> None:
@@ -166,7 +167,8 @@ class RecursiveGains:
 
     def _learn(self, state: Tensor) -> None:
         effective = self.effective(self._obs, self._action, state)
-        seen = torch.stack([self._action, torch.ones_like(self._action)], -1)  # (B, act_dim, 2)
+        one = torch.full_like(self._action, float(self.config.offset))
+        seen = torch.stack([self._action, one], -1)  # (B, act_dim, 2)
         gram, moment = self._prior()
         keep = self.config.forgetting
         new_gram = keep * self._gram + (1 - keep) * gram + seen.unsqueeze(-1) * seen.unsqueeze(-2)

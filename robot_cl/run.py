@@ -20,6 +20,7 @@ from robot_cl.data.sampler import Sampler
 from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.learners import learner_class, name_of
 from robot_cl.learners.base import LearnerConfig, Metrics, OnlinePlan
+from robot_cl.learners.graph import GraphedUpdate
 from robot_cl.learners.replay import ReplayBuffer
 from robot_cl.learners.rollout import Collector, play
 from robot_cl.metrics import MetricLog, MetricWriter
@@ -63,6 +64,9 @@ class Run:
             self.sampler = Sampler.over(self.dataset.transitions(), self.learner.rng, config.device)
             rows, widths = self.sampler.rows, (self.interface.obs_dim, self.interface.act_dim)
             self.learner.attach_data(Transitions.unpack(rows, *widths))
+        self.graphed: GraphedUpdate | None = None
+        if self.sampler is not None and config.device.startswith("cuda"):
+            self.graphed = GraphedUpdate(self.learner, self.sampler, config.batch)
         if config.online:
             self._open_worlds()
         self.step, self.digests, self.log = 0, list[str](), MetricLog(self.name)
@@ -78,14 +82,19 @@ class Run:
         enough = float("inf") if updates is None else updates
         try:
             while self.step < self.config.offline and self.learner.step < enough:
-                assert self.sampler is not None
-                self._record(self.learner.update_offline(self.sampler.sample(self.config.batch)))
+                self._record(self._offline_update())
                 self._advance(1)
             while self.step < self.total and self.learner.step < enough:
                 self._advance(self._online_round())
         finally:
             if self._writer is not None:
                 self._writer.close()
+
+    def _offline_update(self) -> Metrics:
+        assert self.sampler is not None
+        if self.graphed is not None:
+            return self.graphed()
+        return self.learner.update_offline(self.sampler.sample(self.config.batch))
 
     def _online_round(self) -> int:
         """Collect, update, and say how many steps per seed that were."""

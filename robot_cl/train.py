@@ -197,7 +197,8 @@ def _new_folder(
 ) -> Path:
     """runs/<date>-<name>, with a number where that is taken, and what can be said before the first step."""
     root = Path(config.out) if config.out else runs_root()
-    label = config.name or f"{name_of(learner)}-{config.data or config.task}".replace("/", "-")
+    subject = dataset.name if dataset is not None and config.offline else config.task
+    label = config.name or f"{name_of(learner)}-{subject}".replace("/", "-")
     if "/" in label or label.startswith("."):
         raise ValueError(f"name is {label!r}; a run's name is one folder name")
     stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{label}"

@@ -201,13 +201,12 @@ class ObservationBuilder:
             frame.fill(raw, known)
         raw = raw * self._scale + self._offset
         terms = np.clip(raw * self._term_scale, -self._clip, self._clip)
-        if self._depth == 1:
-            return terms[None].astype(np.float32)
-        if self._past is None:
-            self._past = np.tile(terms, (self._depth, 1))
-        else:
+        if self._depth > 1:
+            self._past = np.tile(terms, (self._depth, 1)) if self._past is None else self._past
             self._past = np.concatenate([self._past[1:], terms[None]])
-        return self._past[self._rows, self._columns][None].astype(np.float32)
+            terms = self._past[self._rows, self._columns]
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is judged so
+            return terms[None].astype(np.float32)
 
 
 @dataclass

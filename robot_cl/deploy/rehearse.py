@@ -156,7 +156,7 @@ class _Stage:
             runner.start()
         for k in range(round(seconds / self.dt)):
             runner.wait(scene.begin + k * self.dt)
-            runner.builder.goals.update(getattr(plant, "goals", {}))
+            runner.mind.builder.goals.update(getattr(plant, "goals", {}))
             if act is not None:
                 act(scene, k * self.dt)
             runner.tick()

@@ -20,11 +20,11 @@ from robot_cl.deploy.caller import Caller, InlineCaller
 from robot_cl.deploy.clock import Clock
 from robot_cl.deploy.contract import Contract
 from robot_cl.deploy.latency import Statistics
+from robot_cl.deploy.mind import Mind, Thought
 from robot_cl.deploy.modes import DRIVING, SENDING, THINKING, Guard, Listener, Mode, RunnerConfig, Stage, Step
-from robot_cl.deploy.names import near
-from robot_cl.deploy.observe import ObservationBuilder, compare
+from robot_cl.deploy.observe import compare
 from robot_cl.deploy.operator import VERBS, Order, parse_order
-from robot_cl.deploy.safety import all_finite, blend, slew
+from robot_cl.deploy.safety import all_finite, blend
 from robot_cl.deploy.transport import State, Transport
 
 ENABLED = "enabled"
@@ -32,11 +32,11 @@ HISTORY = 1000  # changes of mode that are kept
 
 
 class Runner:
-    """Drives one robot with one policy. Remembers mode, reason, last action, skill weights and
-    times; `history` lists the changes of mode as (time, mode, reason).
+    """Drives one robot with one policy. Remembers mode, reason and times; `history` lists the changes of mode as
+    (time, mode, reason).
 
-    Everything runs in the thread that calls `tick` (or `run`); `order` and `estop` may be called from any thread.
-    Raises LookupError or ValueError at once if the policy's contract and the robot do not fit.
+    Everything runs in the thread that calls `tick` (or `run`); `order`, `swap`, `estop` and `finish` may be called from
+    any. Raises LookupError or ValueError at once if the policy's contract and the robot do not fit.
     """
 
     def __init__(
@@ -52,34 +52,30 @@ class Runner:
         stage: Stage | None = None,
     ):
         self.contract, self.transport, self.clock = contract, transport, clock
-        self.config, self.listeners, self.guard, self.stage = config or RunnerConfig(), listeners, guard, stage
-        self.caller = caller or InlineCaller(policy, clock)
+        self.config, self.listeners = config or RunnerConfig(), listeners
         self.dt = transport.spec.control_dt
-        self.every = round(contract.control_dt / self.dt)  # the policy is asked at every so manieth tick
         self.stale_s = self.config.stale_s or min(3 * self.dt, 0.1)
         refusals = [f.text for f in compare(contract, transport.spec) if f.blocks]
         if refusals:
             raise ValueError("; ".join(refusals))
-        self.builder = ObservationBuilder(contract, transport.spec)
+        self.stats = Statistics()
+        asking = caller or InlineCaller(policy, clock)
+        self.mind = Mind(contract, transport.spec, asking, clock, self.config, self.stats, guard, stage)
         self.actuation = Actuation(contract, transport.spec, self.config.max_speed)
-        needed = self.builder.signals | self.actuation.needed
+        needed = self.mind.builder.signals | self.actuation.needed
         transport.need(needed)
         self._needed = np.array([transport.spec.signal_index[s] for s in sorted(needed)], dtype=np.intp)
-        self.stats = Statistics()
         self.mode, self.reason, self.since = Mode.DISABLED, "not enabled yet", clock.now()
-        self.weights = np.array([s.weight for s in contract.skills])
-        self.wanted = self.weights.copy()
+        self.history: deque[tuple[float, Mode, str]] = deque(maxlen=HISTORY)
+        self.refusal = ""
         self._orders: deque[Order] = deque()
-        self._stop = threading.Event()
-        self._finish = threading.Event()
+        self._stop, self._finish = threading.Event(), threading.Event()
+        self._next: tuple[Policy, Contract] | None = None
         self._values = np.full(len(transport.spec.signals), np.nan)
         self._usable = -np.inf  # when the last usable state was heard
         self._source: object = None
-        self.history: deque[tuple[float, Mode, str]] = deque(maxlen=HISTORY)
-        self._taken: list[np.ndarray] = []  # actions taken since the policy was last asked
         self._blend_from: np.ndarray | None = None
-        self._last_action: np.ndarray | None = None
-        self._forget()
+        self._blend_at = 0.0
 
     def enable(self) -> None:
         """DISABLED or DAMP -> HOLD. Raises ValueError: no fresh, finite state, or a joint outside its box."""
@@ -96,7 +92,7 @@ class Runner:
         if self.mode is not Mode.HOLD:
             raise ValueError(f"start needs a robot in hold, this one is in {self.mode}")
         self._source = self._fresh_state().source
-        self._forget()
+        self._begin()
         self._enter(Mode.RAMP, "started")
 
     def shadow(self) -> None:
@@ -106,7 +102,7 @@ class Runner:
         state = self._fresh_state()
         self.actuation.start(state.values)
         self._source = state.source
-        self._forget()
+        self._begin()
         self._enter(Mode.SHADOW, "shadowing")
 
     def estop(self) -> None:
@@ -126,13 +122,14 @@ class Runner:
         self._stop.set() if order.verb == "stop" else self._orders.append(order)
 
     def swap(self, policy: Policy, contract: Contract) -> None:
-        """Drive with another policy of the same interface from the next tick on; the command stays continuous."""
+        """Drive with another policy of the same interface from the next tick on; the command stays continuous.
+
+        From any thread, with a policy that is loaded already. Raises ValueError for another interface.
+        """
         difference = self.contract.interface.difference(contract.interface)
         if difference or [t.history for t in contract.observation] != [t.history for t in self.contract.observation]:
             raise ValueError(f"the new policy has another interface: {difference or 'other histories'}")
-        self.contract, self.caller.policy = contract, policy
-        self.weights = np.array([s.weight for s in contract.skills])
-        self.wanted, self._blend_from, self._blend_at = self.weights.copy(), self.actuation.previous, self.clock.now()
+        self._next = policy, contract
 
     def finish(self) -> None:
         """End `run` after the present tick, with a stop command. From any thread or signal handler."""
@@ -170,43 +167,45 @@ class Runner:
         if self.mode in SENDING and self.actuation.previous is not None:
             self._enter(Mode.ESTOP, "finished")
             self.transport.write(self.actuation.stop(self._values))
-        self.caller.close()
+        self.mind.caller.close()
 
     def tick(self) -> None:
         """One control step: orders, state, policy, judgement, command."""
         began = self.clock.now()
         self._obey()
         state = self.transport.read()
-        obs, action = None, None
+        thought = Thought()
         if self._usable_state(state, began) and self.mode in THINKING and not self._stop.is_set():
-            if self._tick % self.every == 0:
-                obs = self._observe(began)
-                action = None if obs is None else self._act(obs, began)
-            else:
-                action = self._last_action
-            self._tick += 1
+            thought = self.mind.think(self._values, began, self.mode)
+            if thought.doubt:
+                self._doubt(thought.doubt, began, thought.lasting)
         if self._stop.is_set() and self.mode not in (Mode.ESTOP, Mode.DISABLED):
             self._enter(Mode.DISABLED if self.mode is Mode.SHADOW else Mode.ESTOP, "stop ordered")
-        self._send(began, obs, action)
+        self._send(began, thought)
         self.stats.add("tick", self.clock.now() - began)
 
-    def _send(self, began: float, obs: np.ndarray | None, action: np.ndarray | None) -> None:
+    def _send(self, began: float, thought: Thought) -> None:
         """The command of the present mode to the robot, if it sends one, and the step to the listeners."""
-        command = self._command(action)
+        command = self._command(thought.action)
         if command is not None and self.mode in SENDING:
             self.transport.write(command)
         age = self.transport.age()
         if np.isfinite(age):
             self.stats.add("age", age)
         taken = None if command is None else self.actuation.to_action(command)
-        if taken is not None:
-            self._taken.append(taken)
-        step = Step(began, self.mode, self.reason, self._values, obs, action, command, taken, age)
+        if taken is not None and self.mode in THINKING:
+            self.mind.note(taken)
+        step = Step(
+            began, self.mode, self.reason, self._values, thought.obs, thought.action, command, taken, age
+        )  # fmt: skip
         for listener in self.listeners:
             listener.step(step)
 
     def _obey(self) -> None:
         """Carry out orders, from the network only those allowed; a wrong one is counted and changes nothing."""
+        if self._next is not None:
+            self.mind.adopt(*self._next)
+            self._next, self._blend_from, self._blend_at = None, self.actuation.previous, self.clock.now()
         for text in self.transport.messages():
             try:
                 order = parse_order(text)
@@ -224,23 +223,15 @@ class Runner:
 
     def _carry_out(self, order: Order) -> None:
         if order.verb == "skills":
-            self._want_skills(order.values)
+            self.mind.want(order.values)
         elif order.verb == "goal":
             for name, value in order.values.items():
-                self.builder.set_goal(name, value)
+                self.mind.builder.set_goal(name, value)
         elif order.verb == "hold":
             if self.mode in DRIVING:
                 self._enter(Mode.HOLD, "hold ordered")
         else:
             {"enable": self.enable, "start": self.start, "reset": self.reset}[order.verb]()
-
-    def _want_skills(self, values: dict[str, float]) -> None:
-        names = [s.name for s in self.contract.skills]
-        for name, value in values.items():
-            if name not in names:
-                raise LookupError(f"this bundle has no skill {name!r}, {near(name, names)}")
-            skill = self.contract.skills[names.index(name)]
-            self.wanted[names.index(name)] = min(max(value, skill.low), skill.high)
 
     def _usable_state(self, state: State | None, now: float) -> bool:
         """Whether the state is fresh, finite and from the publisher we started with; if not, the doubt acts."""
@@ -260,14 +251,6 @@ class Runner:
             return False
         return True
 
-    def _observe(self, now: float) -> np.ndarray | None:
-        """The observation (1, obs_dim) of the latest values, None (and a doubt) where it is not finite."""
-        obs = self.builder.build(self._values)
-        if not all_finite(obs):
-            self._doubt("the observation is not finite", now)
-            return None
-        return obs
-
     def _alarm(self) -> float:
         """When to hold, or to damp, if no usable state comes before."""
         if self.mode in DRIVING:
@@ -284,43 +267,7 @@ class Runner:
         self._doubt(f"no state for {now - self._usable:.3f} s", now)
         if self.mode is before:  # cannot happen while alarms and doubts agree; never spin on it
             self._enter(Mode.DAMP, "the watch found no way to hold")
-        self._send(now, None, None)
-
-    def _act(self, obs: np.ndarray, now: float) -> np.ndarray | None:
-        """The policy's action, the last one where it is late, None where it may not be used."""
-        taken = np.mean(self._taken, axis=0) if self._taken else None
-        self._taken.clear()
-        if self.weights.size:
-            step = self.dt / self.config.swap_s if self.config.swap_s else np.inf
-            self.weights = slew(self.weights, self.wanted, step)
-        weights = self.weights if self.weights.size else None
-        try:
-            action = self.caller.call(obs, weights, now + self.config.deadline * self.dt)
-        except Exception as problem:  # whatever a policy raises, the robot must be held
-            self._doubt(f"the policy failed ({type(problem).__name__})", now)
-            return None
-        self.stats.add("policy", self.clock.now() - now)
-        if action is None:
-            return self._late(now)
-        self._late_count = 0
-        if self.stage is not None:
-            action = np.asarray(self.stage(obs, action))
-        if action.shape != (self.contract.act_dim,) or not all_finite(action):
-            self._doubt("the policy's action is not finite", now)
-            return None
-        if self.guard is not None and self.mode is not Mode.HOLD and self.guard.alarm(obs, action, taken):
-            self._doubt("the guard finds this unlike anything it was calibrated on", now)
-        self._last_action = action
-        return action
-
-    def _late(self, now: float) -> np.ndarray | None:
-        self._late_count += 1
-        self.stats.events["late_action"] += 1
-        if self._late_count >= self.config.late_damp:
-            self._doubt(f"{self._late_count} late actions in a row", now, lasting=True)
-        elif self._late_count >= self.config.late_hold:
-            self._doubt(f"{self._late_count} late actions in a row", now)
-        return self._last_action
+        self._send(now, Thought())
 
     def _doubt(self, why: str, now: float, lasting: bool = False) -> None:
         """HOLD if driving; DAMP where nothing usable was heard for long. In shadow only counted."""
@@ -371,16 +318,10 @@ class Runner:
             raise ValueError(f"the robot reports no finite {', '.join(bad[:4])}")
         return state
 
-    def _forget(self) -> None:
-        """Start an episode: no history, no last action, no late answers."""
-        self.builder.reset()
-        self.caller.policy.reset()
-        if self.guard is not None:
-            self.guard.reset()
-        self._late_count, self._last_action, self._tick = 0, None, 0
-        self._taken.clear()
-        self._blend_from = None
-        self._blend_at, self.refusal = 0.0, ""
+    def _begin(self) -> None:
+        """An episode begins."""
+        self.mind.forget()
+        self._blend_from, self._blend_at, self.refusal = None, 0.0, ""
 
     def _enter(self, mode: Mode, reason: str) -> None:
         self.mode, self.reason, self.since = mode, reason, self.clock.now()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
@@ -148,6 +148,13 @@ class Learner:
     def update_offline(self, batch: Transitions) -> Metrics:
         """One update on a batch (P, B) of the dataset."""
         raise NotImplementedError(f"{type(self).__name__} does not learn offline")
+
+    def graph_key(self) -> Hashable | None:
+        """Offline updates with equal keys run the same kernels and draw nothing: one capture serves all of them.
+
+        None: not to be captured.
+        """
+        return None
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         """One update on fresh experience (see `OnlinePlan`) and, where asked for, a batch (P, B) of the dataset."""

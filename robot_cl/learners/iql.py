@@ -109,6 +109,9 @@ class IQL(Learner):
             "actor_loss": self.actor_loss(log_prob, (target_q - v).detach()),
         }
 
+    def graph_key(self) -> str:
+        return "update"
+
     def update_offline(self, batch: Transitions) -> Metrics:
         losses = self.losses(batch)
         torch.stack(list(losses.values())).sum().backward()

@@ -210,6 +210,14 @@ class UniO4(PPO):
             self.select()
         return super().policy()
 
+    def graph_key(self) -> tuple[bool, bool] | None:
+        """Phases 1 and 3 as long as nothing else happens; improvement draws actions and tests, and stays eager."""
+        c, after = self.config, self.step + 1
+        assert c.critic_steps is not None and c.behaviour_steps is not None
+        if after >= c.fit_steps or after == c.behaviour_steps:
+            return None
+        return self.step < c.critic_steps, self.step < c.behaviour_steps
+
     # -- phases 1 and 3 -----------------------------------------------------------------------------------------------
 
     def update_offline(self, batch: Transitions) -> Metrics:

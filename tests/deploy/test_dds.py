@@ -145,7 +145,7 @@ def test_a_policy_moves_a_robot_in_another_process(pair: Callable[[float], Pair]
     def moved() -> bool:
         state = rig.transport.read()
         seen.append(0.0 if state is None else float(state.values[0]))
-        return rig.runner.caller.policy.calls > 150 and np.ptp(seen) > 0.3
+        return rig.runner.mind.caller.policy.calls > 150 and np.ptp(seen) > 0.3
 
     rig.until(moved)
     assert rig.runner.mode is Mode.ACTIVE, rig.runner.reason

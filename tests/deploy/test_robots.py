@@ -110,7 +110,7 @@ def test_a_policy_of_5_hz_drives_a_vehicle_at_50_hz_to_its_goal(tmp_path: Path) 
     recorder.close()
     assert plant.fell and runner.mode is Mode.ACTIVE, "it must have arrived, which ends the episode"
     ticks = len(loopback.sent)
-    assert runner.every == 10 and policy.calls == -(-ticks // 10)
+    assert runner.mind.every == 10 and policy.calls == -(-ticks // 10)
     sent = np.array([c for _, c in loopback.sent])
     low, high, rate = (np.array([getattr(c, k) for c in spec.channels]) for k in ("low", "high", "rate"))
     assert (sent >= low).all() and (sent <= high).all()

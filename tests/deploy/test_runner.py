@@ -147,12 +147,12 @@ def test_skills_are_weighed_anew_while_driving_and_the_command_stays_continuous(
     before = rig.commands[-1]
     rig.loopback.say("skills hop=1")
     rig.go(1.02)
-    assert 0 < rig.runner.weights[0] < 0.1 and bundle.weights[0] == pytest.approx(rig.runner.weights[0])
+    assert 0 < rig.runner.mind.weights[0] < 0.1 and bundle.weights[0] == pytest.approx(rig.runner.mind.weights[0])
     rig.go(3.0)
     rig.loopback.say("skills hop=0 walk=7")
     rig.loopback.say("skills fly=1")
     rig.go(5.0)
-    assert rig.runner.weights.tolist() == [0.0, 1.0] and rig.runner.stats.events["refused_order"] == 1
+    assert rig.runner.mind.weights.tolist() == [0.0, 1.0] and rig.runner.stats.events["refused_order"] == 1
     assert rig.runner.mode is Mode.ACTIVE and np.abs(rig.commands[-1] - before).max() > 0.01
     rig.check_box()
 

@@ -190,12 +190,26 @@ def test_recursive_least_squares_finds_the_gains_and_the_robot_arrives(vehicle: 
     policy = RecursiveGains(Seeker(), vehicle.model, GainsConfig(forgetting=0.8))
     assert wander(vehicle, policy, gains).max() < 0.6
     rng, obs = np.random.default_rng(0), vehicle.poses(4, 7)
-    policy = RecursiveGains(Scripted(rng), vehicle.model)
-    for _ in range(30):
-        obs = vehicle.drive(obs, torch.as_tensor(policy.act(obs.numpy())) * torch.tensor(gains))
+    policy = RecursiveGains(Scripted(rng), vehicle.model, GainsConfig(offset=True))
+    for _ in range(40):
+        obs = vehicle.drive(obs, torch.as_tensor(policy.act(obs.numpy())) * torch.tensor(gains) + 0.2)
     gain, offset = policy.gains()
     np.testing.assert_allclose(gain.numpy(), gains, atol=0.15)
-    assert offset.abs().max() < 0.1
+    np.testing.assert_allclose(offset.numpy(), 0.2, atol=0.1)
+
+
+def test_without_offsets_one_steady_command_is_enough_to_find_a_gain(vehicle: SimpleNamespace) -> None:
+    policy, obs = RecursiveGains(Steady(), vehicle.model), vehicle.poses(2, 7)
+    for _ in range(10):
+        obs = vehicle.drive(obs, torch.as_tensor(policy.act(obs.numpy())) * torch.tensor([[-1.0, 0.5], [1.0, 2.0]]))
+    np.testing.assert_allclose(policy.gains()[0].numpy(), [[-1.0, 0.5], [1.0, 2.0]], atol=0.1)
+
+
+class Steady(Seeker):
+    """Always the same."""
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        return np.full((len(obs), 2), 0.4, dtype=np.float32)
 
 
 class Scripted(Seeker):
