@@ -1,7 +1,8 @@
 """Policies on disk: published weights apart from the state for continuing, all of it plain tensors and JSON.
 
-`checkpoints/<step>/policy.safetensors` and `policy.json` are publishable; `resume/` beside them holds the learner's and
-the worlds' state of the newest checkpoint only. Everything appears whole or not at all, and nothing is ever unpickled.
+`checkpoints/<step>/policy.safetensors` and `policy.json` are publishable, and where a skill was trained `base/` and
+`adapter.safetensors` hold what they were made of; `resume/` holds the learner's and the worlds' state of the newest
+checkpoint only. Everything appears whole or not at all, and nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from policies.actor import ActorPolicy, StackedGaussianActor
+from policies.adapter import Adapter, Factors, Header
+from policies.lora import LowRank, base_digest, linear_layers
 from policies.policy import Policy
 from robot_cl.data.atomic import whole_folder, write_json
 from robot_cl.learners.base import check_shapes
@@ -27,6 +30,7 @@ from sim.spec import Interface
 FORMAT = 1
 ACTORS = {"gaussian": StackedGaussianActor}
 CHECKPOINTS, LAST, POLICY, CARD, RESUME = "checkpoints", "last", "policy.safetensors", "policy.json", "resume"
+BASE, ADAPTER = "base", "adapter.safetensors"
 
 
 def load_policy(path: Path | str, member: int | None = None) -> Policy:
@@ -96,13 +100,17 @@ def load_actor(folder: Path) -> StackedGaussianActor:
 
 def save_checkpoint(
     run: Path, step: int, card: dict[str, Any], actor: StackedGaussianActor, state: dict[str, Tensor],
-    arrays: dict[str, np.ndarray], counters: dict[str, Any],
+    arrays: dict[str, np.ndarray], counters: dict[str, Any], adapted: Any = None,
 ) -> Path:  # fmt: skip
-    """Write checkpoints/<step>, point `last` at it, and drop the resume state of earlier ones. Returns the folder."""
+    """Write checkpoints/<step>, point `last` at it, and drop the resume state of earlier ones. Returns the folder.
+
+    `actor` is what acts; `adapted`, where a skill is trained, the same as a frozen base with adapters attached.
+    """
     root = run / CHECKPOINTS
     with whole_folder(root, root / str(step), overwrite=True) as folder:
-        save_tensors(folder / POLICY, actor.state_dict())
-        write_json(folder / CARD, {"format": FORMAT, "kind": "gaussian", "actor": actor.spec(), "step": step} | card)
+        write_policy(folder, actor, {"step": step} | card)
+        if adapted is not None:
+            write_adapted(folder, adapted, {"step": step} | card)
         resume = folder / RESUME
         resume.mkdir()
         save_tensors(resume / "learner.safetensors", state)
@@ -114,6 +122,44 @@ def save_checkpoint(
         if other.name.isdigit() and other.name != str(step):
             shutil.rmtree(other / RESUME, ignore_errors=True)
     return root / str(step)
+
+
+def write_policy(folder: Path, actor: Any, card: dict[str, Any]) -> None:
+    """policy.safetensors and policy.json in a folder that exists; `card` holds step, task, interface and the like."""
+    save_tensors(folder / POLICY, actor.state_dict())
+    write_json(folder / CARD, {"format": FORMAT, "kind": "gaussian", "actor": actor.spec()} | card)
+
+
+def write_adapted(folder: Path, actor: Any, card: dict[str, Any]) -> None:
+    """The skill in training, apart from what it was trained on: base/ is a policy like any other, adapter.safetensors
+    holds LAYER.down (P, r, d_in) and LAYER.up (P, d_out, r), the scale inside."""
+    tensors, bare = {}, {}
+    for name, _, _, layer in linear_layers(actor):
+        if isinstance(layer, LowRank):
+            tensors[f"{name}.down"], tensors[f"{name}.up"] = layer.down, layer.up * layer.scale
+    for name, tensor in actor.state_dict().items():
+        if name.rpartition(".")[2] not in ("down", "up"):
+            bare[name.replace(".base.", ".")] = tensor
+    (folder / BASE).mkdir()
+    save_tensors(folder / ADAPTER, tensors)
+    save_tensors(folder / BASE / POLICY, bare)
+    write_json(folder / BASE / CARD, read_card(folder) | card)
+
+
+def load_adapted(folder: Path, member: int = 0) -> tuple[StackedGaussianActor, Adapter]:
+    """The frozen base (of population 1) and the adapter of one member of a checkpoint, its header filled in except for
+    the interface. Raises LookupError if no adapter was trained there, ValueError for damaged files."""
+    if not (folder / ADAPTER).exists():
+        raise LookupError(
+            f"{folder} holds no adapter; train a skill with learner.trainable=adapter init_from=RUN, or name such a run"
+        )
+    base, tensors = load_actor(folder / BASE).member(member), load_tensors(folder / ADAPTER)
+    names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+    try:
+        layers = {n: Factors(tensors[f"{n}.down"][member], tensors[f"{n}.up"][member]) for n in names}
+    except KeyError as problem:
+        raise ValueError(f"{folder / ADAPTER} lacks {problem}; copy the run again") from None
+    return base, Adapter(layers, Header(base_digest(base), "", base.normalizer.digest))
 
 
 def load_resume(folder: Path) -> tuple[dict[str, Tensor], dict[str, np.ndarray], dict[str, Any]]:

@@ -194,7 +194,8 @@ class Run:
             counters["replay"] = self._stored
         arrays = self.collector.state() if self.collector and self.step >= self.config.offline else {}
         state = self.learner.state_dict()
-        save_checkpoint(self.folder, self.step, card, self.learner.policy(), state, arrays, counters)
+        adapted = self.learner.adapted()
+        save_checkpoint(self.folder, self.step, card, self.learner.policy(), state, arrays, counters, adapted)
 
     def restore(self, run: Path, checkpoint: Path) -> None:
         """Go on exactly where `checkpoint` of the folder `run` was written. Raises LookupError, ValueError."""

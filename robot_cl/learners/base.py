@@ -129,6 +129,10 @@ class Learner:
         """The actor to publish: itself, or a copy with its adapters added to the weights."""
         return merged(self.actor)
 
+    def adapted(self) -> StackedGaussianActor | None:
+        """The frozen base with the adapters to publish, None where the whole network trains."""
+        return self.actor if self.config.trainable is Trainable.adapter else None
+
     def optimiser(self, modules: Iterable[nn.Module], lr: float, clip: float | None = None) -> FlatAdam:
         """Adam over the trainable parameters of `modules`: of an actor with adapters, only theirs."""
         return FlatAdam((p for module in modules for p in module.parameters()), self.seeds, lr, clip)
