@@ -23,6 +23,16 @@ from policies.networks import ACTIVATIONS, StackedMLP
 from policies.normalizer import Normalizer
 
 
+Rng = torch.Generator | Sequence[torch.Generator]
+
+
+def standard_normal(like: Tensor, rng: Rng) -> Tensor:
+    """Draws of the shape of `like`; several generators draw the blocks of its first axis, one each."""
+    if isinstance(rng, torch.Generator):
+        return torch.randn(like.shape, generator=rng, device=like.device, dtype=like.dtype)
+    return torch.stack([torch.randn(like.shape[1:], generator=g, dtype=like.dtype) for g in rng]).to(like.device)
+
+
 @dataclass
 class EnsembleConfig:
     """Shape of the ensemble; defaults from MBPO."""
@@ -137,25 +147,30 @@ class Ensemble(nn.Module):
         return low + nn.functional.softplus(log_var - low)
 
     def predict(
-        self, obs: Tensor, action: Tensor, member: Tensor, rng: torch.Generator | None = None
+        self, obs: Tensor, action: Tensor, member: Tensor, rng: Rng | None = None
     ) -> tuple[Tensor, Tensor]:
-        """obs (B, obs_dim), action (B, act_dim), member (B,) int -> next_obs (B, obs_dim), reward (B,).
+        """obs (..., B, obs_dim), action (..., B, act_dim), member (..., B) int -> next_obs like obs, reward (..., B).
 
-        Row i goes through network member[i] alone. With `rng` a Gaussian ensemble is sampled, otherwise the mean is
-        returned.
+        Each row goes through network member[row] alone. With `rng` a Gaussian ensemble is sampled, otherwise the mean
+        is returned; several generators draw the blocks of the first axis, one each.
         """
-        slot, width = _slots(member, self.config.members)
-        rows = torch.cat([obs, action], -1)
+        lead, flat = member.shape, member.reshape(-1)
+        slot, width = _slots(flat, self.config.members)
+        rows = torch.cat([obs, action], -1).reshape(len(flat), -1)
         grid = rows.new_zeros(self.config.members, width, rows.shape[-1])
-        grid[member, slot] = rows
+        grid[flat, slot] = rows
         answer = self(grid[..., : self.obs_dim], grid[..., self.obs_dim :])
-        delta, reward = answer.delta[member, slot], answer.reward[member, slot]
+        delta, reward = answer.delta[flat, slot].view(*lead, -1), answer.reward[flat, slot].view(lead)
         if rng is not None and answer.delta_log_var is not None and answer.reward_log_var is not None:
-            noise = torch.randn(delta.shape, generator=rng, device=obs.device, dtype=obs.dtype)
-            delta = delta + noise * torch.exp(0.5 * answer.delta_log_var[member, slot]) * self.delta_scale
-            noise = torch.randn(reward.shape, generator=rng, device=obs.device, dtype=obs.dtype)
-            reward = reward + noise * torch.exp(0.5 * answer.reward_log_var[member, slot]) * self.reward_scale
+            spread = torch.exp(0.5 * answer.delta_log_var[flat, slot]).view(*lead, -1)
+            delta = delta + standard_normal(delta, rng) * spread * self.of(self.delta_scale, member)
+            spread = torch.exp(0.5 * answer.reward_log_var[flat, slot]).view(lead)
+            reward = reward + standard_normal(reward, rng) * spread * self.of(self.reward_scale, member)
         return self.advance(obs, delta), reward
+
+    def of(self, scale: Tensor, member: Tensor) -> Tensor:
+        """What `scale` is for the data of each member: one ensemble has one set of statistics."""
+        return scale
 
     def belief(self, obs: Tensor, action: Tensor, floor: float = 0.01) -> tuple[Tensor, Tensor]:
         """Next state (B, obs_dim) averaged over the elites and its standard deviation, all members' work per row.
@@ -181,8 +196,9 @@ class Ensemble(nn.Module):
         angles = list(self.config.angles)
         return x.index_copy(-1, torch.tensor(angles, device=x.device), wrap(x[..., angles]))
 
-    def route(self, rows: int, rng: torch.Generator) -> Tensor:
+    def route(self, rows: int, rng: Rng) -> Tensor:
         """A random elite for each row, (rows,) int64, as evenly as possible."""
+        assert isinstance(rng, torch.Generator)
         order = torch.randperm(rows, generator=rng, device=self.elites.device)
         return self.elites[order % len(self.elites)]
 

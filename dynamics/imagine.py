@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dynamics.ensemble import Ensemble
+from dynamics.ensemble import Ensemble, Rng
 
 Act = Callable[[Tensor], Tensor]
-# obs, action, next_obs, each (rows, ...) -> (rows,) bool
+# obs, action, next_obs, each (B, ...) -> (B,) bool
 Ends = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -21,6 +21,7 @@ class Imagined:
 
     `alive` (bool) is False after a rollout has ended; those rows mean nothing. `clamped` is the share of living steps
     whose next state had to be brought back to the range of the data: a model that is trusted too far shows here first.
+    Of a stack of P ensembles every B is (P, B).
     """
 
     obs: Tensor
@@ -48,7 +49,7 @@ def imagine(
     act: Act,
     start: Tensor,
     horizon: int,
-    rng: torch.Generator,
+    rng: Rng,
     ends: Ends | None = None,
     margin: float = 0.1,
     sample: bool = True,
@@ -58,17 +59,18 @@ def imagine(
 
     States and rewards are kept within the data's range widened by `margin` of its width on both sides. `sample` draws
     from Gaussian members instead of taking their mean; `new_member_each_step` is MBPO's way, otherwise each rollout
-    stays with one member. Raises ValueError for an empty start or a horizon below 1.
+    stays with one member. A stack of P ensembles takes start (P, B, obs_dim) and P generators.
+    Raises ValueError for an empty start or a horizon below 1.
     """
-    if horizon < 1 or len(start) == 0:
-        raise ValueError(f"imagining needs a start and a horizon of at least 1, got {len(start)} rows and {horizon}")
+    if horizon < 1 or start.numel() == 0:
+        raise ValueError(f"imagining needs a start and a horizon of at least 1, got {start.shape[-2]} rows and {horizon}")
     low, high = widened(model.obs_low, model.obs_high, margin)
     r_low, r_high = widened(model.reward_range[0], model.reward_range[1], margin)
-    obs, alive = start, torch.ones(len(start), dtype=torch.bool, device=start.device)
-    member, steps, clamped = model.route(len(start), rng), [], 0
+    obs, alive = start, torch.ones(start.shape[:-1], dtype=torch.bool, device=start.device)
+    member, steps, clamped = model.route(start.shape[-2], rng), [], 0
     for _ in range(horizon):
         if new_member_each_step:
-            member = model.route(len(start), rng)
+            member = model.route(start.shape[-2], rng)
         action = act(obs)
         raw, reward = model.predict(obs, action, member, rng if sample else None)
         # A prediction that is not finite stays where it was: it must not poison the rollouts beside it.

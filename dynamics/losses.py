@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from dynamics.ensemble import Ensemble, Prediction
 
 ValueFn = Callable[[Tensor], Tensor]
+# index (E, B) into the data set and its next_obs (E, B, obs_dim) -> gradients of C critics (C, E, B, obs_dim)
+Gradients = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -188,6 +190,17 @@ class GradientCache:
         self._known, self._gradient = known, gradient
 
 
+class GradientTable:
+    """Gradients of all transitions of a data set, known beforehand: (C, N, obs_dim), one row per *transition*."""
+
+    def __init__(self, gradient: Tensor):
+        self.gradient = gradient
+
+    def __call__(self, index: Tensor, next_obs: Tensor) -> Tensor:
+        """index (E, B) -> gradients (C, E, B, obs_dim)."""
+        return self.gradient[:, index]
+
+
 class VaGraM:
     """Value-gradient weighted model loss: mean_B Σ_d (g_d (ŝ'_d − s'_d))² + (r̂ − r)² (Voelcker et al. 2022, eq. 7).
 
@@ -197,7 +210,7 @@ class VaGraM:
     while the critic means nothing.
     """
 
-    def __init__(self, cache: GradientCache, quantile: float = 0.95, floor: float = 1e-3, plain: bool = False):
+    def __init__(self, cache: Gradients, quantile: float = 0.95, floor: float = 1e-3, plain: bool = False):
         if not 0.0 < quantile <= 1.0 or floor < 0.0:
             raise ValueError(f"quantile must be in (0, 1] and floor at least 0, got {quantile} and {floor}")
         self.cache, self.quantile, self.floor, self.plain = cache, quantile, floor, plain
