@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from robot_cl.deploy.runner import Runner
 from sim.spec import Channel, Interface
 
 DT = 0.02
+sys.path.insert(0, str(Path(__file__).parent))  # for dds_peer and rosbridge_standin, which also run on their own
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import sys
 
 import numpy as np
@@ -27,6 +28,24 @@ def arm_spec(hertz: float) -> RobotSpec:
     return robot_from_dict(
         {"name": "arm2", "control_dt": 1.0 / hertz, "state": {"joints": joints}, "command": [topic]}
     )
+
+
+used: set[int] = set()
+
+
+def free_domain() -> int:
+    """A DDS domain that nobody on this machine is in, and that this process was not in before: a peer that was killed
+    is remembered for ten seconds. Ports of domains above 100 may be taken by anything."""
+    for domain in np.random.default_rng().permutation(np.arange(1, 100)).tolist():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("127.0.0.1", 7400 + 250 * domain + 10))  # where a domain's first participant listens
+            except OSError:
+                continue
+        if domain not in used:
+            used.add(domain)
+            return domain
+    raise OSError("every DDS domain from 1 to 99 is taken on this machine")
 
 
 def network(domain: int) -> dict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -20,6 +19,8 @@ import pytest
 pytest.importorskip("cyclonedds")
 pytest.importorskip("rosbags")
 
+import dds_peer
+
 from robot_cl.deploy.cdr import encode
 from robot_cl.deploy.clock import MonotonicClock
 from robot_cl.deploy.contract import Contract, terms_from_interface
@@ -33,11 +34,6 @@ from robot_cl.deploy.simulated import SimulatedRobot
 from sim.spec import Channel, Interface
 
 HERE = Path(__file__).parent
-_SPEC = importlib.util.spec_from_file_location("dds_peer", HERE / "dds_peer.py")
-assert _SPEC and _SPEC.loader
-dds_peer = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(dds_peer)
-
 PATIENCE = 20.0
 # RIHS01 hashes of ROS 2 Jazzy's own interface packages.
 HASHES = {
@@ -53,7 +49,7 @@ HASHES = {
 @pytest.fixture
 def domain() -> int:
     """A domain of its own, so that neither other tests nor other machines are heard."""
-    return int(np.random.default_rng().integers(1, 230))
+    return dds_peer.free_domain()
 
 
 class Waving:

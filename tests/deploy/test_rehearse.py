@@ -126,7 +126,7 @@ def test_a_robot_that_says_nothing_is_explained(make_bundle: MakeBundle, arm_dic
     pytest.importorskip("rosbags")
     path = tmp_path / "arm.yaml"
     path.write_text(yaml.safe_dump(arm_dict))
-    network = {"domain": 231, "interface": "lo", "peers": ("127.0.0.1",), "multicast": False}
+    network = {"domain": 100, "interface": "lo", "peers": ("127.0.0.1",), "multicast": False}
     options = RunOptions(wait=0.2, recording=False, network=network)
     with pytest.raises(OSError, match="nothing came on /joint_states; is the robot publishing"):
         run(make_bundle(), path, options)

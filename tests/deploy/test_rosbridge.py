@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("roslibpy")
+
+import rosbridge_standin as standin
 
 from robot_cl.deploy.clock import MonotonicClock
 from robot_cl.deploy.contract import Contract
@@ -23,11 +23,6 @@ from robot_cl.deploy.robot_file import robot_from_dict
 from robot_cl.deploy.rosbridge import RosbridgeTransport, ros_1_stamps, two_part
 from robot_cl.deploy.runner import Runner
 from robot_cl.deploy.simulated import SimulatedRobot
-
-_SPEC = importlib.util.spec_from_file_location("rosbridge_standin", Path(__file__).parent / "rosbridge_standin.py")
-assert _SPEC and _SPEC.loader
-standin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(standin)
 
 STATES, COMMANDS = "/joint_states", "/forward_position_controller/commands"
 PATIENCE = 20.0

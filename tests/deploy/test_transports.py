@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,6 @@ from robot_cl.deploy.transport import TRANSPORTS, Inbox, StampFilter, open_trans
 
 PATIENCE = 20.0
 STATES, OPERATOR = "/joint_states", "/robot_cl/operator"
-
-
-def helper(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Far:
@@ -61,11 +52,12 @@ def far_loopback(arm: RobotSpec) -> Far:
 def far_dds(arm: RobotSpec, codec: str = "fast") -> Far:
     pytest.importorskip("cyclonedds")
     pytest.importorskip("rosbags")
+    import dds_peer
+
     from robot_cl.deploy.cdr import decode
     from robot_cl.deploy.dds_node import Node
 
-    peer = helper("dds_peer")
-    network = peer.network(int(np.random.default_rng().integers(1, 230)))
+    network = dds_peer.network(dds_peer.free_domain())
     node = Node(**network)
     states, texts = node.writer(STATES, arm.state[0].type), node.writer(OPERATOR, "std_msgs/msg/String")
     commands = node.reader(arm.command[0].topic, arm.command[0].type)
@@ -85,7 +77,9 @@ def far_dds_public(arm: RobotSpec) -> Far:
 
 def far_rosbridge(arm: RobotSpec) -> Far:
     pytest.importorskip("roslibpy")
-    server = helper("rosbridge_standin").StandIn()
+    import rosbridge_standin
+
+    server = rosbridge_standin.StandIn()
 
     def command() -> np.ndarray | None:
         heard = server.published.get(arm.command[0].topic)
