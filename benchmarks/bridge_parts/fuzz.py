@@ -164,18 +164,13 @@ def sensor_messages(count: int, seed: int = 0) -> dict[str, float]:
 
 def bridge_frames(count: int, seed: int = 0) -> dict[str, float]:
     """`count` nonsense frames through a real web socket, with a runner ticking in between."""
-    import importlib.util
     import time
 
-    from benchmarks.bridge_parts.echo import ROOT
     from robot_cl.deploy.clock import MonotonicClock
     from robot_cl.deploy.rosbridge import RosbridgeTransport
 
-    found = importlib.util.spec_from_file_location("test_rosbridge", ROOT / "tests" / "deploy" / "test_rosbridge.py")
-    assert found and found.loader
-    tests = importlib.util.module_from_spec(found)
-    found.loader.exec_module(tests)
-    rng, server, here = np.random.default_rng(seed), standin().StandIn(), robot(50.0)
+    bridge = standin()
+    rng, server, here = np.random.default_rng(seed), bridge.StandIn(), robot(50.0)
     transport = RosbridgeTransport(here, MonotonicClock(), port=server.port)
     box, write = Box(here), transport.write
     transport.write = lambda command: (box.check(command), write(command))[1]  # type: ignore[method-assign]
@@ -195,7 +190,8 @@ def bridge_frames(count: int, seed: int = 0) -> dict[str, float]:
     runner.enable()
     for _ in range(count // 6):
         for _ in range(6):
-            server.send_text(tests.nonsense(rng, here))
+            odd = write_state(topic, rng.uniform(-0.3, 0.3, 24), float(rng.integers(0, 1000)))
+            server.send_text(bridge.nonsense(rng, topic.topic, odd))
         insist(runner, good)
         runner.tick()
     lost = transport.connections - 1

@@ -87,8 +87,8 @@ def make_base(robot: str, plan: Plan) -> StackedGaussianActor:
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / POLICY, actor.state_dict())
     about: dict[str, Any] = {"format": FORMAT, "kind": "gaussian", "actor": actor.spec(), "step": plan.base_steps}
-    interface = sim.make(plan.task, threads=1).interface
-    about |= {"learner": "ppo", "task": plan.task, "interface": interface.to_dict(), "score": measured(actor, plan.task)}
+    interface = sim.make(plan.task, threads=1).interface.to_dict()
+    about |= {"learner": "ppo", "task": plan.task, "interface": interface, "score": measured(actor, plan.task)}
     write_json(folder / CARD, about)
     print(f"{robot}: base {about['score']}", flush=True)
     return load_actor(folder)

@@ -14,6 +14,8 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
 MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 
@@ -208,3 +210,33 @@ class StandInNode:
 
     def close(self) -> None:
         pass
+
+
+def nonsense(rng: np.random.Generator, topic: str, message: dict) -> str | bytes:
+    """A frame that is wrong in one of many ways, made of a good JointState `message` (which it may change)."""
+    frame: Any = {"op": "publish", "topic": topic, "msg": message}
+    choice = rng.integers(0, 10)
+    values = [None, "x", [], {}, 1e400, -1, True, [[1]], "NaN", 10**40]
+    odd = values[rng.integers(0, len(values))]
+    if choice == 0:
+        return bytes(rng.integers(0, 128, int(rng.integers(0, 60)), dtype=np.uint8))
+    if choice == 1:
+        text = json.dumps(frame)
+        return text[: int(rng.integers(0, len(text)))]
+    if choice == 2:
+        return json.dumps(odd)
+    if choice == 3:
+        frame[str(rng.choice(["op", "topic", "msg"]))] = odd
+    elif choice == 4:
+        message[str(rng.choice(["name", "position", "velocity", "header"]))] = odd
+    elif choice == 5:
+        message["position"][0] = odd
+    elif choice == 6:
+        message["header"]["stamp"] = odd
+    elif choice == 7:
+        message["name"] = [message["name"][0], odd]
+    elif choice == 8:
+        del message[str(rng.choice(list(message)))]
+    else:
+        frame = {"op": "publish", "topic": "/robot_cl/operator", "msg": {"data": odd}}
+    return json.dumps(frame)

@@ -158,37 +158,6 @@ def test_nobody_there_and_too_fast_are_said_in_one_sentence(arm: RobotSpec, arm_
         RosbridgeTransport(robot_from_dict({**arm_dict, "control_dt": 0.01}), port=1)
 
 
-def nonsense(rng: np.random.Generator, arm: RobotSpec) -> str | bytes:
-    """A frame that is wrong in one of many ways."""
-    message = state(arm, int(rng.integers(0, 1000)))
-    frame: Any = {"op": "publish", "topic": STATES, "msg": message}
-    choice = rng.integers(0, 10)
-    values = [None, "x", [], {}, 1e400, -1, True, [[1]], "NaN", 10**40]
-    odd = values[rng.integers(0, len(values))]
-    if choice == 0:
-        return bytes(rng.integers(0, 128, int(rng.integers(0, 60)), dtype=np.uint8))
-    if choice == 1:
-        text = json.dumps(frame)
-        return text[: int(rng.integers(0, len(text)))]
-    if choice == 2:
-        return json.dumps(odd)
-    if choice == 3:
-        frame[str(rng.choice(["op", "topic", "msg"]))] = odd
-    elif choice == 4:
-        message[str(rng.choice(["name", "position", "velocity", "header"]))] = odd
-    elif choice == 5:
-        message["position"][0] = odd
-    elif choice == 6:
-        message["header"]["stamp"] = odd
-    elif choice == 7:
-        message["name"] = ["waist", odd]
-    elif choice == 8:
-        del message[str(rng.choice(list(message)))]
-    else:
-        frame = {"op": "publish", "topic": "/robot_cl/operator", "msg": {"data": odd}}
-    return json.dumps(frame)
-
-
 def test_no_frame_crashes_the_loop_or_moves_a_command_out_of_its_box(
     server: Any, connect: Callable, arm: RobotSpec, arm_contract: Contract
 ) -> None:
@@ -212,7 +181,7 @@ def test_no_frame_crashes_the_loop_or_moves_a_command_out_of_its_box(
     runner.enable()
     for _ in range(300):
         for _ in range(6):  # what waits for one tick is bounded, so more at once would go unseen
-            server.send_text(nonsense(rng, arm))
+            server.send_text(standin.nonsense(rng, STATES, state(arm, int(rng.integers(0, 1000)))))
         server.publish(STATES, write_state(arm.state[0], np.zeros(4), 1e6 + next(count)))
         heard = transport.inbox.accepted
         until(lambda heard=heard: transport.inbox.accepted > heard, transport.read)
