@@ -1,7 +1,8 @@
 """Shifts as data: how a world differs from its model, constant or over time. Their names are read here alone.
 
 "gravity0.6" scales gravity, "latency2" delays actions, "gain.bthigh0.5" weakens one motor, "gravity0.6+latency2" is
-both, "friction0.25@5000" begins at step 5000 and "mass1.5@1000-4000" grows linearly from step 1000 to 4000.
+both, "command.bthigh=-1" reverses a motor's commands, "size.bthigh1.3" is a longer and thicker thigh,
+"friction0.25@5000" begins at step 5000 and "mass1.5@1000-4000" grows linearly from step 1000 to 4000.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from sim import channels
 
 EVERY = "*"
 NEUTRAL: dict[str, float] = {"friction": 1.0, "gravity": 1.0, "mass": 1.0, "payload": 0.0, "latency": 0, "noise": 0.0}
-PER_JOINT: dict[str, float] = {"gain": 1.0, "bias": 0.0}
-GRAMMAR = "write for example gravity0.6, friction0.25, latency2, gain.bthigh=0.5, gravity0.6+noise0.01@5000"
+PER_JOINT: dict[str, float] = {"gain": 1.0, "bias": 0.0, "command": 1.0}
+PER_BODY: dict[str, float] = {"size": 1.0}
+PER_PART = {**PER_JOINT, **PER_BODY}
+SIGNED = ("bias", "command")
+GRAMMAR = "write for example gravity0.6, latency2, gain.bthigh=0.5, size.bthigh1.3, gravity0.6+noise0.01@5000"
 NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:e-\d+)?"
-TERM = re.compile(rf"(?P<kind>[a-z]+)(?:\.(?P<joint>[^=@]+?))?=?(?P<value>{NUMBER})(?:@(?P<when>.+))?")
+TERM = re.compile(rf"(?P<kind>[a-z]+)(?:\.(?P<part>[^=@]+?))?=?(?P<value>{NUMBER})(?:@(?P<when>.+))?")
 WHEN = re.compile(r"(?P<start>\d+)(?:-(?P<end>\d+))?")
 
 
@@ -33,9 +37,10 @@ class Shift:
     """One way in which a world differs; every field's default is no difference.
 
     friction, gravity, mass: factors on all geoms, on gravity, on every body's mass and inertia. payload: kg at the
-    centre of mass of the first body (the torso). gain, bias: per joint name ("*": every joint), motor force =
-    gain · force(command + bias), so that bias is in the command's unit. latency: steps by which actions come late.
-    noise: standard deviation added to each observation channel, in its unit.
+    centre of mass of the first body (the torso). gain, bias, command: per joint name ("*": every joint), motor force =
+    gain · force(command · c + bias), so that bias is in the command's unit and c = −1 is a motor wired the wrong way
+    round. size: per body name ("*": every body), a limb scaled in length and thickness, its mass with the cube.
+    latency: steps by which actions come late. noise: standard deviation added to each observation channel, in its unit.
     """
 
     friction: float = 1.0
@@ -46,16 +51,19 @@ class Shift:
     bias: Mapping[str, float] = field(default_factory=dict)
     latency: int = 0
     noise: float = 0.0
+    command: Mapping[str, float] = field(default_factory=dict)
+    size: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        numbers = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in PER_JOINT]
-        numbers += [(f"{kind}.{joint}", v) for kind in PER_JOINT for joint, v in getattr(self, kind).items()]
+        numbers = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in PER_PART]
+        numbers += [(f"{kind}.{part}", v) for kind in PER_PART for part, v in getattr(self, kind).items()]
         for name, value in numbers:
             if not math.isfinite(value):
                 raise ValueError(f"shift {name} must be finite, got {value}")
-            if name in ("friction", "mass") and value <= 0:
+            kind = name.split(".")[0]
+            if kind in ("friction", "mass", "size") and value <= 0:
                 raise ValueError(f"shift {name} must be positive, got {value:g}")
-            if value < 0 and not name.startswith("bias"):
+            if value < 0 and kind not in SIGNED:
                 raise ValueError(f"shift {name} must be at least 0, got {value:g}")
         if self.latency != int(self.latency):
             raise ValueError(f"shift latency is in whole steps, got {self.latency:g}")
@@ -64,20 +72,22 @@ class Shift:
     def combined(self, other: Shift) -> Shift:
         """Both at once: factors multiply, amounts add, noise adds in quadrature."""
 
-        def joints(kind: str) -> dict[str, float]:
-            mine, theirs, none = getattr(self, kind), getattr(other, kind), PER_JOINT[kind]
+        def parts(kind: str) -> dict[str, float]:
+            mine, theirs, none = getattr(self, kind), getattr(other, kind), PER_PART[kind]
             pairs = [(j, mine.get(j, none), theirs.get(j, none)) for j in {**mine, **theirs}]
-            return {j: a * b if kind == "gain" else a + b for j, a, b in pairs}
+            return {j: a + b if kind == "bias" else a * b for j, a, b in pairs}
 
         return Shift(
             self.friction * other.friction,
             self.gravity * other.gravity,
             self.mass * other.mass,
             self.payload + other.payload,
-            joints("gain"),
-            joints("bias"),
+            parts("gain"),
+            parts("bias"),
             self.latency + other.latency,
             math.hypot(self.noise, other.noise),
+            parts("command"),
+            parts("size"),
         )
 
     def towards(self, other: Shift, share: float) -> Shift:
@@ -87,30 +97,30 @@ class Shift:
             return a + share * (b - a)
 
         plain = {name: mix(getattr(self, name), getattr(other, name)) for name in NEUTRAL if name != "latency"}
-        joints = {
+        parts = {
             kind: {
                 j: mix(getattr(self, kind).get(j, none), getattr(other, kind).get(j, none))
                 for j in {**getattr(self, kind), **getattr(other, kind)}
             }
-            for kind, none in PER_JOINT.items()
+            for kind, none in PER_PART.items()
         }
-        return Shift(**plain, gain=joints["gain"], bias=joints["bias"], latency=round(mix(self.latency, other.latency)))
+        return Shift(**plain, **parts, latency=round(mix(self.latency, other.latency)))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         """The name `parse` reads back; "none" for no difference."""
         terms = [f"{k}{getattr(self, k):.10g}" for k, neutral in NEUTRAL.items() if getattr(self, k) != neutral]
         terms += [
-            f"{kind}{'' if joint == EVERY else '.' + joint}={value:.10g}"
-            for kind, neutral in PER_JOINT.items()
-            for joint, value in sorted(getattr(self, kind).items())
+            f"{kind}{'' if part == EVERY else '.' + part}={value:.10g}"
+            for kind, neutral in PER_PART.items()
+            for part, value in sorted(getattr(self, kind).items())
             if value != neutral
         ]
         return "+".join(terms) or "none"
 
     def physics_key(self) -> tuple[Any, ...]:
         """Equal for shifts that need the same model."""
-        joints = [tuple(sorted(getattr(self, kind).items())) for kind in PER_JOINT]
-        return (self.friction, self.gravity, self.mass, self.payload, *joints)
+        parts = [tuple(sorted(getattr(self, kind).items())) for kind in PER_PART]
+        return (self.friction, self.gravity, self.mass, self.payload, *parts)
 
 
 NONE = Shift()
@@ -162,16 +172,17 @@ def parse(text: str) -> Plan:
 
 def _parse_term(term: str) -> Schedule:
     match = TERM.fullmatch(term)
-    kinds = [*NEUTRAL, *PER_JOINT]
+    kinds = [*NEUTRAL, *PER_PART]
     if match is None or match["kind"] not in kinds:
         word = re.match(r"[a-z]*", term)
         near = difflib.get_close_matches(word[0] if word else "", kinds, n=1)
         hint = f"did you mean {near[0]}? " if near and near[0] != (word and word[0]) else ""
         raise ValueError(f"shift {term!r} is not understood; {hint}{GRAMMAR}; kinds: {', '.join(kinds)}")
-    kind, joint, value = match["kind"], match["joint"], float(match["value"])
-    if joint and kind not in PER_JOINT:
-        raise ValueError(f"shift {term!r}: only {' and '.join(PER_JOINT)} are per joint; write {kind}{match['value']}")
-    setting: dict[str, Any] = {kind: {joint or EVERY: value} if kind in PER_JOINT else value}
+    kind, part, value = match["kind"], match["part"], float(match["value"])
+    if part and kind not in PER_PART:
+        per = f"only {' and '.join(PER_JOINT)} are per joint and {' and '.join(PER_BODY)} per body"
+        raise ValueError(f"shift {term!r}: {per}; write {kind}{match['value']}")
+    setting: dict[str, Any] = {kind: {part or EVERY: value} if kind in PER_PART else value}
     return _timed(Shift(**setting), match["when"], term)
 
 
@@ -214,13 +225,15 @@ def combined(shifts: Iterable[Shift]) -> Shift:
 
 
 def shifted_model(base: mujoco.MjModel, shift: Shift) -> mujoco.MjModel:
-    """A copy of the model with the shift's physics. Raises LookupError for an unknown joint."""
+    """A copy of the model with the shift's physics. Raises LookupError for an unknown joint or body."""
     model = copy.copy(base)
     model.opt.gravity *= shift.gravity
     model.geom_friction *= shift.friction
     model.pair_friction *= shift.friction
     _shift_motors(model, shift)
-    if shift.mass != 1.0 or shift.payload != 0.0:
+    if shift.size:
+        _scale_bodies(model, shift)
+    if shift.mass != 1.0 or shift.payload != 0.0 or shift.size:
         model.body_mass *= shift.mass
         model.body_inertia *= shift.mass
         model.body_mass[1] += shift.payload
@@ -229,9 +242,13 @@ def shifted_model(base: mujoco.MjModel, shift: Shift) -> mujoco.MjModel:
 
 
 def check_joints(model: mujoco.MjModel, shift: Shift) -> list[str]:
-    """The joint of each motor. Raises LookupError if the shift names another."""
+    """The joint of each motor. Raises LookupError if the shift names another, or a body the model lacks."""
+    bodies = [channels.body_name(model, b) for b in range(1, model.nbody)]
+    strange = sorted(set(shift.size) - {*bodies, EVERY})
+    if strange:
+        raise LookupError(f"there is no body {strange[0]!r}; bodies: {', '.join(bodies)}")
     names = [channels.actuator_joint(model, a) for a in range(model.nu)]
-    unknown = sorted({*shift.gain, *shift.bias} - {*names, EVERY})
+    unknown = sorted({*shift.gain, *shift.bias, *shift.command} - {*names, EVERY})
     if unknown:
         raise LookupError(
             f"no motor drives a joint {unknown[0]!r}; joints: {', '.join(names)} "
@@ -245,10 +262,28 @@ def _shift_motors(model: mujoco.MjModel, shift: Shift) -> None:
     for a, name in enumerate(names):
         gain = shift.gain.get(EVERY, 1.0) * shift.gain.get(name, 1.0)
         bias = shift.bias.get(EVERY, 0.0) + shift.bias.get(name, 0.0)
-        model.actuator_gainprm[a] *= gain
+        command = shift.command.get(EVERY, 1.0) * shift.command.get(name, 1.0)
+        offset = gain * float(model.actuator_gainprm[a, 0]) * bias
+        model.actuator_gainprm[a] *= gain * command
         model.actuator_biasprm[a] *= gain
         if bias:
             if model.actuator_biastype[a] == mujoco.mjtBias.mjBIAS_NONE:
                 model.actuator_biastype[a] = mujoco.mjtBias.mjBIAS_AFFINE
                 model.actuator_biasprm[a] = 0.0
-            model.actuator_biasprm[a, 0] += model.actuator_gainprm[a, 0] * bias
+            model.actuator_biasprm[a, 0] += offset
+
+
+def _scale_bodies(model: mujoco.MjModel, shift: Shift) -> None:
+    """Geoms, and whatever hangs on the limb, move out with it; mass grows with the volume, inertia with size⁵."""
+    for b in range(1, model.nbody):
+        factor = shift.size.get(EVERY, 1.0) * shift.size.get(channels.body_name(model, b), 1.0)
+        own = model.geom_bodyid == b
+        for array in (model.geom_size, model.geom_pos, model.geom_rbound, model.geom_aabb):
+            array[own] *= factor
+        tree = slice(model.body_bvhadr[b], model.body_bvhadr[b] + model.body_bvhnum[b])
+        model.bvh_aabb[tree] *= factor
+        model.jnt_pos[model.jnt_bodyid == b] *= factor
+        model.body_ipos[b] *= factor
+        model.body_mass[b] *= factor**3
+        model.body_inertia[b] *= factor**5
+        model.body_pos[model.body_parentid == b] *= factor

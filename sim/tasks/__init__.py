@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from sim.task import Task
-from sim.tasks import ant, arm, dm_cheetah, dm_walker, halfcheetah, hopper, quadrotor, vehicle, walker2d
+from sim.tasks import ant, arm, arm_skills, dm_cheetah, dm_walker, halfcheetah, hopper, quadrotor, vehicle, walker2d
 
 TASKS: dict[str, Task] = {
     "hopper": hopper.TASK,
@@ -15,12 +15,16 @@ TASKS: dict[str, Task] = {
     "walker-stand": dm_walker.STAND,
     "walker-walk": dm_walker.WALK,
     "walker-run": dm_walker.RUN,
+    "walker-backward": dm_walker.BACKWARD,
     "cheetah-run": dm_cheetah.TASK,
     "vehicle-waypoint": vehicle.TASK,
     "quadrotor-hover": quadrotor.HOVER,
     "quadrotor-waypoint": quadrotor.WAYPOINT,
     "arm-reach": arm.REACH,
     "arm-push": arm.PUSH,
+    "arm-skills-reach": arm_skills.REACH,
+    "arm-skills-push": arm_skills.PUSH,
+    "arm-skills-obstacle": arm_skills.OBSTACLE,
 }
 ALIASES: dict[str, str] = {task.original: name for name, task in TASKS.items()}
 

@@ -1,4 +1,4 @@
-"""The planar walker of dm_control: stand, walk at 1 m/s, run at 8 m/s."""
+"""The planar walker of dm_control: stand, walk at 1 m/s, run at 8 m/s; and, our own addition, walk backward."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ def observe(state: State) -> np.ndarray:
 
 
 def reward(before: State, after: State, action: np.ndarray, speed: float) -> np.ndarray:
-    """In [0, 1]: standing tall and upright, times moving at `speed` m/s where it is not zero. (N,)"""
+    """In [0, 1]: standing tall and upright, times moving at `speed` m/s (below 0: backward) unless that is 0. (N,)"""
     standing = at_least(after["height"][:, 0], STAND_HEIGHT, STAND_HEIGHT / 2, "gaussian", 0.1)
     upright = (1 + after["upright"][:, 0]) / 2
     stand = (3 * standing + upright) / 4
     if speed == 0:
         return stand
-    moving = at_least(after["speed"][:, 0], speed, speed / 2, "linear", 0.5)
+    along = after["speed"][:, 0] if speed > 0 else -after["speed"][:, 0]
+    moving = at_least(along, abs(speed), abs(speed) / 2, "linear", 0.5)
     return stand * (5 * moving + 1) / 6
 
 
@@ -53,10 +54,10 @@ def describe(model: mujoco.MjModel) -> tuple[Channel, ...]:
     )
 
 
-def walker(name: str, speed: float) -> Task:
+def walker(name: str, speed: float, suite: str = "dm_control") -> Task:
     return Task(
         name=f"walker-{name}",
-        original=f"dm_control/walker-{name}",
+        original=f"{suite}/walker-{name}",
         model_file=("dm_control", SUITE + "walker.xml"),
         frame_skip=FRAME_SKIP,
         control_dt=DT,
@@ -71,3 +72,4 @@ def walker(name: str, speed: float) -> Task:
 
 
 STAND, WALK, RUN = walker("stand", 0.0), walker("walk", WALK_SPEED), walker("run", RUN_SPEED)
+BACKWARD = walker("backward", -WALK_SPEED, "robot_cl")

@@ -30,6 +30,8 @@ def at(text: str, step: int) -> Shift:
         ("gain.hip_1=0.5", Shift(gain={"hip_1": 0.5})),
         ("gain0.8", Shift(gain={"*": 0.8})),
         ("bias.fshin-0.1", Shift(bias={"fshin": -0.1})),
+        ("command.bthigh=-1", Shift(command={"bthigh": -1.0})),
+        ("size.bthigh1.3", Shift(size={"bthigh": 1.3})),
         ("noise1e-05", Shift(noise=1e-5)),
         ("mass1.2 + payload3", Shift(mass=1.2, payload=3.0)),
         ("none", NONE),
@@ -55,7 +57,7 @@ def test_a_shift_is_read_back_from_its_name(shift: Shift) -> None:
         ("gravity-1", "gravity must be at least 0"),
         ("friction0", "friction must be positive"),
         ("latency1.5", "whole steps"),
-        ("gravity.bthigh0.5", "only gain and bias are per joint"),
+        ("gravity.bthigh0.5", "only gain and bias and command are per joint and size per body"),
         ("gravity0.5@soon", "write @5000 for a step"),
         ("gravity0.5@9-3", "ascending steps"),
         ("gravity0.5++mass2", "is not understood"),
@@ -220,3 +222,31 @@ def test_a_shift_goes_on_over_episodes_and_starts_over_with_a_seed() -> None:
     assert world.disturbance.now[0].gravity == 0.5
     world.reset(seed=0)
     assert world.disturbance.now[0].gravity == 1.0
+
+
+def test_a_motor_wired_the_wrong_way_round_pushes_the_other_way_and_keeps_its_bias() -> None:
+    plain, turned = (shifted_model(CHEETAH, Shift(command=c, bias={"bfoot": 0.5})) for c in ({}, {"bfoot": -1.0}))
+    forces = []
+    for model, ctrl in ((plain, 0.3), (turned, -0.3)):
+        data = mujoco.MjData(model)
+        data.ctrl[2] = ctrl
+        mujoco.mj_forward(model, data)
+        forces.append(float(data.actuator_force[2]))
+    assert forces[0] == pytest.approx(0.8)
+    assert forces[1] == pytest.approx(0.8)
+
+
+def test_a_larger_thigh_is_longer_thicker_and_heavier_and_carries_the_rest_of_the_leg_further_out() -> None:
+    model = shifted_model(CHEETAH, Shift(size={"bthigh": 1.5}))
+    thigh, shin, other = (CHEETAH.body(name).id for name in ("bthigh", "bshin", "fthigh"))
+    geom = int(CHEETAH.body_geomadr[thigh])
+    assert model.body_mass[thigh] == pytest.approx(CHEETAH.body_mass[thigh] * 1.5**3)
+    np.testing.assert_allclose(model.geom_size[geom], CHEETAH.geom_size[geom] * 1.5)
+    np.testing.assert_allclose(model.body_pos[shin], CHEETAH.body_pos[shin] * 1.5)
+    assert model.body_mass[other] == CHEETAH.body_mass[other]
+    assert shifted_model(CHEETAH, NONE).body_mass[thigh] == CHEETAH.body_mass[thigh]
+
+
+def test_a_body_that_is_not_there_is_refused_by_name() -> None:
+    with pytest.raises(LookupError, match="bodies: .*bthigh"):
+        sim.make("halfcheetah", shift="size.knee2")
