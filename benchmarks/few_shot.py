@@ -1,0 +1,279 @@
+"""Few demonstrations of a new task for a walker that knows others: skills on a frozen base against learning anew.
+
+    python benchmarks/few_shot.py --tiny                      seconds: whether the code runs
+    python benchmarks/few_shot.py --quick                     a smaller network, 10 demonstrations, three draws, two cores
+    python benchmarks/few_shot.py --device cuda --prepare     experts' recordings, base and skills; the rest follows
+    python benchmarks/few_shot.py --device cuda --tasks stand-walk --only "fresh adapter"
+    python benchmarks/few_shot.py --table                     print what has been measured so far
+
+Tasks of dm_control's walker: stand → walk, and stand + walk → run. A base (diffusion, five steps) learned from noisy
+standing, skills imitate experts on it (tools/train_experts.py), a demonstration is one expert episode. All draws of
+demonstrations and all their numbers train side by side, every row from the same demonstrations; the last policy counts.
+Finished cells are JSON under runs/benchmarks/few_shot and are not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import ROOT, Claim, arguments, report, table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from few_shot_parts import walker  # noqa: E402
+from few_shot_parts.choice import choose  # noqa: E402
+from few_shot_parts.rows import LEARNED, TASKS, Play, Rows, Task  # noqa: E402
+from few_shot_parts.setting import FULL, SCORE_SEED, SMALL, TINY, Setting  # noqa: E402
+
+from robot_cl import stats  # noqa: E402
+
+KEPT = ROOT / "runs" / "benchmarks" / "few_shot"
+CHOICES = {"choice by loss": "by_loss", "choice by episodes": "by_return"}
+TEN = 10  # demonstrations, of the claims
+
+
+class Bench:
+    """Measures and keeps the cells of one task."""
+
+    def __init__(self, setting: Setting, name: str):
+        self.setting, self.name = setting, name
+        self.rows, self.sizes = Rows(setting, TASKS[name]), setting.sizes
+
+    def path(self, row: str) -> Path:
+        return self.setting.folder / f"{self.name}-dart{self.setting.dart:g}" / f"{row.replace(' ', '_')}.json"
+
+    def seeds(self) -> list[int]:
+        return [SCORE_SEED + i for i in range(self.sizes.episodes)]
+
+    def play(self, policy: Play, seeds: Sequence[int]) -> walker.Episodes:
+        """Each member from each start: row p · E + i is member p from seeds[i]."""
+        members = self.rows.members
+
+        @torch.inference_mode()
+        def act(obs: np.ndarray) -> np.ndarray:
+            rows = torch.from_numpy(obs).to(self.setting.device).view(members, len(seeds), -1)
+            return policy(rows).flatten(0, 1).cpu().numpy()
+
+        return walker.roll(act, self.rows.task.name, list(seeds) * members, self.setting.threads, self.sizes.horizon,
+                           keep=False)  # fmt: skip
+
+    def measure_learned(self, row: str) -> None:
+        if self.path(row).exists():
+            return
+        began = time.monotonic()
+        print(f"{self.name}: {row}", flush=True)
+        policy = LEARNED[row](self.rows)
+        trained = time.monotonic()
+        episodes = self.play(policy, self.seeds())
+        cells = [
+            {"draw": draw, "count": count, "returns": r.tolist(), "fell": f.tolist()}
+            for (draw, count), r, f in zip(
+                self.sizes.members, *(x.reshape(self.rows.members, -1) for x in (episodes.returns, episodes.fell)),
+                strict=True,
+            )
+        ]  # fmt: skip
+        self.keep(row, cells, train_s=trained - began, play_s=time.monotonic() - trained)
+
+    def measure_given(self, row: str, act: walker.Act) -> None:
+        """A policy that needs no demonstration."""
+        if self.path(row).exists():
+            return
+        seeds = [SCORE_SEED + i for i in range(self.sizes.episodes * self.sizes.draws)]
+        with torch.inference_mode():
+            e = walker.roll(act, self.rows.task.name, seeds, self.setting.threads, self.sizes.horizon, keep=False)
+        shape = (self.sizes.draws, -1)
+        cells = [{"draw": d, "count": 0, "returns": r.tolist(), "fell": f.tolist()}
+                 for d, (r, f) in enumerate(zip(e.returns.reshape(shape), e.fell.reshape(shape), strict=True))]  # fmt: skip
+        self.keep(row, cells)
+
+    def measure_choice(self) -> None:
+        """Decisions on held-out demonstrations or trial episodes; the chosen row's policy learned from all of them."""
+        if self.path("choice").exists():
+            return
+        print(f"{self.name}: choice", flush=True)
+        self.keep("choice", choose(self.rows, self.play))
+
+    def keep(self, row: str, cells: list[dict[str, Any]], **seconds: float) -> None:
+        path, facts = self.path(row), {"row": row, "sizes": self.sizes.digest, "kind": self.sizes.kind}
+        facts |= {"device": self.setting.device, "expert": walker.expert(self.rows.task.name)[1]}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(facts | {"cells": cells} | {k: round(v, 1) for k, v in seconds.items()}))
+        part.replace(path)
+        if cells and "fell" in cells[0]:
+            means = [f"{c}: {np.mean([x for cell in cells if cell['count'] == c for x in cell['returns']]):.0f}"
+                     for c in sorted({cell["count"] for cell in cells})]  # fmt: skip
+            print(f"    return at demonstrations {', '.join(means)} {seconds}", flush=True)
+
+    def measure(self, only: Sequence[str]) -> None:
+        rows, task = self.rows, self.rows.task
+        given = {"expert": rows.expert, "base zero-shot": lambda: rows.zero_shot({})}
+        given |= {f"{s} skill zero-shot": lambda s=s: rows.zero_shot({s: 1.0}) for s in task.parents}
+        for row, make in given.items():
+            if (not only or row in only) and not self.path(row).exists():
+                self.measure_given(row, make())
+        for row in LEARNED:
+            if not only or row in only:
+                self.measure_learned(row)
+        if not only or "choice" in only:
+            self.measure_choice()
+
+
+class Results:
+    """What was measured of one task. Rows are (members, episodes) arrays by number of demonstrations; 0: none."""
+
+    def __init__(self, folder: Path, task: Task):
+        self.task = task
+        records = {path.stem.replace("_", " "): json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+        self.decisions = records.pop("choice", {"cells": []})["cells"]
+        self.experts = sorted({record["expert"] for record in records.values()})
+        self.cells = {row: record["cells"] for row, record in records.items()}
+        for row, rule in CHOICES.items():
+            self._add_choice(row, rule)
+
+    def _add_choice(self, row: str, rule: str) -> None:
+        """A member's choice scores what the chosen row of the same member scores."""
+        zero = f"{self.task.parent} skill zero-shot"
+        found = {(name, c["draw"], c["count"]): c for name, cells in self.cells.items() for c in cells}
+        chosen = []
+        for d in self.decisions:
+            key = (zero, d["draw"], 0) if d[rule] == "zero-shot" else (d[rule], d["draw"], d["count"])
+            if key not in found:
+                return
+            chosen.append({**found[key], "count": d["count"]})
+        if chosen:
+            self.cells[row] = chosen
+
+    def counts(self, row: str) -> list[int]:
+        return sorted({c["count"] for c in self.cells.get(row, [])})
+
+    def scores(self, row: str, count: int, what: str = "returns") -> np.ndarray | None:
+        """(draws, episodes), or None where it was not measured."""
+        cells = [c for c in self.cells.get(row, []) if c["count"] == count]
+        return np.array([c[what] for c in sorted(cells, key=lambda c: c["draw"])], dtype=float) if cells else None
+
+    def best_single(self) -> tuple[str, np.ndarray] | None:
+        rows = [(f"{s} skill zero-shot", self.scores(f"{s} skill zero-shot", 0)) for s in self.task.parents]
+        measured = [(row, x) for row, x in rows if x is not None]
+        return max(measured, key=lambda pair: pair[1].mean()) if measured else None
+
+
+def interval(scores: np.ndarray) -> stats.Interval:
+    """Of the mean, draws redrawn first and their episodes after that."""
+    return stats.nested_bootstrap(scores, np.random.default_rng(0))  # type: ignore[arg-type]
+
+
+def rows_of(results: Results) -> list[tuple[object, ...]]:
+    lines: list[tuple[object, ...]] = []
+    for row in [*results.cells]:
+        for count in results.counts(row):
+            x, fell = results.scores(row, count), results.scores(row, count, "fell")
+            assert x is not None and fell is not None
+            kept = f"{1.0 - fell.mean():.2f}"
+            lines.append((row, count or "none", str(interval(x)), f"{stats.iqm(x.ravel()):.0f}", kept,
+                          " ".join(f"{m:.0f}" for m in x.mean(1))))  # fmt: skip
+    return lines
+
+
+def claims_walk(r: Results) -> list[Claim]:
+    """stand → walk with ten demonstrations."""
+    found: list[Claim] = []
+    expert, base = r.scores("expert", 0), r.scores("base zero-shot", 0)
+    fresh, scratch, gate = (r.scores(row, TEN) for row in ("fresh adapter", "scratch", "learned α(s)"))
+    if expert is not None:
+        found.append(Claim("upright expert of walk", float(expert.mean()), 900.0))
+    if base is not None:
+        found.append(Claim("walk: base zero-shot", float(base.mean()), 200.0, at_least=False))
+    candidates = {row: r.scores(row, TEN) for row in ("fresh adapter", *CHOICES)}
+    measured = {row: x for row, x in candidates.items() if x is not None}
+    if measured and scratch is not None:
+        best = max(measured, key=lambda row: measured[row].mean())
+        found.append(Claim(f"walk, 10 demonstrations: {best}", float(measured[best].mean()), 600.0))
+        gain = float((measured[best] - scratch).mean())
+        found.append(Claim(f"walk, 10 demonstrations: paired gain of {best} over scratch", gain, 100.0))
+    if fresh is not None and gate is not None:
+        found.append(Claim("walk: learned α(s) − fresh adapter", float((gate - fresh).mean()), -75.0))
+    return found + interventions(r, "walk")
+
+
+def claims_run(r: Results) -> list[Claim]:
+    """stand + walk → run: the library's own choice against the best single skill."""
+    single, found = r.best_single(), list[Claim]()
+    for row in CHOICES:
+        chosen = r.scores(row, TEN)
+        if single is None or chosen is None:
+            continue
+        ours, theirs = interval(chosen), interval(single[1])
+        name = f"run, 10 demonstrations: {row}"
+        found.append(Claim(f"{name} − {single[0]}", ours.estimate - theirs.estimate, 150.0))
+        found.append(Claim(f"{name}: lower end − upper end of {single[0]}", ours.low - theirs.high, 0.0))
+    return found + interventions(r, "run")
+
+
+def interventions(r: Results, label: str) -> list[Claim]:
+    base, gate = r.scores("base zero-shot", 0), r.scores("learned α(s)", TEN)
+    random, permuted = r.scores("I1 random skills", TEN), r.scores("I3 permuted", TEN)
+    found: list[Claim] = []
+    if base is not None and random is not None:
+        gap = float(random.mean() - base.mean())
+        found.append(Claim(f"{label}, I1: random skills − base", gap, 50.0, at_least=False))
+    if base is not None and gate is not None and permuted is not None:
+        kept = float((permuted.mean() - base.mean()) / max(gate.mean() - base.mean(), 1.0))
+        found.append(Claim(f"{label}, I3: share of the gain kept with permuted skills", kept, 0.5, at_least=False))
+    return found
+
+
+def main() -> None:
+    extra = (
+        ("--tiny", {"action": "store_true", "help": "a few steps of everything, to try the code"}),
+        ("--tasks", {"nargs": "+", "choices": list(TASKS), "default": list(TASKS)}),
+        ("--only", {"nargs": "+", "metavar": "ROW", "default": [], "help": "rows to measure; none: all"}),
+        ("--prepare", {"action": "store_true", "help": "only recordings, base and skills"}),
+        ("--table", {"action": "store_true", "help": "measure nothing, print what is there"}),
+        ("--kind", {"choices": ["diffusion", "flow"], "default": "diffusion"}),
+        ("--dart", {"type": float, "default": 0.0, "help": "noise under which experts demonstrate"}),
+        ("--device", {"default": "cpu"}),
+        ("--threads", {"type": int, "default": 1, "help": "threads that step worlds"}),
+        ("--out", {"type": Path, "default": None}),
+    )
+    args = arguments(__doc__ or "", extra)
+    sizes = TINY if args.tiny else SMALL if args.quick else FULL
+    if args.kind != "diffusion":
+        from dataclasses import replace
+
+        sizes = replace(sizes, kind=args.kind)
+    label = "tiny" if args.tiny else "quick" if args.quick else "full"
+    folder = args.out or KEPT / (label if args.kind == "diffusion" else f"{label}-{args.kind}")
+    torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    setting = Setting(sizes, folder, args.device, args.threads, args.dart)
+    if args.prepare:
+        setting.skills(["stand", "walk"])
+        for name in args.tasks:
+            setting.demonstrations(TASKS[name].name)
+    benches = {name: Bench(setting, name) for name in args.tasks}
+    claims: list[Claim] = []
+    details = {}
+    for name, bench in benches.items():
+        if not (args.table or args.prepare):
+            bench.measure(args.only)
+        results = Results(bench.path("x").parent, TASKS[name])
+        lines = rows_of(results)
+        if not lines:
+            continue
+        print(f"\n{name} ({', '.join(results.experts)})\n")
+        head = ("row", "demonstrations", "mean return [95 %]", "IQM", "episodes without a fall", "mean of each draw")
+        print(table(head, lines))
+        claims += claims_walk(results) if name == "stand-walk" else claims_run(results)
+        details[name] = {"rows": lines, "decisions": results.decisions}
+    report("few_shot", claims, args.json, details)
+
+
+if __name__ == "__main__":
+    main()

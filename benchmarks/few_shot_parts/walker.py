@@ -1,0 +1,69 @@
+"""The walker of dm_control for few-shot learning: who demonstrates, what was recorded, how a policy is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import sim
+from robot_cl.data.behaviours import Behaviour, list_behaviours, load_behaviour
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "walker"
+TEACHERS = {"walker-stand": "walker-stand-sac", "walker-walk": "walker-run-sac", "walker-run": "walker-run-sac"}
+REPEAT, HORIZON = 2, 500  # control steps per decision; decisions per episode
+OBS, ACT, HEIGHT = 24, 6, 14  # widths, and where the torso's height is in the observation
+FALLEN, UP_BY = 0.7, 100  # m of torso height (standing is 1.2), decisions after which it counts: episodes start lying
+
+Act = Callable[[np.ndarray], np.ndarray]  # obs (N, OBS) -> action (N, ACT)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """obs (E, T, OBS) and action (E, T, ACT) float32, returns (E,), fell (E,) bool."""
+
+    obs: np.ndarray
+    action: np.ndarray
+    returns: np.ndarray
+    fell: np.ndarray
+
+
+def expert(task: str) -> tuple[Behaviour, str]:
+    """The policy that demonstrates a task and where it comes from: ours if it was trained, else the shared teacher."""
+    ours = f"{task}-expert"
+    if ours in list_behaviours():
+        return load_behaviour(ours), f"robot_cl/data/embedded/{ours}"
+    path = SHARED / f"{TEACHERS[task]}.npz"
+    if not path.exists():
+        raise FileNotFoundError(f"no expert for {task}: train one with `python tools/train_experts.py {task}`")
+    return load_behaviour(path), f"shared/data/walker/{path.name}"
+
+
+def roll(
+    act: Act, task: str, seeds: Sequence[int], threads: int, horizon: int = HORIZON,
+    sigma: np.ndarray | float = 0.0, label_noise: bool = True, keep: bool = True,
+) -> Episodes:  # fmt: skip
+    """One episode from each start seed. `sigma` (E,) or a number is the noise added to the action executed.
+
+    The action recorded is the one executed, or with `label_noise` False the one intended (DART, Laskey et al. 2017).
+    """
+    count = len(seeds)
+    world = sim.make(task, num_worlds=count, threads=threads, action_repeat=REPEAT)
+    rng, scale = np.random.default_rng(seeds[0]), np.broadcast_to(sigma, count)[:, None]
+    obs, returns, lowest = world.reset(seed=list(seeds)), np.zeros(count), np.full(count, np.inf)
+    kept_obs, kept_action = [], []
+    for t in range(horizon):
+        intended = np.asarray(act(obs.astype(np.float32)))
+        executed = np.clip(intended + scale * rng.standard_normal(intended.shape), -1.0, 1.0) if scale.any() else intended
+        if keep:
+            kept_obs.append(obs.astype(np.float32))
+            kept_action.append((executed if label_noise else intended).astype(np.float32))
+        obs, reward, _, _, info = world.step(executed)
+        returns += reward
+        if t >= min(UP_BY, horizon // 2):
+            lowest = np.minimum(lowest, info["final_obs"][:, HEIGHT])
+    if not keep:
+        kept_obs = kept_action = [np.zeros((count, 0), np.float32)]
+    return Episodes(np.stack(kept_obs, 1), np.stack(kept_action, 1), returns, lowest < FALLEN)
