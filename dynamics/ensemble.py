@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from policies.networks import ACTIVATIONS, StackedMLP
 from policies.normalizer import Normalizer
 
-
 Rng = torch.Generator | Sequence[torch.Generator]
 
 

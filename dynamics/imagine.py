@@ -19,9 +19,9 @@ Ends = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Imagined:
     """H steps of B rollouts: obs, next_obs (H, B, obs_dim), action (H, B, act_dim), reward, terminated, alive (H, B).
 
-    `alive` (bool) is False after a rollout has ended; those rows mean nothing. `clamped` is the share of living steps
-    whose next state had to be brought back to the range of the data: a model that is trusted too far shows here first.
-    Of a stack of P ensembles every B is (P, B).
+    `alive` (bool) is False after a rollout has ended; those rows mean nothing. `clamped` () is the share of living
+    steps whose next state had to be brought back to the range of the data: a model that is trusted too far shows here
+    first. Of a stack of P ensembles every B is (P, B), and `clamped` (P,).
     """
 
     obs: Tensor
@@ -30,7 +30,7 @@ class Imagined:
     next_obs: Tensor
     terminated: Tensor
     alive: Tensor
-    clamped: float
+    clamped: Tensor
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(obs, action, reward, next_obs, terminated) of all living steps, (N, ...), terminated as 0/1 float."""
@@ -63,11 +63,11 @@ def imagine(
     Raises ValueError for an empty start or a horizon below 1.
     """
     if horizon < 1 or start.numel() == 0:
-        raise ValueError(f"imagining needs a start and a horizon of at least 1, got {start.shape[-2]} rows and {horizon}")
+        raise ValueError(f"imagining needs a start and a horizon of at least 1, got {len(start)} rows and {horizon}")
     low, high = widened(model.obs_low, model.obs_high, margin)
     r_low, r_high = widened(model.reward_range[0], model.reward_range[1], margin)
     obs, alive = start, torch.ones(start.shape[:-1], dtype=torch.bool, device=start.device)
-    member, steps, clamped = model.route(start.shape[-2], rng), [], 0
+    member, steps, clamped = model.route(start.shape[-2], rng), [], torch.zeros(start.shape[:-2], device=start.device)
     for _ in range(horizon):
         if new_member_each_step:
             member = model.route(start.shape[-2], rng)
@@ -76,13 +76,13 @@ def imagine(
         # A prediction that is not finite stays where it was: it must not poison the rollouts beside it.
         raw = torch.where(raw.isfinite(), raw, obs)
         after = torch.maximum(torch.minimum(raw, high), low)
-        clamped += int(((after != raw).any(-1) & alive).sum())
+        clamped = clamped + ((after != raw).any(-1) & alive).sum(-1)
         reward = reward.nan_to_num(0.0, 0.0, 0.0).clamp(r_low, r_high)
         over = ends(obs, action, after) if ends else torch.zeros_like(alive)
         steps.append((obs, action, reward, after, over, alive))
         obs, alive = after, alive & ~over
     o, a, r, n, t, living = (torch.stack(column) for column in zip(*steps, strict=True))
-    return Imagined(o, a, r, n, t, living, clamped / max(1, int(living.sum())))
+    return Imagined(o, a, r, n, t, living, clamped / living.sum((0, -1)).clamp_min(1))
 
 
 def widened(low: Tensor, high: Tensor, margin: float) -> tuple[Tensor, Tensor]:

@@ -220,6 +220,7 @@ class Run:
         if not plan.on_policy:
             widths = self.interface.obs_dim, self.interface.act_dim
             self.buffer = ReplayBuffer(plan.capacity, c.seeds, *widths, c.device)
+            self.learner.attach_replay(self.buffer)
 
     def _digest(self) -> str:
         digest = hashlib.sha256()

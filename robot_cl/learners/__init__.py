@@ -21,6 +21,7 @@ LEARNERS = {
     "cal_ql": ("robot_cl.learners.cal_ql", "CalQL", "CalQLConfig"),
     "wsrl": ("robot_cl.learners.wsrl", "WSRL", "WSRLConfig"),
     "moorl": ("robot_cl.learners.moorl", "MOORL", "MOORLConfig"),
+    "mbpo": ("robot_cl.learners.mbpo", "MBPO", "MBPOConfig"),
     "sb3": ("robot_cl.learners.sb3", "SB3", "SB3Config"),
 }
 

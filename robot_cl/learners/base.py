@@ -15,6 +15,7 @@ from policies.networks import StackedLinear, generators
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.learners.optim import FlatAdam
+from robot_cl.learners.replay import ReplayBuffer
 
 Metrics = dict[str, Tensor]  # name -> (P,), one number per member
 Module = TypeVar("Module", bound=nn.Module)
@@ -148,6 +149,9 @@ class Learner:
 
     def attach_data(self, data: Transitions) -> None:
         """The whole training data (N,), before `prepare` and again when a run is resumed; nothing is drawn here."""
+
+    def attach_replay(self, buffer: ReplayBuffer) -> None:
+        """Where fresh experience is kept, before the first online update and again when a run is resumed."""
 
     def update_offline(self, batch: Transitions) -> Metrics:
         """One update on a batch (P, B) of the dataset."""

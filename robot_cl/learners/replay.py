@@ -59,7 +59,10 @@ class ReplayBuffer:
         """(P, batch), member p from its own rows, with replacement. Raises ValueError while empty."""
         if not self.total:
             raise ValueError("the replay buffer is empty; collect before sampling")
-        index = draw(len(self), batch, rngs).to(self._rows.device)
+        return self.take(draw(len(self), batch, rngs).to(self._rows.device))
+
+    def take(self, index: Tensor) -> Transitions:
+        """Rows index (P, B) on the buffer's device, each member's of its own, gathered: (P, B)."""
         index = index + torch.arange(self.seeds, device=index.device).view(-1, 1) * self._rows.shape[1]
         rows = self._rows.view(-1, self._rows.shape[-1]).index_select(0, index.view(-1)).view(*index.shape, -1)
         return Transitions.unpack(rows, self.obs_dim, self.act_dim)

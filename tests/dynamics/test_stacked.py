@@ -1,4 +1,4 @@
-"""A stack of ensembles is its ensembles: same networks, statistics, predictions and rollouts, each from its own seed."""
+"""A stack of ensembles is its ensembles: the same networks, statistics, predictions and rollouts."""
 
 import pytest
 import torch
@@ -68,11 +68,11 @@ def test_one_ensemble_taken_out_is_the_lone_one() -> None:
 
 def test_a_stack_imagines_what_its_ensembles_imagine() -> None:
     model, start = stack(), rows(2)[0]
-    got = imagine(model, lambda s: torch.tanh(s[..., :A]), start, 4, [torch.Generator().manual_seed(p) for p in range(P)])
+    rngs = [torch.Generator().manual_seed(p) for p in range(P)]
+    got = imagine(model, lambda s: torch.tanh(s[..., :A]), start, 4, rngs)
     for p in range(P):
-        wanted = imagine(
-            alone(p), lambda s: torch.tanh(s[..., :A]), start[p], 4, torch.Generator().manual_seed(p)
-        )
+        rng = torch.Generator().manual_seed(p)
+        wanted = imagine(alone(p), lambda s: torch.tanh(s[..., :A]), start[p], 4, rng)
         torch.testing.assert_close(got.next_obs[:, p], wanted.next_obs, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(got.reward[:, p], wanted.reward, rtol=1e-3, atol=1e-3)
 

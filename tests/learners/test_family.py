@@ -19,6 +19,7 @@ from robot_cl.learners.base import Learner, LearnerConfig, Trainable
 from robot_cl.learners.cal_ql import CalQLConfig
 from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.lcb import LCBConfig
+from robot_cl.learners.mbpo import MBPOConfig, ModelConfig
 from robot_cl.learners.moorl import MOORLConfig
 from robot_cl.learners.percent_bc import PercentBCConfig
 from robot_cl.learners.rebrac import ReBRACConfig
@@ -36,6 +37,12 @@ CONFIGS: dict[str, LearnerConfig] = {
     "wsrl": WSRLConfig(**SOFT, critics=3, drawn=2),
     "lcb": LCBConfig(**SOFT, critics=3),
     "rebrac": ReBRACConfig(actor=ActorConfig(hidden=(16, 16)), critic=CriticConfig(hidden=(16, 16), layer_norm=True)),
+    "mbpo": MBPOConfig(
+        **SOFT,
+        model=ModelConfig(
+            ensemble=EnsembleConfig(3, 2, (16,), (8,)), every=8, first=10, steps=5, batch=32, rows=400, rollouts=4, keep=64
+        ),
+    ),
     "percent_bc": PercentBCConfig(actor=ActorConfig(hidden=(16, 16)), share=0.3),
     "uni_o4": UniO4Config(
         actor=replace(UniO4Config().actor, hidden=(16, 16)),
@@ -105,7 +112,7 @@ def test_state_goes_out_and_comes_back_bit_for_bit(name, data):
     assert first.step == second.step == 20
 
 
-@pytest.mark.parametrize("name", ["sac", "rlpd", "cal_ql", "lcb", "rebrac", "uni_o4"])
+@pytest.mark.parametrize("name", ["sac", "rlpd", "cal_ql", "lcb", "rebrac", "uni_o4", "mbpo"])
 def test_what_follows_a_terminal_does_not_matter_and_what_follows_a_time_limit_does(name, data):
     """A learner that forgot the mask would give another loss for another state after a terminal."""
     batch = data[:64].pack().unsqueeze(0)
@@ -127,7 +134,7 @@ def test_what_follows_a_terminal_does_not_matter_and_what_follows_a_time_limit_d
         assert (losses[0] != losses[1]) == matters, flag
 
 
-@pytest.mark.parametrize("name", ["moorl", "uni_o4", "lcb"])
+@pytest.mark.parametrize("name", ["moorl", "uni_o4", "lcb", "mbpo"])
 def test_an_adapter_on_a_frozen_base_can_be_what_is_trained(name, data):
     norm = Normalizer(4).fit(data.obs)
     source = StackedGaussianActor(4, 2, generators(3, 1), CONFIGS[name].actor, norm)

@@ -1,0 +1,376 @@
+"""Model-based policy optimisation: soft actor-critic on real data and on short rollouts in learned dynamics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dynamics.ensemble import EnsembleConfig
+from dynamics.fit import member_errors
+from dynamics.imagine import imagine
+from dynamics.losses import (
+    LOSSES,
+    GradientTable,
+    Loss,
+    VaGraM,
+    ValueDifference,
+    ValueFn,
+    normalised_mse,
+    value_gradient,
+)
+from dynamics.stacked import EnsembleStack
+from policies.critics import CriticConfig, StackedQ
+from policies.normalizer import Normalizer
+from robot_cl.batch import Transitions, row_width
+from robot_cl.learners import sac
+from robot_cl.learners.base import Learner, Metrics, OnlinePlan
+from robot_cl.learners.gate import EndModel
+from robot_cl.learners.moorl import first
+from robot_cl.learners.replay import ReplayBuffer, draw
+from robot_cl.learners.sac import SACConfig, joined
+
+HOLDOUT = 10  # every tenth transition trains no model
+HELD = 2000  # held-out transitions that members are compared on, at most
+
+
+class ModelLoss(StrEnum):
+    """What the model is fitted to: value gradients, likelihood, squared error, or the value's difference."""
+
+    vagram = "vagram"
+    nll = "nll"
+    mse = "mse"
+    normalised_mse = "normalised_mse"
+    value_difference = "value_difference"
+
+
+@dataclass
+class Ramp:
+    """A number that goes from `begin` to `end` while the environment steps go from `start` to `stop`."""
+
+    begin: float
+    end: float
+    start: int = 0  # environment steps
+    stop: int = 1  # environment steps
+
+    def __call__(self, step: float) -> float:
+        part = (step - self.start) / max(1, self.stop - self.start)
+        return self.begin + (self.end - self.begin) * min(1.0, max(0.0, part))
+
+
+@dataclass
+class ModelConfig:
+    """The dynamics model of MBPO, how it is fitted and what is imagined with it."""
+
+    loss: ModelLoss = ModelLoss.vagram  # vagram, nll, mse, normalised_mse or value_difference
+    ensemble: EnsembleConfig = field(default_factory=lambda: EnsembleConfig(5, 3, (128, 128, 128)))  # its networks
+    every: int = 250  # environment steps (offline: updates) between two retrainings
+    first: int = 500  # gradient steps of the first training
+    steps: int = 250  # gradient steps of each retraining
+    batch: int = 256  # transitions per network and gradient step
+    rows: int = 50_000  # transitions a retraining works on, drawn anew, at most
+    lr: float = 1e-3  # Adam's learning rate; its moments persist
+    decay: float = 5e-5  # L2 penalty of the weights
+    floor: float = 1e-3  # share of normalised error that value-gradient weights never fall below
+    plain: int = 1000  # updates during which losses of values get normalised error added
+    rollouts: float = 40.0  # imagined rollouts per environment step (offline: per update)
+    horizon: Ramp = field(default_factory=lambda: Ramp(1.0, 1.0))  # steps of each rollout
+    keep: int = 50_000  # imagined transitions kept per seed
+    margin: float = 0.1  # share of the data's range by which imagined states may leave it
+    end_steps: int = 50  # gradient steps of the model of where episodes end, per retraining
+
+    def __post_init__(self) -> None:
+        least = ("every", "first", "steps", "batch", "rows", "keep")
+        low = [name for name in least if getattr(self, name) < 1]
+        if low or self.lr <= 0.0 or self.rollouts <= 0.0 or min(self.floor, self.decay, self.margin) < 0.0:
+            raise ValueError(f"model.{low[0] if low else 'lr, rollouts, floor, decay or margin'} is out of range")
+        if min(self.horizon.begin, self.horizon.end) < 1.0:
+            raise ValueError(f"model.horizon goes from {self.horizon.begin} to {self.horizon.end}; at least 1 expected")
+        # Everything but the loss stays equal; only likelihood needs predicted variances.
+        self.ensemble = replace(self.ensemble, gaussian=self.loss is ModelLoss.nll)
+
+
+@dataclass
+class MBPOConfig(SACConfig):
+    """Options of MBPO. configs/learner/mbpo_*.yaml have the published schedules."""
+
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(layer_norm=True))  # shape of each critic
+    model: ModelConfig = field(default_factory=ModelConfig)  # dynamics, their loss, and imagination
+    share: Ramp = field(default_factory=lambda: Ramp(0.05, 0.05))  # online: imagined part of each batch; 0 is SAC
+    offline_imagined: float = 0.5  # offline: imagined part of each batch
+    penalty: float = 1.0  # offline: reward deviations taken per deviation the elites disagree by
+    offline_share: float = 0.5  # online, with a dataset: its part of the real data
+    warmup: int = 1000  # online: environment steps before the first update
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("offline_imagined", "offline_share"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 to below 1")
+        if not all(0.0 <= x < 1.0 for x in (self.share.begin, self.share.end)) or self.penalty < 0.0:
+            raise ValueError(f"share {self.share} must stay in [0, 1) and penalty {self.penalty} not be negative")
+
+
+class MBPO(Learner):
+    """Janner et al. 2019, "When to Trust Your Model", with the losses of Voelcker et al. 2022 (VaGraM).
+
+    Every `model.every` environment steps: fit the ensemble to the real data, imagine short rollouts of the policy from
+    states of it; every update: soft actor-critic on a batch of which `share` was imagined. Offline the imagined reward
+    is lowered by the elites' disagreement (Yu et al. 2020, MOPO), since nobody will correct it.
+    Remembers, beside what all learners do, the imagined transitions (a ring in `extra`); the real ones are the run's.
+    """
+
+    phases: ClassVar[tuple[str, ...]] = ("offline", "online")
+    config: MBPOConfig
+
+    def build(self) -> None:
+        m = self.config.model
+        self.data: Transitions | None = None
+        self.replay: ReplayBuffer | None = None
+        self.soft = sac.build(self, self.config)
+        self.model = self.add("model", EnsembleStack(self.obs_dim, self.act_dim, m.ensemble, self.rng))
+        self.ends = self.add("ends", EndModel(self.obs_dim, self.rng, self.actor.normalizer))
+        self.ends.log_odds = torch.full((self.seeds, 1), -torch.inf, device=self.device)
+        for name, rate in (("model", m.lr), ("ends", 1e-3)):
+            self.opts[name] = self.optimiser([self.nets[name]], rate)
+        width = row_width(self.obs_dim, self.act_dim)
+        self.extra["imagined"] = torch.zeros(self.seeds, m.keep, width, device=self.device)
+        self.extra |= {name: torch.zeros((), dtype=torch.int64) for name in ("total", "online", "fits")}
+
+    def new_normalizer(self) -> Normalizer:
+        """Statistics of each seed's own first data, then frozen."""
+        return Normalizer(self.obs_dim, population=self.seeds)
+
+    def plan(self) -> OnlinePlan:
+        return sac.online_plan(self.config, self.config.offline_share)
+
+    def attach_data(self, data: Transitions) -> None:
+        self.data = data
+
+    def attach_replay(self, buffer: ReplayBuffer) -> None:
+        self.replay = buffer
+
+    def prepare(self, data: Transitions) -> None:
+        if not self.actor.normalizer.frozen:
+            shared = self.actor.normalizer.population is None
+            self.actor.normalizer.fit(data.obs if shared else data.obs.expand(self.seeds, *data.obs.shape))
+
+    # -- the two parts ------------------------------------------------------------------------------------------------
+
+    def update_offline(self, batch: Transitions) -> Metrics:
+        c, more = self.config, {}
+        if c.offline_imagined > 0.0 and self.step % c.model.every == 0:
+            more = self.retrain(False, 0.0)
+        return more | self._update(batch, None, c.offline_imagined)
+
+    def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
+        c, done, more = self.config, int(self.extra["online"]), {}
+        step = c.warmup + done / c.updates
+        if done == 0:
+            self._begin_online(fresh)
+        if max(c.share.begin, c.share.end) > 0.0 and done % max(1, round(c.model.every * c.updates)) == 0:
+            more = self.retrain(True, step)
+        self.extra["online"] += 1
+        return more | self._update(fresh, offline, c.share(step))
+
+    def _begin_online(self, fresh: Transitions) -> None:
+        self.extra["total"].zero_()  # what an offline part imagined has its penalty in it
+        if not self.actor.normalizer.frozen:
+            seen = self.real(False, True).obs if self.replay is not None else fresh.obs
+            self.actor.normalizer.fit(seen)
+
+    def _update(self, fresh: Transitions, offline: Transitions | None, share: float) -> Metrics:
+        self.step += 1
+        batch = self.mixed(fresh, offline, share)
+        return sac.update(self.soft, self.config, batch, self.step % self.config.actor_every == 0)
+
+    def mixed(self, fresh: Transitions, offline: Transitions | None, share: float) -> Transitions:
+        """Both batches with the part `share` of their rows (P, B) replaced by imagined ones."""
+        real, held = joined(fresh, offline), min(int(self.extra["total"]), self.config.model.keep)
+        rows = real.reward.shape[1]
+        imagined = round(share * rows) if held else 0
+        if not imagined:
+            return real
+        new = round((rows - imagined) * fresh.reward.shape[1] / rows)
+        parts = [first(fresh, new), *([first(offline, rows - imagined - new)] if offline is not None else [])]
+        picked = take(self.extra["imagined"], draw(held, imagined, self.rng))
+        return Transitions.cat([*parts, Transitions.unpack(picked, self.obs_dim, self.act_dim)], 1)
+
+    # -- the model ----------------------------------------------------------------------------------------------------
+
+    def retrain(self, online: bool, step: float) -> Metrics:
+        """Fit the model to the real data from the weights and moments it has, choose elites, and imagine."""
+        m, before = self.config.model, int(self.extra["fits"])
+        train, held = self.real(False, online), self.real(True, online)
+        rows = train.reward.shape[1]
+        if not before or rows >= 2 * float(self.model.input_norm.count):
+            self.model.measure(train.obs, train.action, train.reward, train.next_obs)
+        self.model.measure_range(train.obs, train.reward, train.next_obs)
+        loss, flat = self.loss_on(train), flattened(train)
+        for index in self.bootstraps(rows, m.steps if before else m.first).to(train.obs.device):
+            self.model_step(loss, flat, index)
+        score, error = self.judge(held)
+        self.model.choose_elites(score)
+        self.fit_ends(train)
+        clamped = self.imagine(train, step, 0.0 if online else self.config.penalty)
+        self.extra["fits"] += 1
+        best = self.model.first + self.model.elites
+        return {"model_loss": score[best].mean(1), "model_error": error[best].mean(1), "clamped": clamped}
+
+    def real(self, held: bool, online: bool) -> Transitions:
+        """Real transitions (P, n, ·) to fit to, or of the tenth that is held out; all there are, or `model.rows` drawn.
+
+        Where there is a dataset and fresh data, each gives its part, drawn with replacement.
+        """
+        limit = HELD if held else self.config.model.rows
+        fresh, old = (self.replay if online else None), self.data
+        if fresh is not None and old is not None and len(fresh) >= HOLDOUT:
+            limit = min(limit, len(fresh) + len(old))
+            count = round(limit * self.config.offline_share)
+            parts = [self._part(old, held, count, True), self._part(fresh, held, limit - count, True)]
+            return Transitions.cat([part for part in parts if part.reward.shape[1]], 1)
+        source = fresh if fresh is not None and (old is None or len(fresh) >= HOLDOUT) else old
+        if source is None:
+            raise ValueError("mbpo has no real data to fit its model to; give data=NAME, or task=NAME and online_steps")
+        return self._part(source, held, limit, len(source) > limit)
+
+    def _part(self, source: Transitions | ReplayBuffer, held: bool, limit: int, drawn: bool) -> Transitions:
+        """(P, n): the row after every ninth is held out, so that a row that was stays so while the data grow."""
+        few = len(source) < HOLDOUT
+        there = len(source) // HOLDOUT if held and not few else len(source) - (0 if few else len(source) // HOLDOUT)
+        index = draw(there, limit, self.rng) if drawn else torch.arange(there).expand(self.seeds, -1)
+        if not few:
+            index = HOLDOUT * index + HOLDOUT - 1 if held else index + index // (HOLDOUT - 1)
+        if isinstance(source, ReplayBuffer):
+            return source.take(index.to(source.device))
+        return source[index.to(source.obs.device)]
+
+    def bootstraps(self, rows: int, steps: int) -> Tensor:
+        """(steps, P·E, batch) rows of the flattened data: every network from its own resampling of its seed's rows."""
+        E, batch, index = self.model.each.members, self.config.model.batch, []
+        for p, rng in enumerate(self.rng):
+            own = torch.randint(rows, (E, rows), generator=rng)
+            picks = torch.randint(rows, (E, steps * batch), generator=rng)
+            index.append(p * rows + own.gather(1, picks).view(E, steps, batch))
+        return torch.cat(index).transpose(0, 1)
+
+    def model_step(self, loss: Loss, flat: Transitions, index: Tensor) -> None:
+        loss(member_errors(self.model, flat, index)).sum().backward()
+        opt = self.opts["model"]
+        torch._foreach_add_([p.grad for p in opt.parameters], opt.parameters, alpha=self.config.model.decay)
+        opt.step()
+
+    def judge(self, held: Transitions) -> tuple[Tensor, Tensor]:
+        """Every network's loss and normalised squared error on held-out rows of its seed, (P·E,) each."""
+        P, rows = held.reward.shape
+        index = torch.arange(P * rows, device=held.obs.device).view(P, rows)
+        with torch.no_grad():
+            e = member_errors(self.model, flattened(held), index.repeat_interleave(self.model.each.members, 0))
+        return self.loss_on(held)(e), normalised_mse(e)
+
+    def loss_on(self, rows: Transitions) -> Loss:
+        """The loss for data made of these rows (P, n), flattened, with the critics as they are now."""
+        m = self.config.model
+        plain = self.step < m.plain
+        if m.loss is ModelLoss.vagram:
+            return VaGraM(GradientTable(self.value_gradients(rows.next_obs)), floor=m.floor, plain=plain)
+        if m.loss is ModelLoss.value_difference:
+            difference = ValueDifference(self.value_fns())
+            return (lambda e: difference(e) + normalised_mse(e)) if plain else difference
+        return LOSSES[m.loss]
+
+    def value_fns(self) -> list[ValueFn]:
+        """V(x) = Q(x, μ(x)) of every critic and target, on raw states (P·n, obs_dim), one seed after the other."""
+
+        def value(critic: StackedQ, twin: int, x: Tensor) -> Tensor:
+            x = x.view(self.seeds, -1, self.obs_dim)
+            return critic(self.actor.normalizer(x), self.actor.mode(x).detach())[:, twin].flatten()
+
+        nets = (self.soft.critic, self.soft.target)
+        return [partial(value, critic, twin) for critic in nets for twin in range(critic.twins)]
+
+    def value_gradients(self, states: Tensor, chunk: int = 4096) -> Tensor:
+        """∂V_c/∂x at states (P, n, obs_dim) for each critic c, (C, P·n, obs_dim)."""
+        parts = [
+            torch.stack([value_gradient(fn, part.reshape(-1, self.obs_dim))[1] for fn in self.value_fns()])
+            for part in states.split(chunk, 1)
+        ]
+        return torch.cat([part.unflatten(1, (self.seeds, -1)) for part in parts], 2).flatten(1, 2)
+
+    def fit_ends(self, rows: Transitions, half: int = 64) -> None:
+        """Logistic regression of `terminated` on the next state, batches half of ends; the odds are put back after."""
+        ended = rows.terminated > 0.0
+        count = ended.sum(1, keepdim=True).float()
+        self.ends.log_odds.copy_((count / (rows.reward.shape[1] - count)).log())
+        both = (count > 0) & (count < rows.reward.shape[1])
+        if not both.any():
+            return
+        order = torch.argsort(ended.float(), dim=1, descending=True, stable=True)  # ends first
+        label = torch.cat([torch.ones(half), torch.zeros(half)]).to(rows.obs).expand(self.seeds, -1)
+        for _ in range(self.config.model.end_steps):
+            drawn = zip(count, self.rng, strict=True)
+            place = torch.stack([_end_places(int(n), rows.reward.shape[1], half, g) for n, g in drawn])
+            index = order.gather(1, place.to(order.device))
+            logit = self.ends.logit(take(rows.next_obs, index))
+            wrong = nn.functional.binary_cross_entropy_with_logits(logit, label, reduction="none").mean(1)
+            (wrong * both[:, 0]).sum().backward()
+            self.opts["ends"].step()
+
+    # -- imagination --------------------------------------------------------------------------------------------------
+
+    def imagine(self, rows: Transitions, step: float, penalty: float) -> Tensor:
+        """Fill the ring from rollouts that start at states of `rows` (P, n). Returns the share brought back, (P,)."""
+        m, P = self.config.model, self.seeds
+        horizon = int(m.horizon(step))
+        count = max(1, min(round(m.rollouts * m.every), m.keep // horizon))
+        start = take(rows.obs, draw(rows.reward.shape[1], count, self.rng).to(rows.obs.device))
+        got = imagine(
+            self.model,
+            lambda obs: self.soft.sample(self.actor.normalizer(obs))[0],
+            start,
+            horizon,
+            self.rng,
+            ends=lambda obs, action, after: self.ends(after),
+            margin=m.margin,
+            sample=m.loss is ModelLoss.nll,
+        )
+        reward = got.reward
+        if penalty:
+            apart = torch.stack([self.model.disagreement(o, a) for o, a in zip(got.obs, got.action, strict=True)])
+            reward = reward - penalty * apart * self.model.reward_scale.view(P, -1)[:, :1]
+        none = torch.zeros_like(reward)
+        made = Transitions(got.obs, got.action, reward, got.next_obs, got.terminated.float(), none).pack()
+        made, alive = made.transpose(0, 1).flatten(1, 2), got.alive.transpose(0, 1).flatten(1)
+        # Rollouts that ended leave gaps, which rows of the living fill: every seed has equally many.
+        living = [torch.nonzero(a)[:, 0] for a in alive]
+        index = torch.stack([rows[torch.arange(made.shape[1], device=rows.device) % len(rows)] for rows in living])
+        self._remember(take(made, index))
+        return got.clamped
+
+    def _remember(self, rows: Tensor) -> None:
+        total, keep = int(self.extra["total"]), self.config.model.keep
+        place = (total + torch.arange(rows.shape[1], device=rows.device)) % keep
+        self.extra["imagined"][:, place] = rows
+        self.extra["total"] += rows.shape[1]
+
+
+def take(rows: Tensor, index: Tensor) -> Tensor:
+    """Member by member: rows (P, N, width), index (P, n) -> (P, n, width)."""
+    return rows.gather(1, index.to(rows.device).unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+
+
+def flattened(rows: Transitions) -> Transitions:
+    """(P, n) as (P·n,), one seed after the other."""
+    return Transitions.unpack(rows.pack().flatten(0, 1), rows.obs_dim, rows.act_dim)
+
+
+def _end_places(ends: int, rows: int, half: int, rng: torch.Generator) -> Tensor:
+    """(2·half,) places in an order that has the ends first: half of them ends, if there are any of both."""
+    if not 0 < ends < rows:
+        return torch.zeros(2 * half, dtype=torch.int64)
+    lots = ((0, ends), (ends, rows))
+    return torch.cat([torch.randint(low, high, (half,), generator=rng) for low, high in lots])
