@@ -20,7 +20,7 @@ from robot_cl.data.sampler import Sampler
 from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.learners import learner_class, name_of
 from robot_cl.learners.base import LearnerConfig, Metrics, OnlinePlan
-from robot_cl.learners.graph import GraphedUpdate
+from robot_cl.learners.graph import Acting, Updates
 from robot_cl.learners.replay import ReplayBuffer
 from robot_cl.learners.rollout import Collector, play
 from robot_cl.metrics import MetricLog, MetricWriter
@@ -62,18 +62,22 @@ class Run:
         self.buffer: ReplayBuffer | None = None
         if self.dataset is not None:
             self.sampler = Sampler.over(self.dataset.transitions(), self.learner.rng, config.device)
-            rows, widths = self.sampler.rows, (self.interface.obs_dim, self.interface.act_dim)
-            self.learner.attach_data(Transitions.unpack(rows, *widths))
-        self.graphed: GraphedUpdate | None = None
-        if self.sampler is not None and config.device.startswith("cuda"):
-            self.graphed = GraphedUpdate(self.learner, self.sampler, config.batch)
+            self.learner.attach_data(self.data)
         if config.online:
             self._open_worlds()
+        self.updates = Updates(self.learner, self.sampler, self.buffer, config.batch)
+        self.acting = Acting(self.learner)
         self.step, self.digests, self.log = 0, list[str](), MetricLog(self.name)
         self.folder: Path | None = None
         self._writer: MetricWriter | None = None
         self._eval_world: Any = None
         self._stored, self._seconds, self._since = 0, 0.0, time.monotonic()
+
+    @property
+    def data(self) -> Transitions:
+        """The dataset (N,) as it lies on the device."""
+        assert self.sampler is not None
+        return Transitions.unpack(self.sampler.rows, self.interface.obs_dim, self.interface.act_dim)
 
     # The two parts
 
@@ -82,7 +86,7 @@ class Run:
         enough = float("inf") if updates is None else updates
         try:
             while self.step < self.config.offline and self.learner.step < enough:
-                self._record(self._offline_update())
+                self._record(self.updates.offline())
                 self._advance(1)
             while self.step < self.total and self.learner.step < enough:
                 self._advance(self._online_round())
@@ -90,16 +94,10 @@ class Run:
             if self._writer is not None:
                 self._writer.close()
 
-    def _offline_update(self) -> Metrics:
-        assert self.sampler is not None
-        if self.graphed is not None:
-            return self.graphed()
-        return self.learner.update_offline(self.sampler.sample(self.config.batch))
-
     def _online_round(self) -> int:
         """Collect, update, and say how many steps per seed that were."""
         assert self.collector is not None
-        fresh = self.collector.collect(self.learner, self.plan.horizon)
+        fresh = self.collector.collect(self.acting, self.plan.horizon)
         taken = self.plan.horizon * self.collector.worlds
         if self.buffer is None:
             self._record(self.learner.update_online(fresh, None))
@@ -108,11 +106,8 @@ class Run:
         self.buffer.add(fresh)
         # Whole updates due by now, so that any ratio of updates to steps comes out exactly.
         due = int(self.buffer.total * self.plan.updates) - int(before * self.plan.updates)
-        old = round(self.config.batch * self.plan.offline_share) if self.sampler else 0
         for _ in range(due):
-            recent = self.buffer.sample(self.config.batch - old, self.learner.rng)
-            offline = self.sampler.sample(old) if self.sampler and old else None
-            self._record(self.learner.update_online(recent, offline))
+            self._record(self.updates.online())
         return taken
 
     def _record(self, metrics: Metrics) -> None:
@@ -214,12 +209,13 @@ class Run:
 
     def _open_worlds(self) -> None:
         c, plan = self.config, self.plan
-        rows = c.seeds * (c.num_worlds or 1)
+        rows, rounds = c.seeds * (c.num_worlds or 1), plan.horizon * (c.num_worlds or 1)
         world = sim.make(str(c.task), num_worlds=rows, threads=c.threads)
         self.collector = Collector(world, c.seeds, c.seed)
         if not plan.on_policy:
             widths = self.interface.obs_dim, self.interface.act_dim
-            self.buffer = ReplayBuffer(plan.capacity, c.seeds, *widths, c.device)
+            capacity = min(plan.capacity, -(-c.online // rounds) * rounds)  # a shorter run fills no more
+            self.buffer = ReplayBuffer(capacity, c.seeds, *widths, c.device)
             self.learner.attach_replay(self.buffer)
 
     def _digest(self) -> str:

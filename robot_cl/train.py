@@ -156,7 +156,7 @@ def _new_run(
     actor, learner = _initial_policy(config, learner)
     run = Run(config, learner, actor, progress)
     if run.dataset is not None:
-        run.learner.prepare(run.dataset.transitions())
+        run.learner.prepare(run.data)
     if config.init_from:
         source = checkpoint_folder(config.init_from)
         if (source / "resume").exists():

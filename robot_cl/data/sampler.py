@@ -58,8 +58,12 @@ class Sampler:
             self._members = list(self._index.view(self.population, batch))
         for member, rng in zip(self._members, self.rngs, strict=True):
             member.random_(0, len(self.rows), generator=rng)
-        picked = self.rows.index_select(0, self._index.to(self.rows.device))
-        return Transitions.unpack(picked.view(self.population, batch, -1), self.obs_dim, self.act_dim)
+        return self.take(self._index.view(self.population, batch).to(self.rows.device))
+
+    def take(self, index: Tensor) -> Transitions:
+        """Rows index (P, B) on the device of the data, gathered: transitions (P, B)."""
+        picked = self.rows.index_select(0, index.view(-1)).view(*index.shape, -1)
+        return Transitions.unpack(picked, self.obs_dim, self.act_dim)
 
     def state(self) -> Tensor:
         """(P, bytes) uint8: the generators' states."""

@@ -14,6 +14,8 @@ from policies.actor import ActorConfig, StackedGaussianActor
 from policies.networks import StackedLinear, generators
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
+from robot_cl.learners.draws import Draws
+from robot_cl.learners.graph import Captured
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.replay import ReplayBuffer
 
@@ -86,6 +88,7 @@ class Learner:
         self.config, self.seeds, self.device, self.step = config, seeds, device, 0
         self.obs_dim, self.act_dim = obs_dim, act_dim
         self.rng = generators(seed, seeds)
+        self.draws, self.captured = Draws(self.rng, device), Captured(self)
         self.opts: dict[str, FlatAdam] = {}
         self.extra: dict[str, Tensor] = {}
         self.nets = nn.ModuleDict()
@@ -157,10 +160,10 @@ class Learner:
         """One update on a batch (P, B) of the dataset."""
         raise NotImplementedError(f"{type(self).__name__} does not learn offline")
 
-    def graph_key(self) -> Hashable | None:
-        """Offline updates with equal keys run the same kernels and draw nothing: one capture serves all of them.
+    def graph_key(self, online: bool = False) -> Hashable | None:
+        """The next update's: updates with equal keys run the same kernels, so that one capture serves all of them.
 
-        None: not to be captured.
+        Such updates read and write in place, draw by `draws` and leave learning rates alone. None: not to be captured.
         """
         return None
 
@@ -170,7 +173,7 @@ class Learner:
 
     def noise(self, *shape: int) -> Tensor:
         """Standard normal (P, *shape), member p's from rng[p]."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self.rng]).to(self.device)
+        return self.draws.normal(*shape)
 
     @torch.inference_mode()
     def explore(self, obs: Tensor, noise: Tensor) -> Tensor:
@@ -203,8 +206,12 @@ class Learner:
             adam.load_state_dict({k.removeprefix(prefix): v for k, v in parts["opts"].items() if k.startswith(prefix)})
         for p, rng in enumerate(self.rng):
             rng.set_state(parts["rng"][str(p)].cpu())
-        self.extra = {name: value.to(self.device).clone() for name, value in parts["extra"].items()}
+        self.extra = {name: value.to(self._home(name)).clone() for name, value in parts["extra"].items()}
         self.step = int(state["step"])
+
+    def _home(self, name: str) -> torch.device | str:
+        """Where a running quantity lives: counts that Python looks at stay on the host."""
+        return self.extra[name].device if name in self.extra else self.device
 
     @torch.no_grad()
     def adopt(self, state: dict[str, Tensor]) -> None:

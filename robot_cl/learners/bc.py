@@ -49,7 +49,7 @@ class BC(Learner):
         mean, log_std = self.actor(batch.obs)
         return -self.actor.log_prob(mean, log_std, batch.action).mean(-1)
 
-    def graph_key(self) -> str:
+    def graph_key(self, online: bool = False) -> str:
         return "update"
 
     def update_offline(self, batch: Transitions) -> Metrics:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +13,7 @@ from policies.critics import StackedV, polyak
 from policies.networks import StackedLinear
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
+from robot_cl.learners.draws import Draws
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.returns import returns_to_go
 from robot_cl.learners.sac import (
@@ -66,7 +66,10 @@ class CalQL(Learner):
 
     def prepare(self, data: Transitions) -> None:
         super().prepare(data)
-        fit_reference(self.reference, self.actor.normalizer, data, self.config.discount, self.rng)
+        fit_reference(self.reference, self.actor.normalizer, data, self.config.discount, self.draws)
+
+    def graph_key(self, online: bool = False) -> str:
+        return "update"
 
     def update_offline(self, batch: Transitions) -> Metrics:
         return self._update(batch, self.config.conservatism)
@@ -104,7 +107,7 @@ def conservative_gap(
     P, B, A = z.shape[0], z.shape[1], soft.actor.act_dim
     many = z.repeat(1, config.drawn, 1)
     with torch.no_grad():
-        uniform = torch.stack([torch.rand(config.drawn * B, A, generator=g) for g in soft.rngs]).to(z) * 2.0 - 1.0
+        uniform = soft.draws.uniform(config.drawn * B, A) * 2.0 - 1.0
         here, log_here = soft.sample(many)
         there, log_there = soft.sample(z_next.repeat(1, config.drawn, 1))
         log_uniform = torch.full_like(log_here, -A * math.log(2.0))
@@ -121,15 +124,15 @@ def conservative_gap(
 
 
 def fit_reference(
-    v: StackedV, normalizer: nn.Module, data: Transitions, discount: float, rngs: Sequence[torch.Generator],
+    v: StackedV, normalizer: nn.Module, data: Transitions, discount: float, draws: Draws,
     steps: int = 3000, batch: int = 256,
 ) -> None:  # fmt: skip
     """Least squares of V on the data's discounted returns-to-go; each member draws its own batches."""
     target = returns_to_go(data, discount)
     mean, scale = target.mean(), target.std() + 1e-6
-    opt = FlatAdam(v.parameters(), len(rngs), 1e-3)
+    opt = FlatAdam(v.parameters(), v.population, 1e-3)
     for _ in range(min(steps, 20 * len(data) // batch + 1)):
-        rows = torch.stack([torch.randint(len(data), (batch,), generator=g) for g in rngs]).to(target.device)
+        rows = draws.rows(data, batch)
         (v(normalizer(data.obs[rows])) - (target[rows] - mean) / scale).square().mean(-1).sum().backward()
         opt.step()
     last = v.net.layers[-1]

@@ -1,88 +1,161 @@
-"""The offline update on a GPU: one CUDA graph over fixed addresses, without Python or waiting between kernels."""
+"""Updates on a GPU as CUDA graphs over fixed addresses: no Python between kernels, and nothing waits for the device."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import warnings
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from robot_cl.batch import Transitions
-from robot_cl.data.sampler import Sampler
-from robot_cl.learners.base import Learner, Metrics
+from robot_cl.learners.draws import Tape
 
-SLOTS = 8  # row numbers drawn ahead of the device
-WARMUP = 3  # updates before a capture, which let libraries choose their kernels and take their memory
+if TYPE_CHECKING:
+    from robot_cl.data.sampler import Sampler
+    from robot_cl.learners.base import Learner, Metrics
+    from robot_cl.learners.replay import ReplayBuffer
+
+WARMUP = 3  # calls before a capture, in which libraries choose their kernels and take their memory
+Outputs = dict[str, Tensor]
+Work = Callable[[], Outputs]
 
 
-class GraphedUpdate:
-    """`learner.update_offline(sampler.sample(batch))`, captured once and replayed; the numbers are the same.
+@dataclass
+class Recording:
+    """A captured call: its draws, its graph (None: its Python, as on a CPU), its outputs, and the updates it makes."""
 
-    The dataset stays on the device. Row numbers are drawn by the members' own generators on the host, as `Sampler`
-    draws them, and copied to the one buffer that the graph reads; nothing comes back until somebody looks at the
-    metrics. A learner says by `graph_key` which updates run the same kernels; one without a key runs as ever, and so
-    does everything on a CPU, over the same buffers.
-    Remembers the graphs by key, and how many updates each key has seen. Not run on a GPU so far.
+    tape: Tape
+    graph: torch.cuda.CUDAGraph | None
+    outputs: Outputs
+    updates: int
+
+
+class Captured:
+    """Calls work as it is, or on a GPU records it once per key and replays it; the numbers are the same.
+
+    Work with equal keys must run the same kernels on the same addresses, and draw by `learner.draws` only. Outputs hold
+    until the next call. A call that cannot be captured says why, once, and runs as it is. `fixed` on a CPU takes the
+    path of a GPU without graphs: the same draws, through the same fixed places.
+    Remembers the recordings by key, and how many calls each key has seen.
     """
 
-    def __init__(self, learner: Learner, sampler: Sampler, batch: int):
-        self.learner, self.sampler, self.batch = learner, sampler, batch
-        rows = learner.seeds * batch
-        self.cuda = sampler.rows.is_cuda
-        self._drawn = torch.empty(SLOTS, rows, dtype=torch.int64, pin_memory=self.cuda)
-        self._copied = [torch.cuda.Event() if self.cuda else None for _ in range(SLOTS)]
-        self._turn = 0
-        self._index = torch.zeros(rows, dtype=torch.int64, device=sampler.rows.device)
-        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Metrics]] = {}
+    def __init__(self, learner: Learner, fixed: bool | None = None):
+        self.learner, self.cuda = learner, torch.device(learner.device).type == "cuda"
+        self.fixed = self.cuda if fixed is None else fixed
+        self.recordings: dict[Hashable, Recording] = {}
+        self.refused: dict[Hashable, str] = {}
         self._seen: dict[Hashable, int] = {}
+        self._stream = torch.cuda.Stream() if self.cuda else None
 
-    def __call__(self) -> Metrics:
-        key = self.learner.graph_key()
-        self._draw()
-        if key is None or not self.cuda:
-            return self._eager()
-        seen = self._seen[key] = self._seen.get(key, 0) + 1
-        if seen <= WARMUP:
-            return self._aside()
-        if key not in self._graphs:
-            self._graphs[key] = self._capture()
-        graph, metrics = self._graphs[key]
-        graph.replay()
-        self.learner.step += 1
-        return {name: value.clone() for name, value in metrics.items()}
+    def __call__(self, key: Hashable | None, work: Work) -> Outputs:
+        if not self.fixed or key is None or key in self.refused:
+            return work()
+        if key not in self.recordings:
+            seen = self._seen[key] = self._seen.get(key, 0) + 1
+            return self._aside(work) if seen < WARMUP else self._record(key, work)
+        recording = self.recordings[key]
+        recording.tape.refill()
+        if recording.graph is None:
+            with self.learner.draws.through(recording.tape):
+                return work()
+        recording.graph.replay()
+        self.learner.step += recording.updates
+        return recording.outputs
 
-    def _draw(self) -> None:
-        """New row numbers into the graph's buffer; the host waits only where it is `SLOTS` updates ahead."""
-        slot, self._turn = self._turn % SLOTS, self._turn + 1
-        event = self._copied[slot]
-        if event is not None:
-            event.synchronize()
-        for member, rng in zip(self._drawn[slot].view(self.learner.seeds, -1), self.sampler.rngs, strict=True):
-            member.random_(0, len(self.sampler.rows), generator=rng)
-        self._index.copy_(self._drawn[slot], non_blocking=True)
-        if event is not None:
-            event.record()
+    def _record(self, key: Hashable, work: Work) -> Outputs:
+        """A real call that notes its draws, then the capture, which runs nothing."""
+        tape, before = Tape(self.learner.draws.device), self.learner.step
+        with self.learner.draws.through(tape):
+            outputs = self._aside(work)
+        tape.fix()
+        recording, after = Recording(tape, None, outputs, self.learner.step - before), self.learner.step
+        try:
+            if self.cuda:
+                self.learner.step = before
+                recording.graph, recording.outputs = self._capture(tape, work)
+            self.recordings[key] = recording
+        except RuntimeError as problem:
+            self.refused[key] = str(problem.__context__ or problem).partition("\n")[0]
+            warnings.warn(f"{key} runs without a graph: {self.refused[key]}", stacklevel=2)
+            for opt in self.learner.opts.values():
+                opt.clear()
+        self.learner.step = after
+        return outputs
 
-    def _eager(self) -> Metrics:
-        return self.learner.update_offline(self._gathered())
+    def _capture(self, tape: Tape, work: Work) -> tuple[torch.cuda.CUDAGraph, Outputs]:
+        graph = torch.cuda.CUDAGraph()
+        with self.learner.draws.through(tape), torch.cuda.graph(graph):
+            outputs = work()
+        return graph, outputs
 
-    def _gathered(self) -> Transitions:
-        picked = self.sampler.rows.index_select(0, self._index).view(self.learner.seeds, self.batch, -1)
-        return Transitions.unpack(picked, self.sampler.obs_dim, self.sampler.act_dim)
+    def _aside(self, work: Work) -> Outputs:
+        """A real call on a stream of its own, as a capture must be preceded by."""
+        if self._stream is None:
+            return work()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            outputs = work()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return outputs
 
-    def _aside(self) -> Metrics:
-        """A real update on a stream of its own, as a capture must be preceded by."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            metrics = self._eager()
-        torch.cuda.current_stream().wait_stream(stream)
-        return metrics
 
-    def _capture(self) -> tuple[torch.cuda.CUDAGraph, Metrics]:
-        """Record the kernels of one update without running them."""
-        graph, step = torch.cuda.CUDAGraph(), self.learner.step
-        with torch.cuda.graph(graph):
-            metrics: dict[str, Tensor] = self._eager()
-        self.learner.step = step
-        return graph, metrics
+class Updates:
+    """A run's updates: rows drawn from the dataset and from the replay buffer, gathered there, and learned from."""
+
+    def __init__(self, learner: Learner, sampler: Sampler | None, buffer: ReplayBuffer | None, batch: int):
+        """`batch` transitions per update and member; online, the share that the learner's plan says is old."""
+        self.learner, self.sampler, self.buffer, self.batch = learner, sampler, buffer, batch
+        self.old = round(batch * learner.plan().offline_share) if sampler else 0
+
+    def offline(self) -> Metrics:
+        return self._run("offline", self._offline)
+
+    def online(self) -> Metrics:
+        return self._run("online", self._online)
+
+    def _run(self, phase: str, work: Callable[[], Metrics]) -> Metrics:
+        learner, key = self.learner, self.learner.graph_key(phase == "online")
+        if key is None or not learner.captured.fixed:
+            return work()
+        found = learner.captured((phase, key), work)
+        return dict(zip(found, torch.stack(list(found.values())).unbind(), strict=True))  # one copy for all of them
+
+    def _offline(self) -> Metrics:
+        assert self.sampler is not None
+        return self.learner.update_offline(self.sampler.take(self.learner.draws.rows(self.sampler, self.batch)))
+
+    def _online(self) -> Metrics:
+        assert self.buffer is not None
+        draws = self.learner.draws
+        fresh = self.buffer.take(draws.rows(self.buffer, self.batch - self.old))
+        old = self.sampler.take(draws.rows(self.sampler, self.old)) if self.sampler and self.old else None
+        return self.learner.update_online(fresh, old)
+
+
+class Acting:
+    """The learner as a collector needs it, its choice of actions captured too.
+
+    Remembers the buffers that observations and noise are copied to.
+    """
+
+    def __init__(self, learner: Learner):
+        self.learner, self.seeds, self.device = learner, learner.seeds, learner.device
+        self._obs = self._noise = torch.empty(0)
+
+    def noise(self, *shape: int) -> Tensor:
+        return self.learner.noise(*shape)
+
+    def explore(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """obs (P, W, obs_dim), noise (P, W, act_dim) -> action (P, W, act_dim)."""
+        if not self.learner.captured.fixed:
+            return self.learner.explore(obs, noise)
+        if self._obs.shape != obs.shape:
+            self._obs, self._noise = torch.empty_like(obs, device=self.device), torch.empty_like(noise)
+        self._obs.copy_(obs)
+        self._noise.copy_(noise)
+        return self.learner.captured(("explore", obs.shape), self._explore)["action"]
+
+    def _explore(self) -> Outputs:
+        return {"action": self.learner.explore(self._obs, self._noise)}

@@ -109,8 +109,8 @@ class IQL(Learner):
             "actor_loss": self.actor_loss(log_prob, (target_q - v).detach()),
         }
 
-    def graph_key(self) -> str:
-        return "update"
+    def graph_key(self, online: bool = False) -> str | None:
+        return None if self.config.decay else "update"
 
     def update_offline(self, batch: Transitions) -> Metrics:
         losses = self.losses(batch)

@@ -58,8 +58,9 @@ class LCB(Learner):
 
     def build(self) -> None:
         self.soft = build(self, self.config)
-        self.extra["beta"] = torch.tensor(self.config.beta if self.config.beta is not None else BETA_RANGE[1])
-        self.extra["reward_scale"] = torch.ones(())
+        beta = self.config.beta if self.config.beta is not None else BETA_RANGE[1]
+        self.extra["beta"] = torch.tensor(beta, device=self.device)
+        self.extra["reward_scale"] = torch.ones((), device=self.device)
 
     def plan(self) -> OnlinePlan:
         return online_plan(self.config, self.config.offline_share)
@@ -69,6 +70,9 @@ class LCB(Learner):
         self.extra["reward_scale"].fill_(reward_scale(data))
         if self.config.beta is None:
             self.extra["beta"].fill_(beta_for(data))
+
+    def graph_key(self, online: bool = False) -> str:
+        return "update"
 
     def bound(self, q: Tensor) -> Tensor:
         """mean − β std over the critics, (P, N, B) -> (P, B)."""

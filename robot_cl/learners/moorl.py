@@ -69,15 +69,21 @@ class MOORL(Learner):
         critic = self.add("fast_critic", StackedQ(self.obs_dim, self.act_dim, rngs_like(rngs), c.critics, c.critic))
         target = self.add("target", copy.deepcopy(critic).requires_grad_(False))
         temperature = self.add("temperature", Temperature(P * T, c.temperature))
-        self.fast = SoftNets(actor, critic, target, temperature, self.opts, rngs)
+        self.fast = SoftNets(actor, critic, target, temperature, self.opts, self.draws.of(rngs))
         self.opts["actor"] = FlatAdam(actor.parameters(), P * T, c.lr)
         self.opts["critic"] = FlatAdam(critic.parameters(), P * T, c.lr)
         self.opts["temperature"] = FlatAdam(temperature.parameters(), P * T, c.lr)
         self._restart()
         copy_into(target, self.critic)
+        if c.tasks is Tasks.alternate:
+            self.extra["offline_turn"] = torch.zeros(P, dtype=torch.bool, device=self.device)
 
     def plan(self) -> OnlinePlan:
         return online_plan(self.config, self.config.offline_share)
+
+    def graph_key(self, online: bool = False) -> tuple[bool, bool]:
+        """Whether the next update opens and whether it closes a meta step."""
+        return self.step % self.config.inner == 0, (self.step + 1) % self.config.inner == 0
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         if offline is None:
@@ -99,8 +105,7 @@ class MOORL(Learner):
             case Tasks.joined:
                 return joined(fresh, offline)
         if self.step % self.config.inner == 0:
-            coin = torch.stack([torch.rand((), generator=g) < self.config.offline_share for g in self.rng])
-            self.extra["offline_turn"] = coin.to(self.device)
+            self.extra["offline_turn"].copy_(self.draws.uniform() < self.config.offline_share)
         return where(self.extra["offline_turn"], offline, fresh)
 
     def _meta_step(self) -> None:

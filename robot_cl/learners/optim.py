@@ -6,7 +6,7 @@ several times the step itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class FlatAdam:
         eps: float = 1e-8,
     ):
         self.parameters = [p for p in parameters if p.requires_grad]
+        self.before: Callable[[], None] | None = None  # called first by `step`: may add to or change the gradients
         if not self.parameters:
             raise ValueError("there is nothing to train: no parameter requires a gradient")
         self.population, self.clip, self.lr, self.betas, self.eps = population, clip, lr, betas, eps
@@ -49,6 +50,8 @@ class FlatAdam:
     @torch.no_grad()
     def step(self) -> None:
         """Clip, step with learning rate `lr`, and clear the gradients."""
+        if self.before is not None:
+            self.before()
         self.state["step"] += 1.0
         if self._grad is not None:
             if any(p.grad is not view for p, view in zip(self.parameters, self._held, strict=True)):
@@ -62,6 +65,14 @@ class FlatAdam:
         values, grads, first, second = (list(column) for column in zip(*live, strict=True))
         self._clip(grads, None)
         self._adam(values, grads, first, second)
+        for p in self.parameters:
+            p.grad = None
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        if self._grad is not None:
+            self._grad.zero_()
+            return
         for p in self.parameters:
             p.grad = None
 

@@ -38,7 +38,7 @@ class PercentBC(BC):
         self.best = Sampler.over(data[best_rows(data, self.config.share)], self.rng, self.device)
 
     def update_offline(self, batch: Transitions) -> Metrics:
-        return super().update_offline(self.best.sample(batch.reward.shape[1]))
+        return super().update_offline(self.best.take(self.draws.rows(self.best, batch.reward.shape[1])))
 
 
 def best_rows(data: Transitions, share: float) -> Tensor:

@@ -75,6 +75,7 @@ class PPO(Learner):
         # Of the discounted return: its running value per world (set at the first rollout), moments and count.
         self.extra["return_moments"] = torch.zeros(3, self.seeds, dtype=torch.float64)
         self.extra["reward_scale"] = torch.zeros(())  # of a loaded V; zero: follow the running deviation
+        self._minibatch: Tensor | None = None
 
     def new_normalizer(self) -> Normalizer:
         return Normalizer(self.obs_dim, population=self.seeds)
@@ -138,12 +139,22 @@ class PPO(Learner):
         c, metrics = self.config, {}
         for _ in range(c.epochs):
             for batch in self._shuffled(rows).split(c.minibatch, dim=1):
-                metrics = self._gradient_step(batch)
+                metrics = self._captured_step(batch) if self.captured.fixed else self._gradient_step(batch)
         ratio = metrics.pop("ratio", None)  # those reported are of the last minibatch, where the policy has moved most
         if ratio is not None:
             metrics["clipped"] = ((ratio - 1.0).abs() > c.clip).float().mean(-1)
             metrics["kl"] = (ratio - 1.0 - ratio.log()).mean(-1)
         return {name: value.detach() for name, value in metrics.items()}
+
+    def _captured_step(self, batch: Tensor) -> Metrics:
+        """`_gradient_step` on a copy of the batch at a fixed address."""
+        c, rows = self.config, batch.shape[1]
+        if self._minibatch is None:
+            self._minibatch = batch.new_empty(self.seeds, c.minibatch, batch.shape[2])
+        held = self._minibatch[:, :rows]
+        held.copy_(batch)
+        key = None if c.decay else ("minibatch", rows, self.rollouts < c.value_warmup)
+        return self.captured(key, lambda: {k: v.detach() for k, v in self._gradient_step(held).items()})
 
     def _gradient_step(self, batch: Tensor) -> Metrics:
         z, action, tail = batch.split([self.obs_dim, self.act_dim, 3], -1)

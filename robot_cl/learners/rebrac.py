@@ -86,6 +86,9 @@ class ReBRAC(Learner):
             value = self.target_q(z_next, action).amin(1) - c.critic_penalty * away
             return bellman_target(batch.reward, batch.terminated, value, c.discount)
 
+    def graph_key(self, online: bool = False) -> bool:
+        return (self.step + 1) % self.config.actor_every == 0
+
     def update_offline(self, batch: Transitions) -> Metrics:
         c, norm = self.config, self.actor.normalizer
         z, z_next = norm(batch.obs), norm(batch.next_obs)

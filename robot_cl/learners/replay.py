@@ -26,7 +26,9 @@ class ReplayBuffer:
     def __init__(self, capacity: int, seeds: int, obs_dim: int, act_dim: int, device: str = "cpu"):
         self.capacity, self.seeds, self.obs_dim, self.act_dim = capacity, seeds, obs_dim, act_dim
         self.total = 0
-        self._rows = torch.empty(seeds, min(capacity, 4096), row_width(obs_dim, act_dim), device=device)
+        # On a GPU all of it at once: captured updates read where it lies.
+        start = min(capacity, 4096) if torch.device(device).type == "cpu" else capacity
+        self._hold(torch.empty(seeds, start, row_width(obs_dim, act_dim), device=device))
 
     @property
     def device(self) -> torch.device:
@@ -63,8 +65,8 @@ class ReplayBuffer:
 
     def take(self, index: Tensor) -> Transitions:
         """Rows index (P, B) on the buffer's device, each member's of its own, gathered: (P, B)."""
-        index = index + torch.arange(self.seeds, device=index.device).view(-1, 1) * self._rows.shape[1]
-        rows = self._rows.view(-1, self._rows.shape[-1]).index_select(0, index.view(-1)).view(*index.shape, -1)
+        width = self._rows.shape[-1]
+        rows = self._rows.view(-1, width).index_select(0, (index + self._first).view(-1)).view(*index.shape, width)
         return Transitions.unpack(rows, self.obs_dim, self.act_dim)
 
     def _reserve(self, rows: int) -> None:
@@ -72,4 +74,8 @@ class ReplayBuffer:
         if rows > held:
             room = self._rows.new_empty(self.seeds, min(max(rows, 2 * held), self.capacity), self._rows.shape[2])
             room[:, :held] = self._rows
-            self._rows = room
+            self._hold(room)
+
+    def _hold(self, rows: Tensor) -> None:
+        self._rows = rows
+        self._first = torch.arange(self.seeds, device=rows.device).view(-1, 1) * rows.shape[1]

@@ -8,7 +8,7 @@ from typing import ClassVar
 from policies.critics import CriticConfig
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
-from robot_cl.learners.sac import SACConfig, build, joined, online_plan, update
+from robot_cl.learners.sac import SACConfig, actor_due, build, joined, online_plan, update
 
 
 @dataclass
@@ -42,6 +42,10 @@ class RLPD(Learner):
     def plan(self) -> OnlinePlan:
         return online_plan(self.config, self.config.offline_share)
 
+    def graph_key(self, online: bool = False) -> bool:
+        return actor_due(self)
+
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
+        moves = actor_due(self)
         self.step += 1
-        return update(self.soft, self.config, joined(fresh, offline), self.step % self.config.actor_every == 0)
+        return update(self.soft, self.config, joined(fresh, offline), moves)

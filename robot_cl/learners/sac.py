@@ -7,7 +7,6 @@ MOORL call the functions below with their own networks and batches; a page of th
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -19,6 +18,7 @@ from policies.critics import CriticConfig, StackedQ, polyak
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
+from robot_cl.learners.draws import Draws
 from robot_cl.learners.optim import FlatAdam
 
 
@@ -71,11 +71,11 @@ def td_loss(q: Tensor, target: Tensor) -> Tensor:
     return (q - target).square().mean(-1).sum(1)
 
 
-def subset_min(q: Tensor, subset: int, rngs: Sequence[torch.Generator]) -> Tensor:
-    """Minimum over `subset` critics drawn without replacement, by each member's own generator: (P, N, B) -> (P, B)."""
+def subset_min(q: Tensor, subset: int, draws: Draws) -> Tensor:
+    """Minimum over `subset` critics drawn without replacement, for each member anew: (P, N, B) -> (P, B)."""
     if subset == q.shape[1]:
         return q.amin(1)
-    drawn = torch.stack([torch.randperm(q.shape[1], generator=g)[:subset] for g in rngs]).to(q.device)
+    drawn = draws.subset(q.shape[1], subset)
     return q.gather(1, drawn.unsqueeze(-1).expand(-1, -1, q.shape[-1])).amin(1)
 
 
@@ -95,24 +95,19 @@ class Temperature(nn.Module):
 
 @dataclass
 class SoftNets:
-    """What one update works on; `rngs` has one generator per member (several members may share one)."""
+    """What one update works on; `draws` has one generator per member (several members may share one)."""
 
     actor: StackedGaussianActor
     critic: StackedQ
     target: StackedQ
     temperature: Temperature
     opts: dict[str, FlatAdam]
-    rngs: Sequence[torch.Generator]
-
-    def noise(self, *shape: int) -> Tensor:
-        """Standard normal (P, *shape), member by member."""
-        device = next(self.critic.parameters()).device
-        return torch.stack([torch.randn(shape, generator=g) for g in self.rngs]).to(device)
+    draws: Draws
 
     def sample(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z (P, B, obs_dim) normalised -> action in [-1, 1] (P, B, act_dim) and log π (P, B), reparametrised."""
         mean, log_std = self.actor.heads(z)
-        action, log_prob = self.actor.sample(mean, log_std, self.noise(*mean.shape[1:]))
+        action, log_prob = self.actor.sample(mean, log_std, self.draws.normal(*mean.shape[1:]))
         return action.clamp(-1.0, 1.0), log_prob
 
 
@@ -125,7 +120,7 @@ def build(learner: Learner, config: SACConfig) -> SoftNets:
         learner.add("target", copy.deepcopy(critic).requires_grad_(False)),
         learner.add("temperature", Temperature(learner.seeds, config.temperature)),
         learner.opts,
-        learner.rng,
+        learner.draws,
     )
     for name in ("actor", "critic", "temperature"):
         learner.opts[name] = learner.optimiser([learner.nets[name]], config.lr)
@@ -136,7 +131,7 @@ def soft_target(soft: SoftNets, config: SACConfig, batch: Transitions, z_next: T
     """r + γ (1 − terminated) (min over a subset of Q̄(s', a') − α log π(a'|s')), (P, B), without a graph."""
     with torch.no_grad():
         action, log_prob = soft.sample(z_next)
-        value = subset_min(soft.target(z_next, action), config.subset, soft.rngs)
+        value = subset_min(soft.target(z_next, action), config.subset, soft.draws)
         if config.entropy_backup:
             value = value - soft.temperature() * log_prob
         return bellman_target(batch.reward, batch.terminated, value, config.discount)
@@ -195,6 +190,13 @@ def joined(fresh: Transitions, offline: Transitions | None) -> Transitions:
     return fresh if offline is None else Transitions.cat([fresh, offline], 1)
 
 
+def actor_due(learner: Learner) -> bool:
+    """Whether the next update is one in `actor_every` that moves the actor."""
+    config = learner.config
+    assert isinstance(config, SACConfig)
+    return (learner.step + 1) % config.actor_every == 0
+
+
 def online_plan(config: SACConfig, offline_share: float = 0.0) -> OnlinePlan:
     return OnlinePlan(
         updates=config.updates, warmup=config.warmup, capacity=config.capacity, offline_share=offline_share
@@ -217,9 +219,13 @@ class SAC(Learner):
     def plan(self) -> OnlinePlan:
         return online_plan(self.config)
 
+    def graph_key(self, online: bool = False) -> bool:
+        return actor_due(self)
+
     def update_offline(self, batch: Transitions) -> Metrics:
+        moves = actor_due(self)
         self.step += 1
-        return update(self.soft, self.config, batch, self.step % self.config.actor_every == 0)
+        return update(self.soft, self.config, batch, moves)
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         return self.update_offline(joined(fresh, offline))

@@ -210,8 +210,10 @@ class UniO4(PPO):
             self.select()
         return super().policy()
 
-    def graph_key(self) -> tuple[bool, bool] | None:
-        """Phases 1 and 3 as long as nothing else happens; improvement draws actions and tests, and stays eager."""
+    def graph_key(self, online: bool = False) -> tuple[bool, bool] | None:
+        """Phases 1 and 3 as long as nothing else happens; improvement changes its rate and tests, and stays eager."""
+        if online:
+            return None
         c, after = self.config, self.step + 1
         assert c.critic_steps is not None and c.behaviour_steps is not None
         if after >= c.fit_steps or after == c.behaviour_steps:

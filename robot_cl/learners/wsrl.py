@@ -40,12 +40,16 @@ class WSRL(Learner):
 
     def prepare(self, data: Transitions) -> None:
         super().prepare(data)
-        fit_reference(self.reference, self.actor.normalizer, data, self.config.discount, self.rng)
+        fit_reference(self.reference, self.actor.normalizer, data, self.config.discount, self.draws)
+
+    def graph_key(self, online: bool = False) -> bool:
+        return online and sac.actor_due(self)
 
     def update_offline(self, batch: Transitions) -> Metrics:
         self.step += 1
         return cal_ql.update(self.soft, self.config, batch, self.reference, self.config.conservatism)
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
+        moves = sac.actor_due(self)
         self.step += 1
-        return sac.update(self.soft, self.config, fresh, self.step % self.config.actor_every == 0)
+        return sac.update(self.soft, self.config, fresh, moves)

@@ -12,6 +12,7 @@ from policies.networks import generators
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.learners.cal_ql import CalQL, CalQLConfig, conservative_gap, fit_reference
+from robot_cl.learners.draws import Draws
 from robot_cl.learners.lcb import BETA_RANGE, LCB, LCBConfig, action_disagreement, beta_for
 from robot_cl.learners.percent_bc import PercentBC, PercentBCConfig, best_rows
 from robot_cl.learners.rebrac import ReBRAC, ReBRACConfig
@@ -131,7 +132,7 @@ def test_the_reference_is_the_return_that_the_data_earned():
     data = Transitions(obs, obs[:, :2], 50.0 + 20.0 * obs[:, 0], obs, ones, 0 * ones)  # every step is an episode
     v = StackedV(4, generators(0, 2), CriticConfig(hidden=(32,)))
     norm = Normalizer(4).fit(obs)
-    fit_reference(v, norm, data, 0.9, generators(1, 2), steps=600)
+    fit_reference(v, norm, data, 0.9, Draws(generators(1, 2)), steps=600)
     assert ((v(norm(obs)) - data.reward).abs().mean(-1) < 5.0).all()  # of a deviation of 20
 
 

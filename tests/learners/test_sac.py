@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from policies.critics import CriticConfig
+from robot_cl.learners.draws import Draws
 from robot_cl.learners.rlpd import RLPD, RLPDConfig
 from robot_cl.learners.sac import (
     SAC,
@@ -73,13 +74,13 @@ def test_the_temperature_falls_above_the_wanted_entropy_and_rises_below():
 
 def test_a_random_pair_of_critics_is_drawn_per_member_and_its_minimum_taken():
     q = torch.arange(10.0).view(1, 10, 1).expand(2, 10, 3).clone()
-    rngs = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    draws = torch.stack([subset_min(q, 2, rngs) for _ in range(400)])  # (400, 2, 3)
-    assert (draws == draws[..., :1]).all()  # one pair for the whole batch
+    draws = Draws([torch.Generator().manual_seed(seed) for seed in (0, 1)])
+    found = torch.stack([subset_min(q, 2, draws) for _ in range(400)])  # (400, 2, 3)
+    assert (found == found[..., :1]).all()  # one pair for the whole batch
     expected = torch.full((2,), 8.0 / 3.0)  # of the smaller of two of 0..9, drawn without replacement
-    torch.testing.assert_close(draws[..., 0].mean(0), expected, rtol=0.15, atol=0.0)
-    assert (draws[:, 0] != draws[:, 1]).any()
-    torch.testing.assert_close(subset_min(q, 10, rngs), torch.zeros(2, 3))
+    torch.testing.assert_close(found[..., 0].mean(0), expected, rtol=0.15, atol=0.0)
+    assert (found[:, 0] != found[:, 1]).any()
+    torch.testing.assert_close(subset_min(q, 10, draws), torch.zeros(2, 3))
 
 
 def test_rlpd_learns_from_half_old_and_half_new(transitions):
