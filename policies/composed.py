@@ -55,13 +55,22 @@ class ComposedActor(nn.Module):
     that skill. The composer sees observations normalised by the base. Only the composer's parameters train.
     """
 
-    def __init__(self, mixture: Mixture, composer: Composer, level: str = "parameter", interface: Any = None):
+    def __init__(
+        self,
+        mixture: Mixture,
+        composer: Composer,
+        level: str = "parameter",
+        interface: Any = None,
+        task: str | None = None,
+        name: str = "composition",
+    ):
         super().__init__()
         if level not in LEVELS:
             raise ValueError(f"level {level!r} is unknown; one of {', '.join(LEVELS)}")
         if composer.shape.skills != mixture.num_skills:
             raise ValueError(f"the composer is for {composer.shape.skills} skills, not the {mixture.num_skills} mixed")
-        self.mixture, self.composer, self.level, self.interface = mixture, composer, level, interface
+        self.mixture, self.composer, self.level = mixture, composer, level
+        self.interface, self.task, self.name = interface, task, name
         actor = cast(Any, mixture.actor)
         self.obs_dim, self.act_dim = int(actor.obs_dim), int(actor.act_dim)
         if level == "noise":

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 DATA_VARIABLE = "ROBOT_CL_DATA"
+LIBRARY_VARIABLE = "ROBOT_CL_LIBRARY"
 
 
 def data_root() -> Path:
@@ -16,3 +17,8 @@ def data_root() -> Path:
 def runs_root() -> Path:
     """The folder of all training runs: ./runs. It need not exist yet."""
     return Path("runs").absolute()
+
+
+def library_root() -> Path:
+    """The folder of all skills, one per base below it: `$ROBOT_CL_LIBRARY`, else ./library. It need not exist."""
+    return Path(os.environ.get(LIBRARY_VARIABLE) or "library").expanduser().absolute()

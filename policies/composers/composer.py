@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -38,3 +39,7 @@ class Composer(nn.Module):
 
     def forward(self, obs: Tensor, task: Tensor | None = None) -> Coefficients:
         raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """Plain JSON data: the keyword arguments, besides the shape, of a composer whose tensors are then loaded."""
+        return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ class ContextGate(Composer):
             last = self.net.layers[-1]
             nn.init.zeros_(last.weight)  # type: ignore[arg-type]
             nn.init.constant_(last.bias, 1.0 / shape.skills)  # type: ignore[arg-type]
+
+    def settings(self) -> dict[str, Any]:
+        return {"hidden": list(self.net.hidden), "per_layer": self.per_layer, "blind": self.blind}
 
     def forward(self, obs: Tensor, task: Tensor | None = None) -> Tensor:
         alpha = self.net(torch.zeros_like(obs) if self.blind else obs)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ class Fixed(Composer):
                 "give one number per skill, or per skill and layer"
             )
         self.register_buffer("weights", given.float().clone())
+
+    def settings(self) -> dict[str, Any]:
+        return {"weights": self.weights.tolist()}
 
     def forward(self, obs: Tensor, task: Tensor | None = None) -> Tensor:
         return self.weights.unsqueeze(0)

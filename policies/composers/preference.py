@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,14 +29,15 @@ class Preference(Composer):
     def __init__(
         self,
         shape: CompositionShape,
-        means: Tensor,
-        stds: Tensor,
+        means: Sequence[Sequence[float]] | Tensor,
+        stds: Sequence[Sequence[float]] | Tensor,
         preference: Sequence[float] | Tensor | None = None,
         significance: float = 0.05,
         samples: int = 512,
         seed: int = 0,
     ):
         super().__init__(shape)
+        means, stds = torch.as_tensor(means), torch.as_tensor(stds)
         if means.shape != stds.shape or len(means) != shape.skills or not (stds > 0).all():
             shapes = f"means {tuple(means.shape)} and stds {tuple(stds.shape)}"
             raise ValueError(f"{shapes} must both be ({shape.skills}, D), stds positive")
@@ -45,6 +47,12 @@ class Preference(Composer):
         start = torch.full((shape.skills,), 1.0 / shape.skills) if preference is None else torch.as_tensor(preference)
         self.register_buffer("preference", start.float())
         self.accepted: dict[tuple[float, ...], bool] = {}
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "means": self.means.tolist(), "stds": self.stds.tolist(), "significance": self.significance,
+            "samples": self.samples, "seed": self.seed,
+        }  # fmt: skip
 
     def forward(self, obs: Tensor, task: Tensor | None = None) -> Tensor:
         """Raises ValueError for a preference off the simplex, or one the skills do not support."""

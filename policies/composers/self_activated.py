@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,9 @@ class SelfActivated(Composer):
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}; expected a positive number")
         self.temperature, self.top, self.threshold = temperature, top, threshold
+
+    def settings(self) -> dict[str, Any]:
+        return {"temperature": self.temperature, "top": self.top, "threshold": self.threshold}
 
     def forward(self, obs: Tensor, task: Tensor | None = None) -> Gate:
         return self.coefficients

@@ -253,7 +253,7 @@ def test_a_blind_gate_answers_the_same_everywhere(actor, skills):
     with torch.no_grad():
         gate.net.layers[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
     alpha = gate(torch.as_tensor(_obs()))
-    assert torch.equal(alpha, alpha[:1].expand_as(alpha))
+    torch.testing.assert_close(alpha, alpha[:1].expand_as(alpha), rtol=0.0, atol=1e-6)  # rows may round differently
 
 
 def test_a_new_gate_starts_at_one_over_the_number_of_skills():
