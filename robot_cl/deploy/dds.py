@@ -17,6 +17,7 @@ from robot_cl.deploy.transport import Inbox, InboxTransport, State
 
 OPERATOR_TOPIC, STRING = "/robot_cl/operator", "std_msgs/msg/String"
 LINGER_S = 0.1
+ORDERS = 8  # of one period that are kept
 
 
 class StateReader:
@@ -73,7 +74,7 @@ class DdsTransport(InboxTransport):
             (t, self.node.reader(self._lead + t.topic, t.type), StateReader(t)) for t in spec.state
         ]  # fmt: skip
         self._commands = [self._command(topic) for topic in spec.command]
-        self._operator: Reader = self.node.reader(self._lead + OPERATOR_TOPIC, STRING)
+        self._operator: Reader = self.node.reader(self._lead + OPERATOR_TOPIC, STRING, depth=ORDERS)
         self._polled = self.clock.now()
 
     def read(self) -> State | None:

@@ -163,8 +163,9 @@ class Node:
         self._participant: Any = DomainParticipant(number)
         self._entities: list[Any] = []
 
-    def reader(self, topic: str, kind: str) -> Reader:
-        qos = self._qos(Policy.Reliability.BestEffort, kind)
+    def reader(self, topic: str, kind: str, depth: int = 1) -> Reader:
+        """A subscription that keeps the last `depth` samples until they are taken."""
+        qos = self._qos(Policy.Reliability.BestEffort, kind, depth)
         return Reader(self._keep(DataReader(self._participant, self._topic(topic, kind), qos)), kind, self.fast)
 
     def writer(self, topic: str, kind: str) -> Writer:
@@ -187,10 +188,10 @@ class Node:
         return entity
 
     @staticmethod
-    def _qos(reliability: Any, kind: str) -> Qos:
+    def _qos(reliability: Any, kind: str, depth: int = 1) -> Qos:
         return Qos(
             reliability,
-            Policy.History.KeepLast(1),
+            Policy.History.KeepLast(depth),
             Policy.Durability.Volatile,
             Policy.DataRepresentation(use_cdrv0_representation=True, use_xcdrv2_representation=False),
             Policy.Userdata(f"typehash={type_hash(kind)};".encode()),

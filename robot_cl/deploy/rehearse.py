@@ -25,6 +25,8 @@ from robot_cl.deploy.robot import RobotSpec
 from robot_cl.deploy.robot_file import load_robot
 from robot_cl.deploy.runner import ENABLED, Runner
 
+START = 0.5  # seconds into a drill after which its fault begins
+
 
 @dataclass
 class RehearseOptions:
@@ -128,6 +130,7 @@ class _Stage:
     def __init__(self, policy: PolicyBundle, spec: RobotSpec, options: RehearseOptions):
         self.policy, self.spec, self.options, self.dt = policy, spec, options, spec.control_dt
         self.task = options.task or policy.contract.task or spec.task or None
+        self.start = round(START / self.dt) * self.dt  # of a drill's fault: a tick
 
     @property
     def contract(self) -> Contract:
@@ -202,50 +205,49 @@ def _outside(scene: Scene, spec: RobotSpec) -> str | None:
     return None
 
 
-START = 0.5  # seconds into a drill at which its fault begins
 
-
-def _reaction(stage: _Stage, name: str, fault: Fault, mode: Mode, limit: float, last: float) -> Check:
-    """The fault must lead to `mode` within `limit` seconds after `last`, without a command outside its box."""
-    scene = stage.scene((fault,), START + limit + 4 * stage.dt)
-    took = scene.first(mode, Mode.DAMP) - last
+def _reaction(stage: _Stage, name: str, kind: str, mode: Mode, limit: float, last: float | None = None) -> Check:
+    """The fault must lead to `mode` within `limit` seconds after `last` (None: after it began), and no command may
+    leave its box."""
+    scene = stage.scene((Fault(kind, start=stage.start),), stage.start + limit + 4 * stage.dt)
+    took = scene.first(mode, Mode.DAMP) - (stage.start if last is None else last)
     problem = _outside(scene, stage.spec)
     good = problem is None and -1e-6 <= took <= limit + 1e-6
-    return Check(name, good, problem or f"{mode} after {1e3 * took:.0f} ms (allowed {1e3 * limit:.0f})")
+    return Check(name, good, problem or f"{mode} after {1e3 * abs(took):.0f} ms (allowed {1e3 * limit:.0f})")
 
 
 def _dead_publisher(stage: _Stage) -> Check:
-    allowed = min(3 * stage.dt, 0.1)
-    return _reaction(stage, "dead publisher holds", Fault("silence", start=START), Mode.HOLD, allowed, START - stage.dt)
+    last = stage.start - stage.dt  # the last message that left
+    return _reaction(stage, "dead publisher holds", "silence", Mode.HOLD, min(3 * stage.dt, 0.1), last)
 
 
 def _long_dead(stage: _Stage) -> Check:
-    return _reaction(stage, "long dead damps", Fault("silence", start=START), Mode.DAMP, 0.5, START - stage.dt)
+    return _reaction(stage, "long dead damps", "silence", Mode.DAMP, 0.5, stage.start - stage.dt)
 
 
 def _not_finite(stage: _Stage) -> Check:
-    fault = Fault("nan", start=START)
-    return _reaction(stage, "non-finite state holds", fault, Mode.HOLD, stage.dt, START)
+    return _reaction(stage, "non-finite state holds", "nan", Mode.HOLD, stage.dt)
 
 
 def _new_publisher(stage: _Stage) -> Check:
-    return _reaction(stage, "restarted publisher holds", Fault("restart", start=START), Mode.HOLD, stage.dt, START)
+    return _reaction(stage, "restarted publisher holds", "restart", Mode.HOLD, stage.dt)
 
 
 def _stop(stage: _Stage) -> Check:
     def act(scene: Scene, elapsed: float) -> None:
-        if abs(elapsed - START) < 0.5 * stage.dt:
+        if abs(elapsed - stage.start) < 0.5 * stage.dt:
             scene.runner.estop()
 
-    scene = stage.scene((), START + 0.2, act)
-    took, problem = scene.first(Mode.ESTOP) - START, _outside(scene, stage.spec)
-    good = problem is None and -1e-6 <= took <= stage.dt + 0.005
-    return Check("stop", good, problem or f"stop sent after {1e3 * took:.0f} ms (allowed {1e3 * stage.dt + 5:.0f})")
+    scene = stage.scene((), stage.start + 0.2, act)
+    took, problem = scene.first(Mode.ESTOP) - stage.start, _outside(scene, stage.spec)
+    allowed = stage.dt + 0.005
+    good = problem is None and -1e-6 <= took <= allowed
+    return Check("stop", good, problem or f"stop sent after {1e3 * abs(took):.0f} ms (allowed {1e3 * allowed:.0f})")
 
 
 def _no_return(stage: _Stage) -> Check:
-    scene = stage.scene((Fault("silence", start=START, stop=START + 0.3),), START + 1.0)
-    late = [s.mode for s in scene.steps if s.time - scene.begin > START + 0.2]
+    scene = stage.scene((Fault("silence", start=stage.start, stop=stage.start + 0.3),), stage.start + 1.0)
+    late = [s.mode for s in scene.steps if s.time - scene.begin > stage.start + 0.2]
     good = not DRIVING & set(late)
     return Check("no return without an operator", good, f"{late[-1]} after the robot came back")
 

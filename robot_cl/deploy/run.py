@@ -46,6 +46,7 @@ class RunOptions:
     remote_start: bool = False  # whether orders over the network may enable and start
     priority: int | None = None  # SCHED_FIFO priority of the control thread, 1 to 99
     guard: bool = True  # use the bundle's guard, where it has one
+    flow: bool = True  # realign actions by the bundle's flow, where it has one
     network: dict[str, Any] = field(default_factory=dict)  # domain, interface, host, port, ... of the transport
 
     def __post_init__(self) -> None:
@@ -100,7 +101,8 @@ def run(
         )
         guard = _guard(Path(bundle)) if options.guard else None
         recorder = Recorder(path, policy.contract, spec) if path else None
-        listeners: tuple[Listener, ...] = (_Teller(say), *([recorder] if recorder else []))
+        tellers: tuple[Listener, ...] = (_Teller(say), _Display(say, spec))
+        listeners = (*tellers, *([recorder] if recorder else []))
         runner = Runner(
             policy, policy.contract, transport, clock, config, ThreadCaller(policy, clock), listeners, guard, stage
         )
@@ -146,6 +148,20 @@ class _Teller:
         if step.mode is not self.last:
             self.last = step.mode
             self.say(f"{step.mode}: {step.reason}")
+
+
+class _Display:
+    """In shadow, says once a second what would be sent."""
+
+    def __init__(self, say: Say, spec: RobotSpec, every: float = 1.0):
+        self.say, self.channels, self.every, self.due = say, spec.channels, every, -float("inf")
+
+    def step(self, step: Step) -> None:
+        if step.mode is not Mode.SHADOW or step.command is None or step.time < self.due:
+            return
+        self.due = step.time + self.every
+        parts = (f"{c.name} {value:.3g} {c.unit}" for c, value in zip(self.channels, step.command, strict=True))
+        self.say(f"would send {', '.join(parts)}")
 
 
 def _listen(runner: Runner, orders: Iterable[str], say: Say) -> None:
