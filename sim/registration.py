@@ -13,16 +13,20 @@ ENV_IDS: dict[str, str] = {
     "WalkerStand-v0": "walker-stand",
     "WalkerWalk-v0": "walker-walk",
     "WalkerRun-v0": "walker-run",
+    "WalkerBackward-v0": "walker-backward",
     "CheetahRun-v0": "cheetah-run",
     "VehicleWaypoint-v0": "vehicle-waypoint",
     "QuadrotorHover-v0": "quadrotor-hover",
     "QuadrotorWaypoint-v0": "quadrotor-waypoint",
     "ArmReach-v0": "arm-reach",
     "ArmPush-v0": "arm-push",
+    "ArmSkillsReach-v0": "arm-skills-reach",
+    "ArmSkillsPush-v0": "arm-skills-push",
+    "ArmSkillsObstacle-v0": "arm-skills-obstacle",
 }
 # Control steps; the ported tasks have 1000.
 TIME_LIMITS: dict[str, int] = {"vehicle-waypoint": 100}
-TIME_LIMITS |= dict.fromkeys(("quadrotor-hover", "quadrotor-waypoint", "arm-reach", "arm-push"), 200)
+TIME_LIMITS |= dict.fromkeys((task for task in ENV_IDS.values() if task.startswith(("quadrotor-", "arm-"))), 200)
 
 
 def register_envs() -> None:

@@ -19,7 +19,7 @@ from sim.pool import Pool
 from sim.shift import ShiftLike, plans
 from sim.spec import Interface
 from sim.state_guard import StateGuard
-from sim.stepping import STEPPERS, Stepper
+from sim.stepping import STEPPERS, Stepper, prepare, stop_profiler
 from sim.task import Task
 
 FULL_STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -47,8 +47,7 @@ class World:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.task, self.num_worlds, self.action_repeat = task, num_worlds, action_repeat
         self.model = task.load_model()
-        # A simulation that MuJoCo silently resets when it diverges would hide the fault from the guard.
-        self.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
+        prepare(self.model)
         self.interface = Interface(
             task.describe(self.model), channels.efforts(self.model), task.control_dt * action_repeat
         )
@@ -187,6 +186,7 @@ class World:
         self.guard.record(before, command)
         for ctrl, row in zip(self._ctrl, command, strict=True):
             ctrl[:] = row
+        stop_profiler()
         models, datas, skip = self._models, self._datas, self.task.frame_skip
         self._pool.each(self._stepper.step, [(models[i], datas[i], skip) for i in worlds])
         self._fields = self._gather()

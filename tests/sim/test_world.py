@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -263,3 +265,18 @@ def test_importing_sim_stays_light() -> None:
     code = f"import sys, sim; sim.make('hopper', 2); print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_engines_clock_is_not_read_while_worlds_step_but_a_users_clock_is() -> None:
+    world = sim.make("hopper", num_worlds=2)
+    action = np.zeros((2, 3))
+    mujoco.MjData(world.model)  # MuJoCo's package sets its clock with every one of these
+    world.step(action)
+    assert sum(timer.duration for timer in world._datas[0].timer) == 0
+    readings = itertools.count()
+    mujoco.set_mjcb_time(lambda: float(next(readings)))
+    try:
+        world.step(action)
+    finally:
+        mujoco.set_mjcb_time(None)
+    assert next(readings) > 0
