@@ -248,5 +248,5 @@ def test_a_larger_thigh_is_longer_thicker_and_heavier_and_carries_the_rest_of_th
 
 
 def test_a_body_that_is_not_there_is_refused_by_name() -> None:
-    with pytest.raises(LookupError, match="bodies: .*bthigh"):
+    with pytest.raises(LookupError, match=r"bodies: .*bthigh"):
         sim.make("halfcheetah", shift="size.knee2")
