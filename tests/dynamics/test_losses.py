@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dynamics import losses
 from dynamics.ensemble import Ensemble, EnsembleConfig
 from dynamics.fit import member_errors
-from dynamics.losses import Errors, GradientCache, VaGraM, ValueDifference, value_gradient
+from dynamics.losses import Errors, GradientCache, GradientTable, VaGraM, ValueDifference, value_gradient
 from policies.networks import generators
 from policies.normalizer import Normalizer
 
@@ -180,6 +180,16 @@ class GradientAtDelta(VaGraM):
         return losses.clip_norm(self.cache(e.index, delta), self.quantile)
 
 
+class GradientOfTheScaledState(VaGraM):
+    def weights(self, e: Errors) -> Tensor:
+        return losses.clip_norm(self.cache(e.index, e.next_obs) * e.state_scale, self.quantile)
+
+
+class DirectionOnly(VaGraM):
+    def weights(self, e: Errors) -> Tensor:
+        return nn.functional.normalize(self.cache(e.index, e.next_obs), dim=-1)
+
+
 class ClipNever(VaGraM):
     def weights(self, e: Errors) -> Tensor:
         g = self.cache(e.index, e.next_obs)
@@ -265,6 +275,8 @@ def mutant(loss: type[VaGraM] = VaGraM, cache: type[GradientCache] = GradientCac
 
 DEFECTS: dict[str, tuple[Build, str]] = {
     "gradient at the delta": (mutant(GradientAtDelta), "quadratic_critic_weighs_with_a_times_next_state"),
+    "gradient of the scaled state": (mutant(GradientOfTheScaledState), "weights_agree_with_finite_differences"),
+    "direction without size": (mutant(DirectionOnly), "weights_agree_with_finite_differences"),
     "a clip that never clips": (mutant(ClipNever), "exactly_five_percent_of_rows_are_shortened"),
     "a clip per component": (mutant(ClipByComponent), "exactly_five_percent_of_rows_are_shortened"),
     "terminals weighted": (mutant(TerminalsWeighted), "terminal_rows_have_no_weight"),
@@ -386,6 +398,24 @@ def test_forgotten_rows_of_the_data_set_are_evaluated_anew() -> None:
     e.next_obs = e.next_obs + 1.0
     loss.cache.forget(e.index.unique())
     torch.testing.assert_close(loss.weights(e)[0], value_gradient(net, e.next_obs)[1])
+
+
+def table(rows: Callable[[Tensor], Tensor]) -> VaGraM:
+    """Gradients of the whole data set known beforehand; `rows` says where a batch's index reads them."""
+    gradients = GradientTable(value_gradient(critic(), DATA.next_obs)[1].unsqueeze(0))
+    return VaGraM(lambda index, next_obs: gradients(rows(index), next_obs), quantile=1.0, floor=0.0)
+
+
+def test_a_table_of_gradients_gives_what_the_cache_gives() -> None:
+    e = batch()
+    torch.testing.assert_close(table(lambda index: index)(e), build([critic()], quantile=1.0)(e))
+
+
+def test_planted_table_read_by_place_in_the_batch_is_caught() -> None:
+    e = batch()
+    with pytest.raises(AssertionError):
+        by_place = table(lambda index: torch.arange(B).expand_as(index))
+        torch.testing.assert_close(by_place(e), build([critic()], quantile=1.0)(e))
 
 
 def test_a_value_without_a_gradient_is_refused() -> None:
