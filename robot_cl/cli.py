@@ -23,7 +23,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "demo": ("demo", "DEMO", "dataset, offline policy, online policy, film and report, within minutes"),
     "data list": ("data", "LIST", "the datasets on this machine"),
     "data collect": ("data", "COLLECT", "record a dataset with one or several policies"),
-    "data import": ("data", "IMPORT", "take in a D4RL, npz or Minari file"),
+    "data import": ("data", "IMPORT", "take in D4RL, npz, Minari, LeRobot, or a robot's recordings"),
     "data check": ("data", "CHECK", "findings about a dataset, and which learner fits it"),
     "train": ("train", "TRAIN", "train a policy offline, online, or first one and then the other"),
     "resume": ("train", "RESUME", "continue a run where it stopped, bit for bit"),

@@ -100,7 +100,7 @@ def run_import(call: Call, options: ImportOptions) -> Outcome:
     from robot_cl.data.importers.detect import import_dataset
 
     with call.progress(f"reading {call.words[0]}") as bar:
-        report = import_dataset(call.words[0], progress=bar, **vars(options))
+        report = import_dataset(call.words[0], progress=bar, more=call.words[1:], **vars(options))
     meta = report.dataset.meta
     _describe(call, meta)
     for sentence in report.sentences()[1:]:
@@ -174,15 +174,17 @@ COLLECT = Verb(
 )
 IMPORT = Verb(
     run=run_import,
-    usage="FILE [key=value ...]",
-    about="Take in a D4RL HDF5 file, an .npz with obs, action, reward, ..., or a Minari folder; content tells which.\n"
-    "Counts of terminals and timeouts are printed, and nothing is repaired silently.",
+    usage="FILE [FILE ...] [key=value ...]",
+    about="Take in a D4RL HDF5 file, an .npz with obs, action, reward, ..., recordings of a robot (.mcap), a Minari\n"
+    "or a LeRobot folder; content tells which. Several recordings of one robot become one dataset. Counts of\n"
+    "terminals and timeouts are printed, and nothing is repaired silently.",
     examples=(
         "robot-cl data import hopper_medium-v2.hdf5",
         "robot-cl data import recorded.npz task=hopper name=hopper/mine-v0",
+        "robot-cl data import logs/*.mcap name=robot/arm-v0",
     ),
     options=lambda: ImportOptions,
-    words=(1, 1),
+    words=(1, 1000),
 )
 CHECK = Verb(
     run=run_check,

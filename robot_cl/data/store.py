@@ -166,10 +166,15 @@ def write_dataset(
 
 
 def open_dataset(name_or_path: str | Path, root: Path | None = None) -> StoredDataset:
-    """Opens a dataset by name (under the data root), by D4RL id if that set was imported, or by folder.
+    """Opens a dataset by name (under the data root), by D4RL id if that set was imported, or by folder; several as
+    "real+sim" (see `mixture`).
 
     Raises LookupError with near matches if there is none, ValueError or OSError if the folder is damaged.
     """
+    from robot_cl.data.mixture import is_mixture, open_mixture
+
+    if is_mixture(name_or_path):
+        return open_mixture(str(name_or_path), root)
     dataset = find_dataset(name_or_path, root)
     _ = dataset.rows, dataset.episode_arrays, dataset.interface
     return dataset

@@ -68,7 +68,8 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """What one tick saw and did. `action` is the policy's, `taken` the one that the command amounts to."""
+    """What one tick saw and did. `action` is the policy's, `taken` the one that the command amounts to; `goals` and
+    `weights` are the operator's goals and the skills' weights at the time."""
 
     time: float
     mode: Mode
@@ -79,6 +80,8 @@ class Step:
     command: np.ndarray | None
     taken: np.ndarray | None
     age: float
+    goals: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
 class Listener(Protocol):

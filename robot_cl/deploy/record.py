@@ -24,7 +24,7 @@ from robot_cl.deploy.modes import Mode, Step
 from robot_cl.deploy.robot import RobotSpec
 
 JOINT_STATE, STRING = "sensor_msgs/msg/JointState", "std_msgs/msg/String"
-STREAMS = ("signals", "observation", "action", "taken", "command")
+STREAMS = ("signals", "observation", "action", "taken", "command", "goals", "weights")
 STATUS, PREFIX, METADATA = "status", "/robot_cl/", "robot_cl"
 QUEUE_STEPS = 4096
 CHUNK_BYTES = 64 * 1024  # what a crash may lose
@@ -75,6 +75,8 @@ class Recorder:
             "action": [t.name for t in contract.action],
             "taken": [t.name for t in contract.action],
             "command": [c.name for c in spec.channels],
+            "goals": list(spec.goals),
+            "weights": [s.name for s in contract.skills],
         }
         self.dropped = 0
         self._file = self.path.open("wb")
@@ -124,9 +126,9 @@ class Recorder:
         if self._begin is None:
             self._begin = step.time
         seconds = self._origin + step.time - self._begin
-        arrays = (step.values, step.obs, step.action, step.taken, step.command)
+        arrays = (step.values, step.obs, step.action, step.taken, step.command, step.goals, step.weights)
         for stream, array in zip(STREAMS, arrays, strict=True):
-            if array is not None:
+            if array is not None and array.size:
                 self._put(stream, self._templates[stream].write(np.asarray(array).reshape(-1), seconds), seconds)
         age = step.age if np.isfinite(step.age) else None
         status = {"tick": self._count, "mode": str(step.mode), "reason": step.reason, "age": age}
@@ -149,7 +151,8 @@ class Log:
     """A recording as arrays over N ticks; NaN rows where a stream had nothing to say.
 
     time (N,) seconds since the first tick, mode (N,) names, obs (N, obs_dim), action and taken (N, act_dim) in
-    [-1, 1] (what the policy said, what the sent command amounts to), command (N, n_commands), signals (N, n_signals).
+    [-1, 1] (what the policy said, what the sent command amounts to), command (N, n_commands), signals (N, n_signals),
+    goals (N, n_goals) the operator had set, weights (N, n_skills).
     """
 
     contract: Contract
@@ -162,6 +165,8 @@ class Log:
     taken: np.ndarray
     command: np.ndarray
     signals: np.ndarray
+    goals: np.ndarray
+    weights: np.ndarray
     whole: bool = True  # False: the recording was cut short, and this is what is left
 
 
@@ -191,7 +196,7 @@ def read_log(path: Path | str) -> Log:
     except (KeyError, json.JSONDecodeError) as problem:
         raise ValueError(f"{path} is a damaged recording: {problem}") from None
     none, modes = np.empty(0), np.empty(0, dtype="U8")
-    log = Log(contract, robot, names, none, modes, none, none, none, none, none, whole)
+    log = Log(contract, robot, names, none, modes, none, none, none, none, none, none, none, whole)
     return _fill(log, messages)
 
 
@@ -224,7 +229,7 @@ def _records(path: Path) -> tuple[dict[str, str], list[tuple[str, Any]], bool]:
 
 def _fill(log: Log, messages: list[tuple[str, Any]]) -> Log:
     ticks = 1 + max((m.sequence for _, m in messages), default=-1)
-    found = {s: np.full((ticks, len(log.names[s])), np.nan) for s in STREAMS}
+    found = {s: np.full((ticks, len(log.names.get(s, ()))), np.nan) for s in STREAMS}
     times, modes = np.full(ticks, np.nan), np.full(ticks, "", dtype="U8")
     for stream, message in messages:
         if stream in found:
@@ -235,6 +240,7 @@ def _fill(log: Log, messages: list[tuple[str, Any]]) -> Log:
     log.time, log.mode = times - times[0] if ticks else times, modes
     log.obs, log.action, log.taken = found["observation"], found["action"], found["taken"]
     log.command, log.signals = found["command"], found["signals"]
+    log.goals, log.weights = found["goals"], found["weights"]
     return log
 
 
@@ -254,13 +260,15 @@ def drives(log: Log, shortest: int = 2) -> Drives:
 
 
 def _stretches(log: Log) -> Iterator[np.ndarray]:
-    """Rows in which the policy was asked, in runs without another mode or a missed period in between."""
+    """Rows in which the policy was asked, in runs without another mode, goal or a missed period in between."""
     driving = (log.mode == str(Mode.ACTIVE)) & np.isfinite(log.taken).all(1)
-    broken = np.concatenate([[0], np.cumsum(~driving)])
+    moved = np.zeros(len(driving), dtype=bool)
+    moved[1:] = (log.goals[1:] != log.goals[:-1]).any(1)  # the next observation would be of another goal
+    stretch = np.cumsum(~driving | moved)
     run: list[int] = []
     for row in np.flatnonzero(driving & np.isfinite(log.obs).all(1)):
         late = run and log.time[row] - log.time[run[-1]] > 1.5 * log.contract.control_dt
-        if run and (late or broken[row] != broken[run[-1]]):
+        if run and (late or stretch[row] != stretch[run[-1]]):
             yield np.array(run)
             run = []
         run.append(int(row))

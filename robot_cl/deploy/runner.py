@@ -196,7 +196,8 @@ class Runner:
         if taken is not None and self.mode in THINKING:
             self.mind.note(taken)
         step = Step(
-            began, self.mode, self.reason, self._values, thought.obs, thought.action, command, taken, age
+            began, self.mode, self.reason, self._values, thought.obs, thought.action, command, taken, age,
+            np.array(list(self.mind.builder.goals.values())), self.mind.weights,
         )  # fmt: skip
         for listener in self.listeners:
             listener.step(step)

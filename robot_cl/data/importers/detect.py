@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import numpy as np
 
 from robot_cl.data.importers import minari as minari_reader
 from robot_cl.data.importers.d4rl import read_d4rl
+from robot_cl.data.importers.lerobot import INFO, read_lerobot
+from robot_cl.data.importers.mcap import MAGIC as MCAP
+from robot_cl.data.importers.mcap import read_recordings
 from robot_cl.data.importers.npz import read_npz
 from robot_cl.data.importers.steps import Columns, Counts, Rules, build
 from robot_cl.data.minari_io import Progress
@@ -54,12 +58,18 @@ class ImportReport:
 
 
 def detect(path: Path) -> str:
-    """"d4rl", "npz" or "minari", by content. Raises OSError if there is nothing, ValueError if it is something else."""
+    """"d4rl", "npz", "minari", "lerobot" or "mcap", by content.
+
+    Raises OSError if there is nothing, ValueError if it is something else.
+    """
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if path.is_dir():
+        if (path / INFO).is_file():
+            return "lerobot"
         if minari_reader.data_folder(path) is None:
-            raise ValueError(f"{path} is a folder without Minari's data/metadata.json; name a dataset's own folder")
+            wanted = f"Minari's data/metadata.json or LeRobot's {INFO}"
+            raise ValueError(f"{path} is a folder without {wanted}; name a dataset's own folder")
         return "minari"
     with path.open("rb") as file:
         head = file.read(16)
@@ -69,11 +79,14 @@ def detect(path: Path) -> str:
         return "minari" if minari_reader.data_folder(path.parent) == path.parent else "d4rl"
     if head.startswith(_ZIP):
         return _detect_zip(path)
+    if head.startswith(MCAP):
+        return "mcap"
     if head.startswith(_NPY):
         raise ValueError(f"{path} is a single array; expected an .npz with obs, action, reward, ...")
     if _PICKLE.match(head):
         raise ValueError(f"{path} is a pickle, which can run code when read; save plain number arrays (.npz) instead")
-    raise ValueError(f"{path} is none of D4RL HDF5, .npz or a Minari folder (it begins with {head[:8]!r})")
+    forms = "D4RL HDF5, .npz, a recording (.mcap), a Minari or a LeRobot folder"
+    raise ValueError(f"{path} is none of {forms} (it begins with {head[:8]!r})")
 
 
 def _detect_zip(path: Path) -> str:
@@ -104,8 +117,10 @@ def import_dataset(
     root: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    more: Sequence[str | Path] = (),
 ) -> ImportReport:
-    """Reads a D4RL HDF5, an .npz or a Minari folder and stores it as dataset `name` (by default named after the file).
+    """Reads a D4RL HDF5, an .npz, a recording, a Minari or LeRobot folder and stores it as dataset `name` (by default
+    named after the file). `more` are further recordings of the same robot, which become one dataset with the first.
 
     `task` gives channel names and action limits; None: guessed from the file's name where the widths agree. For
     `horizon`, `clip`, `keep_terminals`, `limit` see `Rules`. Raises ValueError, LookupError or OSError in one sentence,
@@ -115,7 +130,10 @@ def import_dataset(
     kind = detect(path)
     root, name = root or data_root(), name or default_name(path, kind)
     new_folder(name, kind, root, overwrite)
-    content = _read(path, kind, progress)
+    if more and kind != "mcap":
+        raise ValueError(f"{path} is no recording; only recordings (.mcap) are imported several at once")
+    paths = [path, *(Path(other).expanduser() for other in more)]
+    content = _read(paths, kind, progress, task, counts)
     try:
         task, interface = _task_interface(task, content, counts)
         recording = build(content.columns, interface, rules, counts)
@@ -124,6 +142,8 @@ def import_dataset(
     if content.seeds is not None:
         recording.seeds = content.seeds
     facts = {"kind": kind, "file": path.name, "sha256": file_hash(path, kind), "dtypes": _dtypes(content.columns)}
+    if more:
+        facts["more"] = {other.name: file_hash(other, kind) for other in paths[1:]}
     fits = interface is not None and interface.obs_dim == recording.obs_dim
     dataset = write_dataset(
         name,
@@ -149,16 +169,18 @@ def default_name(path: Path, kind: str) -> str:
     if known is not None:
         return "d4rl/" + known.replace("-", "/", 1)
     stem = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "data"
-    return f"imported/{stem}" if re.search(r"-v\d+$", stem) else f"imported/{stem}-v0"
+    group = {"mcap": "robot", "lerobot": "lerobot"}.get(kind, "imported")
+    return f"{group}/{stem}" if re.search(r"-v\d+$", stem) else f"{group}/{stem}-v0"
 
 
 def file_hash(path: Path, kind: str) -> str:
-    """sha256 hex of the file, or of all files of a Minari folder in the order of their names."""
-    if kind != "minari":
+    """sha256 hex of the file, or of all files of a folder in the order of their names."""
+    if kind not in ("minari", "lerobot"):
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for inner in sorted(_minari_folder(path).rglob("*")):
+    folder = _minari_folder(path) if kind == "minari" else path
+    for inner in sorted(folder.rglob("*")):
         if inner.is_file():
             digest.update(file_hash(inner, "file").encode())
     return digest.hexdigest()
@@ -173,12 +195,13 @@ def _minari_folder(path: Path) -> Path:
 
 @dataclass
 class _Content:
-    """What a file gave: columns, the names its task may go by, and what only Minari keeps."""
+    """What a file gave: columns, the names its task may go by, the task if it says so, and what only some keep."""
 
     columns: Columns
     titles: list[str]
     seeds: np.ndarray | None = None
     interface: Interface | None = None
+    task: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -187,7 +210,16 @@ class _Content:
         return (obs[-1] if len(obs) == 2 else 0, action[-1] if len(action) == 2 else 0)
 
 
-def _read(path: Path, kind: str, progress: Progress | None) -> _Content:
+def _read(
+    paths: Sequence[Path], kind: str, progress: Progress | None, task: str | None, counts: Counts
+) -> _Content:
+    path = paths[0]
+    if kind == "mcap":
+        recorded, face, task = read_recordings(paths, task, counts)
+        return _Content(recorded, [], interface=face, task=task)
+    if kind == "lerobot":
+        steps, named, robot = read_lerobot(path, counts)
+        return _Content(steps, [path.name, robot], interface=named)
     if kind == "d4rl":
         return _Content(read_d4rl(path), [path.stem])
     if kind == "npz":
@@ -199,11 +231,13 @@ def _read(path: Path, kind: str, progress: Progress | None) -> _Content:
     environments = minari_reader.environment_ids(metadata)
     titles = [*environments, *str(metadata["dataset_id"]).split("/")]
     extra = {"minari_id": str(metadata["dataset_id"]), "environment": "".join(environments)}
-    return _Content(columns, titles, seeds, interface, extra)
+    return _Content(columns, titles, seeds, interface, extra=extra)
 
 
 def _task_interface(task: str | None, content: _Content, counts: Counts) -> tuple[str | None, Interface | None]:
     """The task's name and its interface, which may be of other widths; (name, None) if nothing tells the limits."""
+    if content.task is not None and content.interface is not None:
+        return content.task, content.interface
     if task is None:
         for title in content.titles:
             guess = task_key(title)

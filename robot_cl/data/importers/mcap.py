@@ -1,0 +1,79 @@
+"""What a robot did: recordings of deployment as episodes, actions recovered through the contract inside them.
+
+Every stretch in which the policy drove is an episode; a change of mode, another goal or a missed period ends it as a
+truncation. Rewards and ends are the task's where its observation tells them, else zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robot_cl.data.importers.rewards import REWARDS
+from robot_cl.data.importers.steps import Columns, Counts
+from sim.spec import Channel, Interface
+
+MAGIC = b"\x89MCAP0\r\n"
+
+
+def read_recordings(paths: Sequence[Path], task: str | None, counts: Counts) -> tuple[Columns, Interface, str | None]:
+    """-> (columns with actions in the interface's units, interface, task) of recordings of one interface.
+
+    `task` None: the one in the contract. Raises ValueError, naming the file, for other files, recordings of different
+    interfaces, or where a policy never drove.
+    """
+    from robot_cl.deploy.record import drives, read_log
+
+    parts: list[tuple[np.ndarray, ...]] = []
+    lengths: list[np.ndarray] = []
+    interface: Interface | None = None
+    for path in paths:
+        log = read_log(path)
+        face = recorded_interface(log)
+        if interface is not None and (clause := interface.difference(face)):
+            raise ValueError(f"{path} is of another interface than {paths[0]}: {clause}; import them apart")
+        interface, task = face, task or log.contract.task or None
+        found = drives(log)
+        parts.append((found.obs, face.command(found.action), found.next_obs))
+        lengths.append(found.lengths)
+        if not log.whole:
+            counts.notes.append(f"{path.name} was cut short; what is left of it is used")
+    assert interface is not None
+    obs, action, next_obs = (np.concatenate([p[k] for p in parts]) for k in range(3))
+    columns = Columns(obs, action, np.zeros(len(obs)), next_obs=next_obs, lengths=np.concatenate(lengths))
+    _judge(columns, interface, task, counts)
+    counts.notes.append(f"{len(columns.lengths)} stretches were driven")  # type: ignore[arg-type]
+    return columns, interface, task
+
+
+def recorded_interface(log: Any) -> Interface:
+    """The contract's interface; with histories, one channel for each sample of the observation."""
+    face: Interface = log.contract.interface
+    if log.contract.obs_dim == face.obs_dim:
+        return face
+    units = [t.unit for t in log.contract.observation for _ in range(t.history)]
+    obs = tuple(Channel(name, unit) for name, unit in zip(log.names["observation"], units, strict=True))
+    return Interface(obs, face.action, face.control_dt)
+
+
+def _judge(columns: Columns, interface: Interface, task: str | None, counts: Counts) -> None:
+    """Rewards, and ends where the task says so; every other end of a stretch is a truncation."""
+    assert columns.lengths is not None and columns.next_obs is not None
+    last = np.cumsum(columns.lengths) - 1
+    terminated = np.zeros(len(columns.obs), dtype=bool)
+    if task in REWARDS:
+        unit = interface.action_from_command(columns.action)
+        columns.reward, terminated = REWARDS[str(task)](columns.obs, unit, columns.next_obs)
+        cuts = np.union1d(np.flatnonzero(terminated), last)
+        columns.lengths = np.diff(cuts, prepend=-1)
+        last = cuts
+    else:
+        counts.notes.append(
+            f"observations of {task or 'an unknown task'} do not tell its reward, zeros are stored: learn by imitation"
+        )
+    truncated = np.zeros(len(columns.obs), dtype=bool)
+    truncated[last] = ~terminated[last]
+    columns.terminated, columns.truncated = terminated, truncated
