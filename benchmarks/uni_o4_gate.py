@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import offline_online as table
+import offline_cells as table
 import torch
 from common import Claim, arguments, report
 from common import table as markdown
@@ -197,9 +197,15 @@ def gate_speed(
 
 
 def main() -> None:
-    args = arguments(__doc__ or "", [("--datasets", {"default": "halfcheetah-ppo,halfcheetah-mixture"})])
+    args = arguments(
+        __doc__ or "",
+        [
+            ("--datasets", {"default": "halfcheetah-ppo,halfcheetah-mixture"}),
+            ("--sizes", {"default": "small", "choices": list(table.SIZES)}),
+        ],
+    )
     torch.set_num_threads(1)
-    plan, names, episodes = table.Plan(table.KEPT), args.datasets.split(","), 4
+    plan, names, episodes = table.Plan(args.sizes), args.datasets.split(","), 4
     if args.quick:
         plan, names, episodes = table.QUICK, ["halfcheetah-ppo"], 2
     claims, rows = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Callable
@@ -148,7 +149,8 @@ class Run:
         c = self.config
         if self._eval_world is None:
             self._eval_world = sim.make(str(c.task), num_worlds=c.eval_episodes, threads=c.threads)
-        actor = self.learner.policy()
+        # A thousand small steps: on the host, where none of them has to be waited for.
+        actor = copy.deepcopy(self.learner.policy()).cpu() if c.device != "cpu" else self.learner.policy()
         policies = (ActorPolicy(actor, p) for p in range(c.seeds))
         return np.array([play(policy, self._eval_world, seeding.EVALUATION_SEED).mean() for policy in policies])
 

@@ -125,7 +125,8 @@ def behaviour_loss(log_prob: Tensor, diversity: float, compat: Compat = Compat.o
 
     The maximum includes i itself, the others are constants: the extra weight acts where i is not the best.
     """
-    best, second = log_prob.detach().topk(min(2, log_prob.shape[1]), 1).values[:, [0, -1]].unbind(1)  # (P, B)
+    top = log_prob.detach().topk(min(2, log_prob.shape[1]), 1).values
+    best, second = top[:, 0], top[:, -1]  # (P, B)
     is_best = log_prob.detach() == best.unsqueeze(1)
     others = torch.where(is_best, second.unsqueeze(1), best.unsqueeze(1))
     peak = others if compat is Compat.reference else torch.maximum(log_prob, others)

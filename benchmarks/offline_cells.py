@@ -1,0 +1,291 @@
+"""Cells of offline_online: datasets of mixed behaviours, methods with their options, and how one cell is measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import ROOT, processor
+
+from policies.critics import CriticConfig
+from robot_cl.data.behaviours import list_behaviours, load_behaviour
+from robot_cl.data.collect import Part, collect
+from robot_cl.data.reference import find_reference
+from robot_cl.data.store import StoredDataset, open_dataset
+from robot_cl.evaluate import evaluate
+from robot_cl.learners.base import LearnerConfig
+from robot_cl.learners.bc import BCConfig
+from robot_cl.learners.cal_ql import CalQLConfig
+from robot_cl.learners.iql import IQLConfig
+from robot_cl.learners.lcb import LCBConfig
+from robot_cl.learners.moorl import MOORLConfig, Tasks
+from robot_cl.learners.percent_bc import PercentBCConfig
+from robot_cl.learners.ppo import PPOConfig
+from robot_cl.learners.rebrac import ReBRACConfig
+from robot_cl.learners.rlpd import RLPDConfig
+from robot_cl.learners.sac import SACConfig
+from robot_cl.learners.uni_o4 import UniO4Config
+from robot_cl.learners.wsrl import WSRLConfig
+from robot_cl.run_config import TrainConfig
+from robot_cl.train import resume, train
+
+SHARED = ROOT.parent / "shared" / "data" / "behaviours"
+KEPT = Path(os.environ.get("ROBOT_CL_BENCHMARKS", ROOT / "runs" / "benchmarks")) / "offline_online"
+SEEDS = 3
+EPISODES = 20  # per seed, of the last policy
+ONLINE = 100_000  # environment steps per seed
+EARLY = 20_000  # steps within which the dip is looked for
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What every method gets alike: `width` of every hidden layer, `updates` per environment step off-policy (published
+    ratios are 1 to 20), and the factor on all numbers of offline updates."""
+
+    width: int
+    updates: float
+    scale: float = 1.0
+
+
+SIZES = {"quick": Sizes(128, 0.25, 0.02), "small": Sizes(128, 0.25), "full": Sizes(256, 1.0)}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Behaviours (file stem, noise; None: its own distribution) of one dataset, in equal shares."""
+
+    task: str
+    parts: tuple[tuple[str, float | None], ...]
+    steps: int = 200_000
+
+
+DATASETS = {
+    "halfcheetah-ppo": Mixture("halfcheetah", (("halfcheetah-ppo", 0.1),)),
+    "halfcheetah-mixture": Mixture(
+        "halfcheetah", (("halfcheetah-a2c", None), ("halfcheetah-ppo", None), ("halfcheetah-sac", None))
+    ),
+    "hopper-mixture": Mixture("hopper", (("hopper-sac", None), ("hopper-tqc", None))),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """`config` of the learner; `steps` updates offline; `start`: the offline cell that it goes on from.
+
+    `cost` orders the cells, in minutes where one GPU is shared by all of them.
+    """
+
+    config: Callable[[], LearnerConfig]
+    steps: int = 0
+    online: bool = False
+    start: str | None = None
+    uses_data: bool = True
+    episodes_for_selection: int = 0
+    cost: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _ppo_from_bc() -> PPOConfig:
+    """Uni-O4's online part without what its offline phases give: its values are its own, learned from the start."""
+    like = UniO4Config()
+    shared = {name: getattr(like, name) for name in ("horizon", "minibatch", "epochs", "clip", "entropy", "lr")}
+    return PPOConfig(critic=CriticConfig(), critic_lr=like.critic_lr, value_warmup=5, **shared)
+
+
+OFFLINE = 50_000
+METHODS = {
+    "bc": Method(BCConfig, 10_000, cost=0.5),
+    "10 % bc": Method(PercentBCConfig, 10_000, cost=0.5),
+    "iql": Method(IQLConfig, OFFLINE),
+    "rebrac": Method(ReBRACConfig, OFFLINE),
+    "lcb": Method(LCBConfig, OFFLINE),
+    "uni_o4": Method(UniO4Config, UniO4Config().offline_steps, cost=3),
+    "cal_ql": Method(CalQLConfig, 20_000),
+    "uni_o4 online": Method(UniO4Config, online=True, start="uni_o4", cost=2, options={"num_worlds": 8}),
+    "ppo from bc": Method(_ppo_from_bc, online=True, start="bc", uses_data=False, cost=2, options={"num_worlds": 8}),
+    "sac": Method(SACConfig, online=True, uses_data=False, cost=3),
+    "rlpd": Method(lambda: RLPDConfig(critics=5), online=True, cost=3.5),
+    "moorl": Method(MOORLConfig, online=True, cost=4),
+    "sac + lookahead": Method(lambda: MOORLConfig(tasks=Tasks.joined), online=True, cost=3.2),
+    "rlpd, two critics": Method(lambda: RLPDConfig(critics=2, critic=CriticConfig()), online=True, cost=3),
+    "cal_ql online": Method(CalQLConfig, online=True, start="cal_ql", cost=4),
+    "wsrl": Method(WSRLConfig, 20_000, online=True, cost=4.5),
+}
+
+
+def dataset(name: str, steps: int | None = None) -> StoredDataset:
+    """Opens or makes a dataset; the same arguments give the same transitions, bit for bit."""
+    mixture = DATASETS[name]
+    root, stored = KEPT / "datasets", f"{name}-{(steps or mixture.steps) // 1000}k-v0"
+    if (root / stored / "meta.json").exists():
+        return open_dataset(stored, root)
+    parts = [_part(stem, noise) for stem, noise in mixture.parts]
+    print(f"collecting {stored}", flush=True)
+    return collect(mixture.task, parts, steps or mixture.steps, stored, seed=7, root=root)
+
+
+def slug(method: str) -> str:
+    """A method's name as a file's."""
+    return "".join(c if c.isalnum() else "_" for c in method).strip("_")
+
+
+def _part(stem: str, noise: float | None) -> Part:
+    if (SHARED / f"{stem}.npz").exists():
+        policy = load_behaviour(SHARED / f"{stem}.npz")
+    else:
+        task = stem.partition("-")[0]
+        policy = load_behaviour(next(n for n in list_behaviours() if n.startswith(task)))
+    return Part(policy, noise or 0.0, stochastic=noise is None and policy.stochastic)
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Plan:
+    """What one call measures: how large, how many seeds, and on what."""
+
+    sizes: str = "small"
+    seeds: int = SEEDS
+    steps: int | None = None  # of the datasets
+    online: int = ONLINE
+    episodes: int = EPISODES
+    device: str = "cpu"
+
+    @property
+    def kept(self) -> Path:
+        return KEPT / self.sizes
+
+    @property
+    def size(self) -> Sizes:
+        return SIZES[self.sizes]
+
+
+QUICK = Plan("quick", seeds=2, steps=20_000, online=8192, episodes=4)
+
+
+def measure(plan: Plan, data_name: str, method_name: str) -> dict[str, Any]:
+    """One cell: from its JSON, or trained, evaluated and written."""
+    path = plan.kept / data_name / f"{slug(method_name)}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    method, data = METHODS[method_name], dataset(data_name, plan.steps)
+    print(f"== {data_name} {method_name}", flush=True)
+    began = time.monotonic()
+    run = _run(plan, data, data_name, method_name, method)
+    task = str(data.meta.task)
+    last = [evaluate(run, task, plan.episodes, member=p, threads=1).mean for p in range(plan.seeds)]
+    record: dict[str, Any] = {
+        "dataset": data.name,
+        "method": method_name,
+        "returns": last,
+        "scores": [score(task, r) for r in last],
+        "minutes": (time.monotonic() - began) / 60,
+        "episodes_for_selection": method.episodes_for_selection,
+        "device": device_name(plan.device),
+        **asdict(plan.size),
+        "run": str(run.relative_to(plan.kept)),
+    }
+    if method.online:
+        record |= _curve(run, task, plan.seeds)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1))
+    return record
+
+
+def _run(plan: Plan, data: StoredDataset, data_name: str, method_name: str, method: Method) -> Path:
+    """The run folder of a cell, trained to its end; one that was interrupted is resumed."""
+    out = plan.kept / "runs" / data_name
+    begun = sorted(out.glob(f"*-{slug(method_name)}"))
+    if begun:
+        return resume(begun[-1], _progress)
+    start = measure(plan, data_name, method.start)["run"] if method.start else None
+    config = TrainConfig(
+        task=str(data.meta.task),
+        data=str(data.path) if method.uses_data else None,
+        init_from=str(plan.kept / start) if start else None,
+        seeds=plan.seeds,
+        offline_steps=round(method.steps * plan.size.scale),
+        online_steps=plan.online if method.online else 0,
+        threads=1,
+        torch_threads=1,
+        eval_every=5000 if method.online else 0,
+        eval_episodes=5,
+        checkpoint_every=10_000,
+        out=str(out),
+        name=slug(method_name),
+        device=plan.device,
+        tensorboard=False,
+        **method.options,
+    )
+    return train(config, _scaled(sized(method.config(), plan.size), plan.size.scale), _progress)
+
+
+def sized(config: LearnerConfig, size: Sizes) -> LearnerConfig:
+    """The same widths, and off-policy the same updates per step, for every method."""
+    layers = (size.width, size.width)
+    changes: dict[str, Any] = {"actor": replace(config.actor, hidden=layers)}
+    if hasattr(config, "critic"):
+        changes["critic"] = replace(config.critic, hidden=layers)
+    if hasattr(config, "updates"):
+        changes["updates"] = size.updates
+    if isinstance(config, UniO4Config):
+        changes["dynamics"] = replace(config.dynamics, hidden=(min(size.width, 200),) * 3)
+    return replace(config, **changes)
+
+
+def _scaled(config: LearnerConfig, scale: float) -> LearnerConfig:
+    """Phase lengths of a learner that has several, for quick runs."""
+    if isinstance(config, UniO4Config) and scale != 1.0:
+        names = ("critic_steps", "behaviour_steps", "improve_steps")
+        lengths = {name: round(getattr(config, name) * scale) for name in names}
+        fit = replace(config.fit, max_steps=round(config.fit.max_steps * scale))
+        return replace(config, **lengths, fit=fit, gate=replace(config.gate, every=20, horizon=50))
+    return config
+
+
+def _progress(phase: str, step: int, total: int, metrics: dict[str, float]) -> None:
+    if metrics:
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        print(f"{time.strftime('%H:%M:%S')} {phase} {step}/{total}  {shown}", flush=True)
+
+
+def score(task: str, ret: float) -> float:
+    reference = find_reference(task)
+    assert reference is not None
+    return reference.score(ret)
+
+
+def _curve(run: Path, task: str, seeds: int) -> dict[str, Any]:
+    """Scores along the online part: start, deepest point within the first steps, area; one number per seed."""
+    with (run / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("eval_return")]
+    by_seed = [
+        [(int(r["step"]), score(task, float(r["eval_return"]))) for r in rows if int(r["member"]) == p]
+        for p in range(seeds)
+    ]
+    first = by_seed[0][0][0]
+    return {
+        "steps": [step - first for step, _ in by_seed[0]],
+        "curves": [[score for _, score in curve] for curve in by_seed],
+        "start": [curve[0][1] for curve in by_seed],
+        "dip": [curve[0][1] - min(s for step, s in curve if step - first <= EARLY) for curve in by_seed],
+        "area": [float(np.mean([s for _, s in curve])) for curve in by_seed],
+        "wall_minutes": _minutes(rows),
+    }
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else processor()
+
+
+def _minutes(rows: list[dict[str, str]]) -> float:
+    return (float(rows[-1]["time_s"]) - float(rows[0]["time_s"])) / 60
