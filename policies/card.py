@@ -41,6 +41,7 @@ class SkillCard:
     scores: dict[str, float] = field(default_factory=dict)  # task -> mean return
     fingerprint: str = ""  # simulator the scores were measured in
     parents: tuple[Parent, ...] = ()
+    spread: float = 0.0  # deviation of the skill's sketch over its training seeds; 0: it has only one
     created: float = 0.0  # seconds since 1970
 
     def to_json(self) -> str:
@@ -75,6 +76,7 @@ class SkillCard:
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "header": dict, "ranks": dict, "interface": dict, "datasets": dict, "scores": dict, "parents": list,
     "seed": int, "control_dt": (int, float), "created": (int, float),
+    "spread": (int, float),
 }  # every other field is text
 
 

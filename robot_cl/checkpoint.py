@@ -21,6 +21,8 @@ from torch import Tensor
 
 from policies.actor import ActorPolicy, StackedGaussianActor
 from policies.adapter import Adapter, Factors, Header
+from policies.composed import ComposedActor
+from policies.diffusion import GENERATIVE
 from policies.lora import LowRank, base_digest, linear_layers
 from policies.policy import Policy
 from robot_cl.data.atomic import whole_folder, write_json
@@ -28,7 +30,7 @@ from robot_cl.learners.base import check_shapes
 from sim.spec import Interface
 
 FORMAT = 1
-ACTORS = {"gaussian": StackedGaussianActor}
+ACTORS: dict[str, Any] = {"gaussian": StackedGaussianActor, **GENERATIVE}
 CHECKPOINTS, LAST, POLICY, CARD, RESUME = "checkpoints", "last", "policy.safetensors", "policy.json", "resume"
 BASE, ADAPTER = "base", "adapter.safetensors"
 
@@ -127,7 +129,7 @@ def save_checkpoint(
 def write_policy(folder: Path, actor: Any, card: dict[str, Any]) -> None:
     """policy.safetensors and policy.json in a folder that exists; `card` holds step, task, interface and the like."""
     save_tensors(folder / POLICY, actor.state_dict())
-    write_json(folder / CARD, {"format": FORMAT, "kind": "gaussian", "actor": actor.spec()} | card)
+    write_json(folder / CARD, {"format": FORMAT, "kind": actor.kind, "actor": actor.spec()} | card)
 
 
 def write_adapted(folder: Path, actor: Any, card: dict[str, Any]) -> None:
@@ -202,20 +204,32 @@ def write_whole(path: Path, text: str) -> None:
 
 def _run_policy(path: Path, member: int | None) -> Policy:
     folder = checkpoint_folder(path)
-    card, actor = read_card(folder), load_actor(folder)
+    card = read_card(folder)
+    actor: Any = _composition(folder, card) if card.get("kind") == "composed" else load_actor(folder)
     interface = Interface.from_dict(card["interface"]) if card.get("interface") else None
     if interface is not None and (interface.obs_dim, interface.act_dim) != (actor.obs_dim, actor.act_dim):
         raise ValueError(f"{folder / CARD} has an interface of other widths than its actor's")
     name = folder.parents[1].name if folder.parent.name == CHECKPOINTS else folder.name
+    if isinstance(actor, ComposedActor):
+        actor.interface, actor.task, actor.name = interface, card.get("task"), name
+        return actor
     several = actor.population > 1
     label = f"{name} member {member or 0}" if several else name
     return ActorPolicy(actor, member or 0, interface, card.get("task"), label)
 
 
+def _composition(folder: Path, card: dict[str, Any]) -> ComposedActor:
+    from robot_cl.composition_files import load_composed
+
+    return load_composed(folder, card)
+
+
 def _refuse_giants(spec: Any, path: Path) -> None:
     """Widths that the weights on disk cannot have are refused before memory is taken for them."""
     try:
-        widths = [int(spec["obs_dim"]), int(spec["act_dim"]), *map(int, spec["config"]["hidden"])]
+        hidden = spec["config"]["hidden"]  # one width for all blocks of a generative actor
+        widths = [int(spec[key]) for key in ("obs_dim", "act_dim")]
+        widths += map(int, [hidden] if isinstance(hidden, int) else hidden)
         numbers = int(spec["population"]) * sum(widths)
     except (KeyError, TypeError, ValueError) as problem:
         raise ValueError(f"{path.with_name(CARD)} does not describe an actor ({problem!r})") from None

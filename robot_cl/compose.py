@@ -129,6 +129,8 @@ def reason(judged: list[Judged], chosen: Judged) -> str:
         rest = ", ".join(f"{WORDS[j.name]} {j.mean_return:,.1f}" for j in others)
         return f"{word}: mean return {chosen.mean_return:,.1f} in {len(chosen.returns)} episodes, the highest ({rest})"
     lowest = min(judged, key=lambda j: j.loss)
+    if "fresh" not in {j.name for j in judged}:
+        return f"{word}: held-out loss {chosen.loss:.4g}, of the routes asked for"
     if lowest is chosen:
         before = [j for j in others if ROUTES.index(j.name) < ROUTES.index(chosen.name)]
         rest = ", ".join(f"{WORDS[j.name]} {j.relative:.2f}" for j in before)

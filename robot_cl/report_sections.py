@@ -200,7 +200,8 @@ def commands(runs: Sequence[RunFolder]) -> list[str]:
         command = run.provenance.get("command")
         if command:
             lines.append(command if isinstance(command, str) else " ".join(map(str, command)))
-        lines.append(f"robot-cl verify {_here(run.path)}")
+        if run.trained:
+            lines.append(f"robot-cl verify {_here(run.path)}")
     return list(dict.fromkeys(lines))
 
 

@@ -82,13 +82,14 @@ class Route:
     """One way to act in the new task. `module` is an actor of population 1 or a ComposedActor.
 
     `weights` {skill: coefficient} are constant ones, None where they depend on the observation; `adapter` is the new
-    skill where one was trained, on top of the base with `weights`.
+    skill where one was trained, on top of `below`, the base with `weights`.
     """
 
     name: str
     module: nn.Module
     weights: dict[str, float] | None
     adapter: Adapter | None = None
+    below: Any = None
 
     def policy(self, interface: Any = None, task: str | None = None) -> Policy:
         if isinstance(self.module, ComposedActor):
@@ -229,7 +230,7 @@ class Fitted:
     def _adapted(self, name: str, weights: dict[str, float]) -> Route:
         s, below = self.settings, with_skills(self.known.base, self.known.skills, weights)
         adapter = train_adapter(below, self.demos, s.rank, s.adapter_steps, s.adapter_lr, s.scale, s.batch, s.seed)
-        return Route(name, with_skills(below, {"new": adapter}, {"new": 1.0}), weights, adapter)
+        return Route(name, with_skills(below, {"new": adapter}, {"new": 1.0}), weights, adapter, below)
 
 
 def constant_weights(composed: ComposedActor) -> dict[str, float] | None:

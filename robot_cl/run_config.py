@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from robot_cl.checkpoint import write_whole
-from robot_cl.learners import config_class, name_of
+from robot_cl.learners import LEARNERS, config_class, name_of
 from robot_cl.learners.base import LearnerConfig
 from robot_cl.learners.sb3 import SB3Config
 
@@ -84,6 +84,8 @@ def read_config(run: Path) -> tuple[TrainConfig, LearnerConfig | SB3Config]:
         name = learner.pop("name")
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as problem:
         raise ValueError(f"{path} is not a run's configuration ({problem})") from None
+    if name not in LEARNERS:
+        raise LookupError(f"{run} was made by {name}, not trained; it can be evaluated, but not resumed or verified")
     return filled(TrainConfig, data, str(path)), filled(config_class(name), learner, str(path))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from robot_cl.curves import Metrics, load_metrics
 from robot_cl.data.store import StoredDataset, open_dataset
+from robot_cl.learners import LEARNERS
 from robot_cl.scores import Entry, read_scores
 
 
@@ -35,6 +36,11 @@ class RunFolder:
 
         text = (self.path / "config.yaml").read_text(encoding="utf-8")
         return yaml.safe_load(text) or {}
+
+    @property
+    def trained(self) -> bool:
+        """Whether a learner made it, so that its first updates can be made again; compositions and merges were not."""
+        return self.config.get("learner", {}).get("name") in LEARNERS
 
     @cached_property
     def provenance(self) -> dict[str, Any]:

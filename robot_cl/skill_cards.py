@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from policies.card import SkillCard
-from robot_cl.checkpoint import CHECKPOINTS, checkpoint_folder, read_card
+from policies.hashing import content_digest
+from robot_cl.checkpoint import ADAPTER, CHECKPOINTS, checkpoint_folder, read_card
 
 
 def card_of_run(checkpoint: Path, member: int = 0) -> SkillCard:
@@ -30,18 +31,51 @@ def card_of_run(checkpoint: Path, member: int = 0) -> SkillCard:
     )
 
 
-def composition_below(checkpoint: Path) -> tuple[str, dict[str, float]]:
-    """Digest of the base and {skill: coefficient} of the composition that a run continued; "" and {} if it was none."""
-    run = _run_of(checkpoint)
-    if run is None:
-        return "", {}
-    import yaml
+def composition_below(checkpoint: Path, member: int = 0) -> tuple[str, dict[str, float]]:
+    """Digest of the base and {skill: coefficient} of what an adapter was trained on; "" and {} if that was a base.
 
-    start = (yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}).get("init_from")
+    It is what a composition or merge says of itself, or the skill that another run with an adapter has left. Raises
+    ValueError if that skill is in no library.
+    """
+    own = read_card(checkpoint).get("composition")
+    if own is not None:
+        return _parts(own)
+    run = _run_of(checkpoint)
+    start = _config(run).get("init_from") if run is not None else None
     if not start or not Path(start).exists():
         return "", {}
-    below = read_card(checkpoint_folder(start)).get("composition") or {}
-    return str(below.get("base", "")), {str(n): float(w) for n, w in below.get("weights", {}).items()}
+    source = checkpoint_folder(start)
+    if (source / ADAPTER).exists():
+        return _known_skill(source, member)
+    return _parts(read_card(source).get("composition") or {})
+
+
+def _parts(made_of: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    return str(made_of.get("base", "")), {str(n): float(w) for n, w in made_of.get("weights", {}).items()}
+
+
+def _known_skill(checkpoint: Path, member: int) -> tuple[str, dict[str, float]]:
+    """The library's name for the skill of a checkpoint."""
+    from robot_cl.skills import open_libraries, run_skill
+
+    skill = run_skill(checkpoint, member if int(read_card(checkpoint)["actor"]["population"]) > 1 else 0)
+    base = skill.below or skill.adapter.header.base
+    content = content_digest(skill.adapter)
+    for library in open_libraries():
+        if library.header.base == base:
+            for name in library.names():
+                if not skill.parents and library.card(name).content == content:
+                    return base, {name: 1.0}
+    raise ValueError(
+        f"this skill was trained on top of that of {checkpoint}, which is in no library; "
+        f"add that one first: robot-cl skills add {checkpoint} name=NAME"
+    )
+
+
+def _config(run: Path) -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
 
 
 def _scores(run: Path, step: int, member: int, task: str | None, simulator: str | None) -> tuple[dict[str, float], str]:

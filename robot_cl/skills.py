@@ -15,6 +15,7 @@ from typing import Any
 from policies.actor import ActorPolicy, StackedGaussianActor
 from policies.adapter import Adapter, Header, linear_combination
 from policies.card import SkillCard
+from policies.composers.preference import posterior
 from policies.library import Library, Published, bases
 from policies.lora import base_digest, layer_shapes, merge_into
 from robot_cl.checkpoint import checkpoint_folder, load_actor, load_adapted, load_policy, read_card, write_policy
@@ -54,7 +55,7 @@ def run_skill(run: Path | str, member: int = 0) -> RunSkill:
     said = read_card(folder)
     interface = Interface.from_dict(said["interface"])
     header = Header(adapter.header.base, interface.digest, adapter.header.normalizer)
-    below, parents = composition_below(folder)
+    below, parents = composition_below(folder, member)
     card = card_of_run(folder, member).filled(interface=interface.to_dict(), control_dt=interface.control_dt)
     return RunSkill(adapter.with_header(header), card, base, interface, said.get("task"), parents, below)
 
@@ -79,7 +80,18 @@ def add_run(
         residual = skill.adapter.with_header(replace(skill.adapter.header, base=library.header.base))
         return library, library.publish(name, residual, card, overwrite, skill.parents)
     library = library_of(skill.base, skill.interface, skill.task, root)
+    card = card.filled(spread=_spread(checkpoint_folder(run), library))
     return library, library.publish(name, skill.adapter, card, overwrite)
+
+
+def _spread(checkpoint: Path, library: Library) -> float:
+    """How far the skill's training seeds lie apart, in units of the sketch; 0 where there is one, or bases differ."""
+    members = range(int(read_card(checkpoint)["actor"]["population"]))
+    seeds = [load_adapted(checkpoint, member)[1] for member in members]
+    if len(seeds) < 2 or any(seed.header.base != library.header.base for seed in seeds):
+        return 0.0
+    _, std = posterior(seeds, library.sketch)
+    return float(std.square().mean().sqrt())
 
 
 def library_of(
@@ -116,6 +128,20 @@ def find_base(base: str | Path | None = None, root: Path | None = None) -> Libra
     raise LookupError(f"{what} the libraries in {root or library_root()}: {there}")
 
 
+def open_libraries(base: str | None = None, root: Path | None = None) -> list[Library]:
+    """All libraries, or the one of `base`."""
+    return [Library(f) for f in bases(root or library_root())] if base is None else [find_base(base, root)]
+
+
+def find_history(name: str, base: str | None = None, root: Path | None = None) -> Library:
+    """The library that has, or had, a skill. Raises LookupError if none or several do."""
+    holding = [library for library in open_libraries(base, root) if library.store.versions(name)]
+    if len(holding) == 1:
+        return holding[0]
+    there = ", ".join(library.folder.name for library in holding) or "none"
+    raise LookupError(f"there must be one library with an earlier version of {name!r}, there are: {there}")
+
+
 def find_skills(names: list[str], base: str | None = None, root: Path | None = None) -> Library:
     """The library that holds all these skills. Raises LookupError if none or several do, ValueError for no names."""
     if not names:
@@ -125,7 +151,7 @@ def find_skills(names: list[str], base: str | None = None, root: Path | None = N
         for name in names:
             library.card(name)
         return library
-    libraries = [Library(folder) for folder in bases(root or library_root())]
+    libraries = open_libraries(None, root)
     holding = [library for library in libraries if set(names) <= set(library.names())]
     if len(holding) == 1:
         return holding[0]
@@ -157,6 +183,16 @@ def base_policy(library: Library) -> ActorPolicy:
         raise ValueError(f"{folder} is not the base of its library: {clause}; restore it from a copy")
     policy.name = f"base {library.folder.name}"
     return policy
+
+
+def check_library(library: Library) -> list[str]:
+    """One sentence per skill, and about the base, that cannot be trusted. Empty: all is well."""
+    problems = library.check()
+    try:
+        base_policy(library)
+    except (LookupError, ValueError, OSError) as problem:
+        problems.append(str(problem))
+    return problems
 
 
 def skill_policy(library: Library, weights: Mapping[str, float]) -> ActorPolicy:

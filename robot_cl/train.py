@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 from policies.actor import StackedGaussianActor
@@ -15,7 +14,7 @@ from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.learners import learner_class, name_of
 from robot_cl.learners.base import LearnerConfig
 from robot_cl.learners.sb3 import SB3Config
-from robot_cl.paths import runs_root
+from robot_cl.paths import new_run_folder, runs_root
 from robot_cl.provenance import provenance
 from robot_cl.run import DIGESTS, Progress, Run, agreed_interface
 from robot_cl.run_config import TrainConfig, read_config, write_config
@@ -145,7 +144,8 @@ def _torch_threads(learner: LearnerConfig | SB3Config) -> int:
     if isinstance(learner, SB3Config):
         return 1
     critic = getattr(learner, "critic", None)
-    widths = [*learner.actor.hidden, *(critic.hidden if critic else ())]
+    hidden = learner.actor.hidden
+    widths = [*((hidden,) if isinstance(hidden, int) else hidden), *(critic.hidden if critic else ())]
     return 1 if max(widths) <= 128 else seeding.cores()
 
 
@@ -175,7 +175,7 @@ def _initial_policy(
     learner = replace(learner, actor=actor.config)
     try:
         _, theirs = read_config(source.parents[1])
-    except FileNotFoundError:
+    except (FileNotFoundError, LookupError):  # a checkpoint alone, or a composition
         return actor, learner
     if hasattr(theirs, "critic") and hasattr(learner, "critic"):
         learner = replace(learner, critic=theirs.critic)  # type: ignore[call-arg]
@@ -199,18 +199,9 @@ def _new_folder(
     root = Path(config.out) if config.out else runs_root()
     subject = dataset.name if dataset is not None and config.offline else config.task
     label = config.name or f"{name_of(learner)}-{subject}".replace("/", "-")
-    if "/" in label or label.startswith("."):
-        raise ValueError(f"name is {label!r}; a run's name is one folder name")
-    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{label}"
-    for number in range(1000):
-        folder = root / (stem if not number else f"{stem}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        write_json(folder / "interface.json", interface.to_dict())
-        record = provenance(config.task, dataset, config.seed, config.torch_threads or 1, config.device)
-        write_json(folder / "provenance.json", record)
-        write_config(folder, config, learner)  # last, because a folder with it can be resumed
-        return folder
-    raise OSError(f"cannot find a free name for {stem} in {root}")
+    folder = new_run_folder(root, label)
+    write_json(folder / "interface.json", interface.to_dict())
+    record = provenance(config.task, dataset, config.seed, config.torch_threads or 1, config.device)
+    write_json(folder / "provenance.json", record)
+    write_config(folder, config, learner)  # last, because a folder with it can be resumed
+    return folder

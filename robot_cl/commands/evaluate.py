@@ -146,7 +146,9 @@ def _run_subject(source: Path, owner: Path, options: EvaluateOptions) -> Subject
 
 
 def _stage(owner: Path, card: dict[str, Any], step: int) -> str:
-    """'iql offline, 20,000 updates' or 'iql online, 5,000 steps'."""
+    """'iql offline, 20,000 updates' or 'iql online, 5,000 steps'; a composition says itself what it is."""
+    if "label" in card:
+        return str(card["label"])
     from robot_cl.learners import name_of
     from robot_cl.run_config import read_config
 

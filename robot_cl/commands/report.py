@@ -22,6 +22,7 @@ def run(call: Call, options: ReportOptions) -> Outcome:
     from robot_cl.commands.runs import find_run
     from robot_cl.curves import write_csv, write_png
     from robot_cl.report import write_report
+    from robot_cl.run_folder import open_run
 
     runs = [find_run(word) for word in call.words]
     with call.working("writing the report"):
@@ -32,7 +33,8 @@ def run(call: Call, options: ReportOptions) -> Outcome:
     size = page.stat().st_size / 1e6
     call.say(f"{page.name}: {size:.1f} MB, opens from disk without network")
     wrote = [str(p) for p in (page, options.csv, options.png) if p]
-    return Outcome({"files": wrote}, wrote=page, next=f"verify {runs[-1]}")
+    following = "verify" if open_run(runs[-1]).trained else "export"
+    return Outcome({"files": wrote}, wrote=page, next=f"{following} {runs[-1]}")
 
 
 REPORT = Verb(

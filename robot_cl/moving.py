@@ -1,0 +1,122 @@
+"""Skills from one base to another, and from elsewhere into a library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import sim
+from policies.card import SkillCard
+from policies.library import Library, Published
+from policies.peft_io import import_peft
+from policies.policy import Policy
+from policies.rebase import RebaseReport, rebase
+from robot_cl.checkpoint import load_policy
+from robot_cl.commands.runs import find_run
+from robot_cl.data.store import open_dataset
+from robot_cl.skills import base_policy, find_base, library_of, skill_policy
+
+PROBES, NOISE, SEED = 20_000, 0.1, 700_000  # observations at most; noise on actions; first episode
+
+
+class MoveOptions(Protocol):
+    """What `move_skill` reads of its options."""
+
+    data: str | None
+    episodes: int
+    gate: float
+    steps: int
+    force: bool
+    overwrite: bool
+    seed: int
+
+
+def new_home(word: str) -> Library:
+    """The library of a base named by a digest of an existing library, or by a run, whose library is made if need be."""
+    try:
+        return find_base(word)
+    except LookupError:
+        if not Path(word).exists():
+            word = str(find_run(word))
+        policy: Any = load_policy(word)
+        if policy.interface is None:
+            raise ValueError(f"{word} does not know its interface, and skills need one") from None
+        return library_of(policy.actor, policy.interface, policy.task)
+
+
+def move_skill(library: Library, name: str, target: Library, options: MoveOptions) -> tuple[RebaseReport, bool]:
+    """Publish the skill on the target's base if it is accepted (or forced). Returns the report and whether it was."""
+    skill, old, new = library.load(name), base_policy(library), base_policy(target)
+    obs = probes(library, name, options)
+    rng = torch.Generator().manual_seed(options.seed)
+    adapter, report = rebase(skill.adapter, old.actor, new.actor, obs, target.header, rng, options.gate, options.steps)
+    if not (report.accepted or options.force):
+        return report, False
+    how = f"by {report.method}, {100 * report.final:.1f} % of the action gap left"
+    said = f"{skill.card.description} (moved from base {library.folder.name} {how})".strip()
+    # Scores were measured on the old base, and its parents stay there.
+    card = skill.card.filled(description=said, scores={}, fingerprint="", parents=(), spread=0.0, created=0.0)
+    target.publish(name, adapter, card, options.overwrite)
+    return report, True
+
+
+def probes(library: Library, name: str, options: MoveOptions) -> Tensor:
+    """Observations (N, obs_dim), in random order: of a dataset, or of the skill's own episodes."""
+    if options.data:
+        dataset = open_dataset(options.data)
+        obs = dataset.transitions().obs
+    else:
+        policy = skill_policy(library, {name: 1.0})
+        if not policy.task:
+            raise ValueError(f"base {library.folder.name} does not say its task; give data=NAME with observations")
+        obs = visited(policy, str(policy.task), options.episodes, options.seed)
+    order = torch.randperm(len(obs), generator=torch.Generator().manual_seed(options.seed))
+    return obs[order[:PROBES]]
+
+
+def visited(policy: Policy, task: str, episodes: int, seed: int = 0) -> Tensor:
+    """Observations (N, obs_dim) of episodes under slightly disturbed actions, so that the way back is among them."""
+    world, rng = sim.make(task, num_worlds=episodes), np.random.default_rng(seed)
+    obs, going, seen = world.reset(seed=SEED + seed), np.ones(episodes, bool), []
+    policy.reset()
+    while going.any():
+        rows = obs.astype(np.float32)
+        seen.append(rows[going])
+        action = policy.act(rows)
+        pushed = np.clip(action + NOISE * rng.standard_normal(action.shape), -1.0, 1.0)
+        obs, _, terminated, truncated, _ = world.step(pushed)
+        going &= ~(terminated | truncated)
+    return torch.from_numpy(np.concatenate(seen))
+
+
+class ForeignOptions(Protocol):
+    """What `import_skill` reads of its options."""
+
+    name: str | None
+    base: str | None
+    description: str
+    overwrite: bool
+
+
+def import_skill(path: Path, options: ForeignOptions) -> tuple[Library, Published]:
+    """Publish an adapter of peft (a folder) or a skill file. Raises LookupError, ValueError or OSError."""
+    from policies.skill_file import read_skill
+
+    if path.is_file():
+        adapter, _ = read_skill(path)
+        library = find_base(options.base or adapter.header.base)
+        return library, library.add_file(path, options.name, options.overwrite)
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no {path}; give a folder with adapter_model.safetensors, or a skill file")
+    adapter = import_peft(path)
+    if options.base is None and not adapter.header.base:
+        raise ValueError(f"{path} does not say which base it belongs to; name it with base=DIGEST or base=RUN")
+    library = find_base(options.base or adapter.header.base)
+    if not adapter.header.base:
+        adapter = adapter.with_header(library.header)  # whoever names the base vouches for it
+    name = options.name or path.name
+    return library, library.publish(name, adapter, SkillCard(name, description=options.description), options.overwrite)
