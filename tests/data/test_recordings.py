@@ -52,7 +52,7 @@ def test_a_task_rewards_its_observations_as_its_world_does(task: str) -> None:
         errors.append(np.abs(found - reward)[~low])
         assert (ended == terminated)[~low].all()
         seen, obs = seen + int((~low).sum()), after
-    assert seen > 800 and np.quantile(np.concatenate(errors), 0.9) < 1e-4
+    assert seen > 800 and np.median(np.concatenate(errors)) < 1e-5
     # A vehicle that tilts still sees its goal as if it stood level.
     assert np.concatenate(errors).max() < (0.1 if task == "vehicle-waypoint" else 1e-5)
 
