@@ -1,83 +1,86 @@
 """Action flow matching on a vehicle and a quadrotor whose dynamics change in the middle of a mission.
 
-One step: how far an executed action lands from where the nominal model said the planned one would, on a kinematic
-vehicle (0.2 s, 1 m/s, π/2 rad/s) under the paper's 11 gain pairs and under coupled changes none of which was trained
-on. Evidence and query are always drawn apart; a flow whose evidence holds its own query is trained beside, to show the
-leak, and evidence of another regime is handed over, to show that it is used.
+    python benchmarks/action_flow.py --quick                        minutes: one step, and the vehicle on one map
+    python benchmarks/action_flow.py --workers 16                   everything that is missing, as parallel processes
+    python benchmarks/action_flow.py --only 'vehicle/0/yard/flow'   one cell; patterns as 'vehicle/*/yard/*'
+    python benchmarks/action_flow.py --table                        print what has been measured so far
 
-Missions: MuJoCo robots on maps of 18 and 33 waypoints, changed from 15 % to 80 % of the way, beside no adaptation,
-online update only, recursive least squares on gains, a domain-randomised model, an in-context model and an oracle that
-plans with a model fitted to the very regime. --missions vehicle quadrotor (default: both; --quick: vehicle, one map).
+One step: how far an executed action lands from where the nominal model said the planned one would, on a kinematic
+vehicle (0.2 s, 1 m/s, π/2 rad/s) under the paper's 11 gain pairs and under coupled changes. Evidence and query are
+always drawn apart; a flow whose evidence holds its own query is trained beside, to show the leak, and evidence of
+another regime is handed over, to show that it is used.
+
+Missions: MuJoCo robots on maps of 18 and 33 waypoints, changed from 15 % to 80 % of the way. Training families are
+random; no test regime was trained on, though the vehicle's and the quadrotor's lie within the ranges of the families.
+Every cell, robot/seed/map/method, is kept as JSON under runs/benchmarks/action_flow, and so is what was learned.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
+from dataclasses import asdict
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from common import Claim, arguments, report, table
-from flow_learning import Learned, learn
-from flow_missions import Outcome, build, mission
+from flow_learning import KEPT, LIMITS, TESTS, material, tests_of
+from flow_missions import METHODS, build, mission
 from flow_one_step import one_step
 
+from robot_cl import stats
 from sim.robots.regimes import UNCHANGED
 
-METHODS = (
-    "no adaptation", "online update", "least squares", "domain-randomised", "in context", "action flow",
-    "action flow, judged", "oracle",
-)  # fmt: skip
+COPIES = 4  # unchanged robots per cell
+Cells = dict[str, dict[str, Any]]
+
+# -- cells ------------------------------------------------------------------------------------------------------------
 
 
-# -- missions ---------------------------------------------------------------------------------------------------------
+def cells(robots: list[str], quick: bool) -> list[str]:
+    """Names of all cells, those first that others wait for."""
+    seeds, maps = range(1 if quick else 3), ("yard",) if quick else ("field", "yard")
+    pairs = [f"{robot}/{seed}" for robot in reversed(robots) for seed in seeds]
+    flown = [f"{pair}/{m}/{method}" for m in maps for pair in pairs for method in METHODS]
+    return [*(f"{pair}/learned" for pair in pairs), "one_step", *flown]
 
 
-def summary(outcomes: list[Outcome], rows: np.ndarray) -> tuple[float, ...]:
-    """Means over robots `rows` of all maps: waypoint fraction, success, early progress, one-step miss, steps."""
-    columns = ("fraction", "success", "early", "miss", "steps")
-    return tuple(float(np.mean([np.mean(getattr(o, c)[rows]) for o in outcomes])) for c in columns)
+def path_of(cell: str, quick: bool) -> Path:
+    return KEPT / ("quick" if quick else "full") / f"{cell.replace('/', '-')}.json"
 
 
-def missions(name: str, quick: bool) -> tuple[list[Claim], dict[str, dict[str, tuple[float, ...]]]]:
-    known, maps, seeds = learn(name, quick), ("yard",) if quick else ("yard", "field"), 1 if quick else 3
-    regimes = [UNCHANGED, *known.setup.tests]
-    gains = np.array([bool(r.gain) and not (r.slip or r.cross) for r in regimes for _ in range(seeds)])
-    plain = np.array([r is UNCHANGED for r in regimes for _ in range(seeds)])
-    slices = {"gains": gains, "coupled": ~gains & ~plain, "all changed": ~plain, "unchanged": plain}
-    found: dict[str, dict[str, tuple[float, ...]]] = {}
-    for method in METHODS:
-        start = time.process_time()
-        outcomes = [mission(known, method, m, regimes, seeds) for m in maps]
-        found[method] = {part: summary(outcomes, rows) for part, rows in slices.items()}
-        print(f"{name}, {method}: {time.process_time() - start:.0f} s of processor time", flush=True)
-    for part in slices:
-        print(f"\n{name}, {part}: {', '.join(maps)}, {seeds} seeds, {int(slices[part].sum())} robots per map")
-        header = ("method", "waypoints", "success", "early", "miss", "steps")
-        print(table(header, [(m, *f[part]) for m, f in found.items()]))
-    return claims_of(name, known, found), found
+def measure(cell: str, quick: bool) -> dict[str, Any]:
+    """Run one cell."""
+    start = time.process_time()
+    if cell == "one_step":
+        claims, rows = one_step(quick)
+        found: dict[str, Any] = {"claims": [asdict(c) for c in claims], "rows": rows}
+    elif cell.endswith("/learned"):
+        robot, seed, _ = cell.split("/")
+        found = {"card": material(robot, int(seed), quick).learned.card}
+    else:
+        found = fly(*cell.split("/"), quick)
+    return {"cell": cell, "seconds": round(time.process_time() - start, 1), **found}
 
 
-def claims_of(name: str, known: Learned, found: dict[str, dict[str, tuple[float, ...]]]) -> list[Claim]:
-    flow, none = found["action flow"], found["no adaptation"]
-    others = [
-        Claim(f"{name}: early progress, flow / online update", flow["all changed"][2] /
-              max(found["online update"]["all changed"][2], 1e-9), 1.0),
-        Claim(f"{name}: waypoints on coupled changes, flow − least squares",
-              flow["coupled"][0] - found["least squares"]["coupled"][0], 0.0),
-        Claim(f"{name}: steps of an unchanged robot, flow / none", flow["unchanged"][4] / none["unchanged"][4],
-              1.02, at_least=False),
-    ]  # fmt: skip
-    gained = flow["all changed"][1] / max(none["all changed"][1], 1e-9)
-    first = Claim(f"{name}: mission success, flow / no adaptation", min(gained, 1e3), 1.342)
-    return [first, *others, Claim(f"{name}: ms of processor time per decision of one robot", one_decision(known), 20.0,
-                                  at_least=False)]  # fmt: skip
+def fly(robot: str, seed: str, map_name: str, method: str, quick: bool) -> dict[str, Any]:
+    known, regimes = material(robot, int(seed), quick), [*[UNCHANGED] * COPIES, *tests_of(robot)]
+    outcome = mission(known, method, map_name, regimes, int(seed))
+    columns = {k: np.asarray(v, dtype=float).round(4).tolist() for k, v in asdict(outcome).items()}
+    found = {"regimes": [r.name for r in regimes], **columns}
+    return {**found, "ms": one_decision(known)} if method == "flow" and map_name == "yard" else found
 
 
-def one_decision(known: Learned) -> float:
-    """Median over 100 decisions of planner and flow together, with the flow asked at every step."""
-    controller, chase = build("action flow", known, np.zeros(1, dtype=int), 0)
-    chase.goal, spent = np.ones((1, known.setup.goal_dim), dtype=np.float32), []
-    pose, rng = np.zeros((1, known.setup.obs_dim), dtype=np.float32), np.random.default_rng(0)
+def one_decision(known: Any) -> float:
+    """Median over 100 decisions of planner and flow together for one robot, in processor time, flow always asked."""
+    controller, planner, _ = build("flow", known, np.full(1, -1), 0)
+    p, spent, rng = known.learned.robot, [], np.random.default_rng(0)
+    planner.goal, pose = np.ones((1, p.goal_dim), dtype=np.float32), np.zeros((1, p.obs_dim), dtype=np.float32)
     for _ in range(110):
         start = time.thread_time()
         controller.act(pose)
@@ -86,18 +89,130 @@ def one_decision(known: Learned) -> float:
     return 1e3 * float(np.median(spent[10:]))
 
 
+def spread(missing: list[str], workers: int, minutes: float, quick: bool) -> None:
+    """Cells as processes, `workers` at a time, a cell after what it needs is learned; after `minutes` none is begun."""
+    began, running, waiting = time.monotonic(), dict[str, subprocess.Popen[bytes]](), list(missing)
+    while waiting or running:
+        for cell in [c for c, process in running.items() if process.poll() is not None]:
+            code = running.pop(cell).returncode
+            print(f"{time.monotonic() - began:5.0f} s  {cell}{f' failed ({code})' if code else ''}", flush=True)
+        if time.monotonic() - began > 60 * minutes:
+            waiting = []
+        learning = {c.removesuffix("/learned") for c in [*waiting, *running] if c.endswith("/learned")}
+        ready = [c for c in waiting if c.endswith("/learned") or "/".join(c.split("/")[:2]) not in learning]
+        for cell in ready[: workers - len(running)]:
+            waiting.remove(cell)
+            log = path_of(cell, quick).with_suffix(".log")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, __file__, "--only", cell, *(["--quick"] if quick else [])]
+            with log.open("ab") as out:
+                running[cell] = subprocess.Popen(command, stdout=out, stderr=out)
+        time.sleep(0.2)
+
+
+# -- what they amount to ----------------------------------------------------------------------------------------------
+
+
+def kept(names: list[str], quick: bool) -> Cells:
+    return {c: json.loads(path_of(c, quick).read_text()) for c in names if path_of(c, quick).exists()}
+
+
+def slices(robot: str) -> dict[str, np.ndarray]:
+    """Rows of a cell that belong to each group of regimes."""
+    gains, coupled = (len(group) for group in TESTS[robot].values())
+    kind = np.repeat([0, 1, 2], [COPIES, gains, coupled])
+    return {"gains": kind == 1, "coupled": kind == 2, "all changed": kind > 0, "unchanged": kind == 0}
+
+
+def pooled(found: Cells, robot: str, method: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Column -> values of these rows over all seeds and maps measured."""
+    mine = [c for name, c in found.items() if name.startswith(f"{robot}/") and name.endswith(f"/{method}")]
+    columns = ("fraction", "success", "early", "miss", "steps")
+    return {k: np.concatenate([np.array(c[k])[rows] for c in mine]) if mine else np.zeros(0) for k in columns}
+
+
+def print_tables(found: Cells, robot: str) -> None:
+    for part, rows in slices(robot).items():
+        lines = []
+        for method, label in METHODS.items():
+            c = pooled(found, robot, method, rows)
+            if not len(c["success"]):
+                continue
+            between = stats.wilson(int(c["success"].sum()), len(c["success"]))
+            told = f"{c['success'].mean():.3f} [{between.low:.3f}, {between.high:.3f}]"
+            lines.append((label, len(c["success"]), float(c["fraction"].mean()), told,
+                          *(float(c[k].mean()) for k in ("early", "miss", "steps"))))  # fmt: skip
+        seeds = sorted({name.split("/")[1] for name in found if name.startswith(f"{robot}/")})
+        print(f"\n{robot}, {part}, seeds {', '.join(seeds)}")
+        head = ("method", "missions", "waypoints", "success [95 %]", "early progress", "one-step miss", "steps")
+        print(table(head, lines))
+
+
+def claims_of(found: Cells, robot: str) -> list[Claim]:
+    parts = slices(robot)
+
+    def mean(method: str, part: str, column: str) -> float:
+        return float(pooled(found, robot, method, parts[part])[column].mean())
+
+    def over(a: float, b: float) -> float:
+        return min(a / max(b, 1e-9), 1e3)
+
+    def ratio(one: str, other: str, part: str, column: str) -> float:
+        return over(mean(one, part, column), mean(other, part, column))
+
+    times = [c["ms"] for name, c in found.items() if name.startswith(f"{robot}/") and "ms" in c]
+    return [
+        Claim(f"{robot}: success of the oracle, all changes", mean("oracle", "all changed", "success"), 0.85),
+        Claim(f"{robot}: mission success, flow / none", ratio("flow", "none", "all changed", "success"), 1.342),
+        Claim(f"{robot}: early progress, flow / online update", ratio("flow", "online", "all changed", "early"), 1.0),
+        Claim(f"{robot}: success on coupled changes, flow − least squares",
+              mean("flow", "coupled", "success") - mean("squares", "coupled", "success"), 0.0),
+        Claim(f"{robot}: early progress on coupled changes, flow / least squares",
+              ratio("flow", "squares", "coupled", "early"), 1.0),
+        Claim(f"{robot}: steps of an unchanged robot, flow / none", ratio("flow", "none", "unchanged", "steps"), 1.02,
+              at_least=False),
+        Claim(f"{robot}: ms of processor time per decision of one robot", float(np.mean(times)), 20.0,
+              at_least=False),
+    ]  # fmt: skip
+
+
 def main() -> None:
-    which = ("--missions", {"nargs": "*", "default": None, "help": "robots: vehicle quadrotor; none for one step only"})
-    args = arguments(__doc__ or "", [which])
+    extra = [
+        ("--robots", {"nargs": "*", "default": None, "help": f"of {', '.join(LIMITS)}"}),
+        ("--only", {"default": "*", "help": "cells to measure, patterns separated by ';'"}),
+        ("--workers", {"type": int, "default": 1, "help": "processes at a time"}),
+        ("--minutes", {"type": float, "default": 1e9, "help": "begin no cell after these"}),
+        ("--table", {"action": "store_true", "help": "measure nothing, print what there is"}),
+    ]
+    args = arguments(__doc__ or "", extra)
     torch.set_num_threads(1)
-    robots = args.missions if args.missions is not None else (["vehicle"] if args.quick else ["vehicle", "quadrotor"])
-    claims, rows = one_step(args.quick)
-    details: dict[str, object] = {"one step": rows}
-    for name in robots:
-        more, found = missions(name, args.quick)
-        claims += more
-        details[name] = found
-    report("action_flow", claims, args.json, details)
+    robots = args.robots if args.robots is not None else (["vehicle"] if args.quick else list(LIMITS))
+    names = cells(robots, args.quick)
+    chosen = [c for c in names if any(fnmatch(c, pattern) for pattern in args.only.split(";"))]
+    missing = [] if args.table else [c for c in chosen if not path_of(c, args.quick).exists()]
+    if args.workers > 1:
+        spread(missing, args.workers, args.minutes, args.quick)
+    else:
+        for cell in missing:
+            found = json.dumps(measure(cell, args.quick))
+            path_of(cell, args.quick).parent.mkdir(parents=True, exist_ok=True)
+            path_of(cell, args.quick).write_text(found)
+            print(f"measured {cell}", flush=True)
+    if args.only != "*" and not args.table:
+        return
+    found, claims = kept(names, args.quick), []
+    if "one_step" in found:
+        rows = [(name, *values) for name, values in found["one_step"]["rows"].items()]
+        print(table(("one-step miss", "gains", "coupled"), rows))
+        claims = [Claim(**c) for c in found["one_step"]["claims"]]
+    for robot in robots:
+        if all(f"{robot}/0/yard/{m}" in found for m in METHODS):
+            print_tables(found, robot)
+            claims += claims_of(found, robot)
+    left = [c for c in names if c not in found]
+    if left:
+        print(f"\nnot measured: {', '.join(left)}")
+    report("action_flow", claims, args.json, found)
 
 
 if __name__ == "__main__":

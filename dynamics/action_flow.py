@@ -157,11 +157,11 @@ class ActionFlow(nn.Module):
 def draw(pool: RegimePool, rows: int, evidence: int, rng: torch.Generator) -> tuple[Tensor, ...]:
     """A batch: evidence (B, K, W), mask (B, K), features, planned, answer (B, ·).
 
-    Each row takes a regime, between 1 and K of its transitions, and one of its queries, independently.
+    Each row takes a regime, between 1 and K consecutive ones of its transitions, and one of its queries, independently.
     """
     regimes, stored = pool.evidence.shape[:2]
     regime = torch.randint(regimes, (rows,), generator=rng)
-    pick = torch.randint(stored, (rows, evidence), generator=rng)
+    pick = (torch.randint(stored, (rows, 1), generator=rng) + torch.arange(evidence)) % stored
     query = torch.randint(pool.planned.shape[1], (rows,), generator=rng)
     have = torch.randint(1, evidence + 1, (rows, 1), generator=rng)
     mask = torch.arange(evidence) < have

@@ -22,8 +22,11 @@ class RowModels:
     """One model per row of a batch of robots, each a copy of the best elite, updated from its own robot alone.
 
     Remembers the models, their optimiser and the newest `capacity` transitions of each row. Serves as judge of a
-    `ReshapedPolicy` and, through `returns`, as the model of a planner.
+    `ReshapedPolicy` and, through `returns`, as the model of a planner. `leads` (B,) says in which rows the planner is
+    to use them (all, unless a `ReshapedPolicy` decides); the others plan with the nominal model.
     """
+
+    leads: Tensor
 
     def __init__(self, model: Ensemble, config: OnlineConfig, rng: torch.Generator):
         self.nominal, self.config, self.rng = model.subset(model.elites[:1]), config, rng
@@ -41,6 +44,11 @@ class RowModels:
         for state in self._opt.state.values():
             state["exp_avg"][at], state["exp_avg_sq"][at] = 0.0, 0.0
         self._held[at] = 0
+
+    def forget(self, rows: Tensor) -> None:
+        """Drop the transitions of these rows (B,) bool and keep what was learned from them."""
+        if len(rows) == len(self._held):
+            self._held[rows] = 0
 
     def observe(self, obs: Tensor, action: Tensor, next_obs: Tensor, fresh: Tensor) -> None:
         """Remember one transition per row where `fresh`, then take the configured gradient steps."""
@@ -74,15 +82,25 @@ class RowModels:
         def evaluate(obs: Tensor, actions: Tensor) -> Tensor:
             if len(obs) != len(self._held):
                 self._begin(len(obs))
+            models = self._asked()
             state, total = obs.unsqueeze(1).expand(-1, actions.shape[1], -1), actions.new_zeros(actions.shape[:2])
             for h in range(actions.shape[2]):
-                delta, _ = self.models.means(state, actions[:, :, h], with_reward=False)
-                after = self.models.advance(state, delta)
+                delta, _ = models.means(state, actions[:, :, h], with_reward=False)
+                after = models.advance(state, delta)
                 flat = (state.flatten(0, 1), actions[:, :, h].flatten(0, 1), after.flatten(0, 1))
                 total, state = total + reward_fn(*flat).reshape(total.shape), after
             return total
 
         return evaluate
+
+    def _asked(self) -> Ensemble:
+        """One model per row: its own where it leads, the nominal one elsewhere."""
+        if self.leads.all():
+            return self.models
+        asked = self.nominal.subset(torch.zeros(len(self.leads), dtype=torch.int64))
+        for each, mine in zip(asked.parameters(), self.models.parameters(), strict=True):
+            each[self.leads] = mine[self.leads]
+        return asked
 
     def _loss(self, e: Errors) -> Tensor:
         """Normalised state error; a row that has seen nothing yet learns nothing."""
@@ -95,6 +113,7 @@ class RowModels:
         self.obs, self.next_obs = torch.zeros(size, d), torch.zeros(size, d)
         self.action, self.reward = torch.zeros(size, self.nominal.act_dim), torch.zeros(size)
         self.terminated, self._held = torch.zeros(size), torch.zeros(rows, dtype=torch.int64)
+        self.leads = torch.ones(rows, dtype=torch.bool)
 
 
 @dataclass

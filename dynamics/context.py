@@ -5,11 +5,15 @@ The same evidence and encoder as an action flow, put into the model instead of t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dynamics.action_flow import Coder, FlowConfig, pooled
@@ -81,6 +85,29 @@ class ContextModel(nn.Module):
             decay.step()
             losses.append(float(loss.detach()))
         return losses
+
+
+    def save(self, path: Path | str) -> None:
+        """Encoder, correction and configuration in one safetensors file; the nominal model has its own."""
+        about = json.dumps({"evidence_dim": self.evidence_dim, "config": asdict(self.config)})
+        mine = {k: v for k, v in self.state_dict().items() if not k.startswith("nominal.")}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in mine.items()}
+        save_file(tensors, str(path), metadata={"robot_cl.context_model": about})
+
+    @classmethod
+    def load(cls, path: Path | str, nominal: Ensemble, coder: Coder) -> ContextModel:
+        """Inverse of `save`. Raises OSError if there is no such file, ValueError if it holds something else."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no context model at {path}; ContextModel.save writes one")
+        with safe_open(str(path), framework="pt") as file:
+            about = (file.metadata() or {}).get("robot_cl.context_model")
+            if about is None:
+                raise ValueError(f"{path} holds no context model; expected a file written by ContextModel.save")
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (the handle is no dict)
+        told = json.loads(about)
+        model = cls(nominal, coder, told["evidence_dim"], FlowConfig(**told["config"]), torch.Generator())
+        model.load_state_dict({**{f"nominal.{k}": v for k, v in nominal.state_dict().items()}, **tensors})
+        return model
 
 
 class ContextPlanner:
