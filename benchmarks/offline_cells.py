@@ -17,7 +17,7 @@ from common import ROOT, processor
 
 from policies.critics import CriticConfig
 from robot_cl.data.behaviours import list_behaviours, load_behaviour
-from robot_cl.data.collect import Part, collect
+from robot_cl.data.collect import Part, collect, random_part
 from robot_cl.data.reference import find_reference
 from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.evaluate import evaluate
@@ -60,10 +60,11 @@ SIZES = {"quick": Sizes(128, 0.25, 0.02), "small": Sizes(128, 0.25), "full": Siz
 
 @dataclass(frozen=True)
 class Mixture:
-    """Behaviours (file stem, noise; None: its own distribution) of one dataset, in equal shares."""
+    """Behaviours (file stem or random, noise; None: its own distribution) of one dataset, in `shares` or equal ones."""
 
     task: str
     parts: tuple[tuple[str, float | None], ...]
+    shares: tuple[float, ...] = ()
     steps: int = 200_000
 
 
@@ -74,6 +75,19 @@ DATASETS = {
     ),
     "hopper-mixture": Mixture("hopper", (("hopper-sac", None), ("hopper-tqc", None))),
 }
+
+EXPERTS = {"halfcheetah": "halfcheetah-tqc", "hopper": "hopper-tqc"}
+FRACTIONS = (0, 10, 50, 90, 100)
+
+
+def _fraction(task: str, percent: int) -> Mixture:
+    """Expert and uniformly random actions, `percent` of the transitions from the expert."""
+    both = ((EXPERTS[task], None), percent), (("random", None), 100 - percent)
+    parts, shares = zip(*(pair for pair in both if pair[1]), strict=True)
+    return Mixture(task, parts, shares, 100_000)
+
+
+SWEEP = {f"{task}-expert-{percent}": _fraction(task, percent) for task in EXPERTS for percent in FRACTIONS}
 
 
 @dataclass(frozen=True)
@@ -123,11 +137,12 @@ METHODS = {
 
 def dataset(name: str, steps: int | None = None) -> StoredDataset:
     """Opens or makes a dataset; the same arguments give the same transitions, bit for bit."""
-    mixture = DATASETS[name]
+    mixture = (DATASETS | SWEEP)[name]
     root, stored = KEPT / "datasets", f"{name}-{(steps or mixture.steps) // 1000}k-v0"
     if (root / stored / "meta.json").exists():
         return open_dataset(stored, root)
-    parts = [_part(stem, noise) for stem, noise in mixture.parts]
+    shares = mixture.shares or (1.0,) * len(mixture.parts)
+    parts = [_part(mixture.task, *part, share) for part, share in zip(mixture.parts, shares, strict=True)]
     print(f"collecting {stored}", flush=True)
     return collect(mixture.task, parts, steps or mixture.steps, stored, seed=7, root=root)
 
@@ -137,13 +152,14 @@ def slug(method: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in method).strip("_")
 
 
-def _part(stem: str, noise: float | None) -> Part:
+def _part(task: str, stem: str, noise: float | None, share: float) -> Part:
+    if stem == "random":
+        return random_part(task, share)
     if (SHARED / f"{stem}.npz").exists():
         policy = load_behaviour(SHARED / f"{stem}.npz")
     else:
-        task = stem.partition("-")[0]
         policy = load_behaviour(next(n for n in list_behaviours() if n.startswith(task)))
-    return Part(policy, noise or 0.0, stochastic=noise is None and policy.stochastic)
+    return Part(policy, noise or 0.0, share, stochastic=noise is None and policy.stochastic)
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------

@@ -14,9 +14,7 @@ folder is absent. Scores are 100 (return − low)/(high − low) of D4RL's refer
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -24,54 +22,9 @@ import numpy as np
 import torch
 from common import Claim, arguments, report, table
 from offline_cells import DATASETS, METHODS, QUICK, SIZES, Plan, dataset, measure, score, slug
+from offline_workers import spread
 
 from robot_cl import stats
-
-# -- many at once -----------------------------------------------------------------------------------------------------
-
-
-def spread(cells: list[tuple[str, str]], plan: Plan, workers: int, minutes: float, passed_on: list[str]) -> None:
-    """Cells as processes, `workers` at a time, those first on which most time hangs, a cell after its start.
-
-    A process writes its log beside its JSON. After `minutes` none is begun; those that run are let finish.
-    """
-    began, running = time.monotonic(), dict[tuple[str, str], subprocess.Popen[bytes]]()
-    waiting, over = sorted(cells, key=lambda cell: -_hanging_on(cell[1])), set[tuple[str, str]]()
-    while waiting or running:
-        for cell in [c for c, process in running.items() if process.poll() is not None]:
-            code = running.pop(cell).returncode
-            over.add(cell)
-            failed = f" failed ({code}), see its log" if code else ""
-            print(f"{time.monotonic() - began:6.0f} s  {'/'.join(cell)}{failed}", flush=True)
-        late = time.monotonic() - began > 60 * minutes
-        ready = [c for c in waiting if _start(c) is None or _start(c) in over or _start(c) not in cells]
-        for cell in [] if late else ready[: workers - len(running)]:
-            waiting.remove(cell)
-            running[cell] = _process(cell, plan, passed_on)
-        if late and waiting:
-            print(f"no time left for {', '.join('/'.join(cell) for cell in waiting)}", flush=True)
-            waiting = []
-        time.sleep(0.2)
-
-
-def _hanging_on(method_name: str) -> float:
-    """Minutes from the start of this cell to the end of the last one that waits for it."""
-    after = [m.cost for m in METHODS.values() if m.start == method_name]
-    return METHODS[method_name].cost + max(after, default=0.0)
-
-
-def _start(cell: tuple[str, str]) -> tuple[str, str] | None:
-    start = METHODS[cell[1]].start
-    return None if start is None else (cell[0], start)
-
-
-def _process(cell: tuple[str, str], plan: Plan, passed_on: list[str]) -> subprocess.Popen[bytes]:
-    path = plan.kept / cell[0] / f"{slug(cell[1])}.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as log:
-        command = [sys.executable, __file__, "--only", "/".join(cell), *passed_on]
-        return subprocess.Popen(command, stdout=log, stderr=log)
-
 
 # -- printing ---------------------------------------------------------------------------------------------------------
 
@@ -159,15 +112,10 @@ def main() -> None:
     if args.table:
         cells = []
     if args.workers > 1:
-        for name in dict.fromkeys(d for d, _ in cells):
-            dataset(name, plan.steps)
-        passed_on = ["--device", args.device, "--sizes", args.sizes, *(["--quick"] if args.quick else [])]
-        spread(cells, plan, args.workers, args.minutes, passed_on)
+        spread(cells, plan, args.workers, args.minutes)
     else:
         for data_name, method_name in cells:
             measure(plan, data_name, method_name)
-    if args.only and not args.workers > 1:
-        return
     records = kept(plan)
     print_tables(plan, records)
     report("offline_online", claims(records), args.json, records)

@@ -1,0 +1,76 @@
+"""Which learner suits data that is part expert, part random, and does the dataset doctor name it?
+
+    python benchmarks/expert_fraction.py --device cuda --workers 16
+    python benchmarks/expert_fraction.py --tasks hopper --table    what has been measured so far
+
+Per task five datasets of 100k transitions, 0, 10, 50, 90 and 100 % of them an expert's and the rest uniformly random
+actions; BC, IQL and LCB with three stacked seeds each; mean return of 20 episodes per seed of the last policy. What a
+learner reaches is counted from the return of random actions, so that "within 10 %" means the same on every task.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from common import Claim, arguments, report, table
+from offline_cells import EXPERTS, FRACTIONS, QUICK, SIZES, Plan, dataset, measure, slug
+from offline_workers import spread
+
+from robot_cl.data.doctor import recommend
+from robot_cl.data.reference import find_reference
+
+LEARNERS = ("bc", "iql", "lcb")
+
+
+def reached(plan: Plan, name: str) -> dict[str, float]:
+    """Learner -> mean return, of what has been measured."""
+    paths = {learner: plan.kept / name / f"{slug(learner)}.json" for learner in LEARNERS}
+    return {m: float(np.mean(json.loads(path.read_text())["returns"])) for m, path in paths.items() if path.exists()}
+
+
+def share_of_best(returns: dict[str, float], chosen: str, low: float) -> float:
+    """What the chosen learner gains over random actions, of what the best one does."""
+    best = max(returns.values())
+    return (returns[chosen] - low) / max(best - low, 1e-9)
+
+
+def main() -> None:
+    flags: list[tuple[str, dict[str, Any]]] = [
+        ("--tasks", {"default": ",".join(EXPERTS)}),
+        ("--table", {"action": "store_true", "help": "measure nothing, print what is there"}),
+        ("--sizes", {"default": "full", "choices": list(SIZES)}),
+        ("--device", {"default": "cpu", "choices": ["cpu", "cuda"]}),
+        ("--workers", {"type": int, "default": 1, "help": "processes at once, one cell each"}),
+        ("--minutes", {"type": float, "default": 1e9, "help": "with workers: begin no cell after these"}),
+    ]
+    args = arguments(__doc__ or "", flags)
+    torch.set_num_threads(1)
+    plan = QUICK if args.quick else Plan(args.sizes, device=args.device)
+    names = [f"{task}-expert-{percent}" for task in args.tasks.split(",") for percent in FRACTIONS]
+    cells = [(name, learner) for name in names for learner in LEARNERS]
+    if not args.table and args.workers > 1:
+        spread(cells, plan, args.workers, args.minutes)
+    elif not args.table:
+        for cell in cells:
+            measure(plan, *cell)
+    rows, claims = [], []
+    for name in names:
+        found = reached(plan, name)
+        if len(found) < len(LEARNERS):
+            continue
+        task, advice = name.partition("-")[0], recommend(dataset(name, plan.steps))
+        reference = find_reference(task)
+        assert reference is not None
+        share = share_of_best(found, advice.learner, reference.low)
+        rows.append((name, *found.values(), advice.learner, share))
+        claims.append(Claim(f"{name}: the recommended learner's share of the best one's gain", share, 0.9))
+        print(f"{name}: {advice.learner}, because {'; '.join(advice.evidence)}")
+    print(table(("dataset", *LEARNERS, "recommended", "its share of the best"), rows))
+    report("expert_fraction", claims, args.json, rows)
+
+
+if __name__ == "__main__":
+    main()
