@@ -18,6 +18,7 @@ from robot_cl.learners import learner_class
 from robot_cl.learners.base import Learner, LearnerConfig, Trainable
 from robot_cl.learners.cal_ql import CalQLConfig
 from robot_cl.learners.gate import GateConfig
+from robot_cl.learners.iql import IQLConfig
 from robot_cl.learners.lcb import LCBConfig
 from robot_cl.learners.mbpo import MBPOConfig, ModelConfig
 from robot_cl.learners.moorl import MOORLConfig
@@ -30,6 +31,7 @@ from robot_cl.learners.wsrl import WSRLConfig
 
 SOFT = {"actor": replace(tanh_actor(), hidden=(16, 16)), "critic": CriticConfig(hidden=(16, 16), layer_norm=True)}
 CONFIGS: dict[str, LearnerConfig] = {
+    "iql": IQLConfig(actor=ActorConfig(hidden=(16, 16)), critic=CriticConfig(hidden=(16, 16))),
     "sac": SACConfig(**SOFT),
     "rlpd": RLPDConfig(**SOFT, critics=4, actor_every=2),
     "moorl": MOORLConfig(**SOFT, inner=3),
@@ -40,7 +42,14 @@ CONFIGS: dict[str, LearnerConfig] = {
     "mbpo": MBPOConfig(
         **SOFT,
         model=ModelConfig(
-            ensemble=EnsembleConfig(3, 2, (16,), (8,)), every=8, first=10, steps=5, batch=32, rows=400, rollouts=4, keep=64
+            ensemble=EnsembleConfig(3, 2, (16,), (8,)),
+            every=8,
+            first=10,
+            steps=5,
+            batch=32,
+            rows=400,
+            rollouts=4,
+            keep=64,
         ),
     ),
     "percent_bc": PercentBCConfig(actor=ActorConfig(hidden=(16, 16)), share=0.3),
@@ -134,7 +143,7 @@ def test_what_follows_a_terminal_does_not_matter_and_what_follows_a_time_limit_d
         assert (losses[0] != losses[1]) == matters, flag
 
 
-@pytest.mark.parametrize("name", ["moorl", "uni_o4", "lcb", "mbpo"])
+@pytest.mark.parametrize("name", ["iql", "moorl", "uni_o4", "lcb", "mbpo"])
 def test_an_adapter_on_a_frozen_base_can_be_what_is_trained(name, data):
     norm = Normalizer(4).fit(data.obs)
     source = StackedGaussianActor(4, 2, generators(3, 1), CONFIGS[name].actor, norm)
