@@ -73,9 +73,17 @@ def _runs() -> dict[str, str]:
 
 
 def _shifts() -> dict[str, str]:
-    from sim.shift import NEUTRAL, PER_JOINT
+    from sim.shift import NEUTRAL, PER_BODY, PER_JOINT
 
-    return {**{k: f"write {k}VALUE" for k in NEUTRAL}, **{k: f"write {k}=VALUE or {k}.JOINT=VALUE" for k in PER_JOINT}}
+    joints = {k: f"write {k}=VALUE or {k}.JOINT=VALUE" for k in PER_JOINT}
+    bodies = {k: f"write {k}.BODY=VALUE" for k in PER_BODY}
+    return {**{k: f"write {k}VALUE" for k in NEUTRAL}, **joints, **bodies}
+
+
+def _streams() -> dict[str, str]:
+    from sim.stream import STREAMS
+
+    return {name: f"{len(stream.stages)} tasks: {stream.about}" for name, stream in STREAMS.items()}
 
 
 SHELVES: dict[str, Shelf] = {
@@ -84,6 +92,8 @@ SHELVES: dict[str, Shelf] = {
     "behaviours": Shelf("policy=", _behaviours),
     "learners": Shelf("learner=", _learners),
     "shifts": Shelf("shift=", _shifts),
+    "streams": Shelf("stream=", _streams),
+    "methods": Shelf("methods=[...]", _table("robot_cl.continual.methods", "METHODS")),
     "merges": Shelf("how=", _table("policies.merging", "MERGE")),
     "composers": Shelf("composer=", _table("policies.composers", "COMPOSERS")),
     "routers": Shelf("router=", _table("policies.routers", "ROUTERS")),

@@ -1,0 +1,220 @@
+"""The library on a stream whose borders nobody announces: it notices a change, and routes by trying.
+
+Seeds notice at different moments, so each runs alone. A seed killed before its end begins anew: a minute or two.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.actor import StackedGaussianActor
+from policies.networks import generators
+from robot_cl.continual.actors import State, copied
+from robot_cl.continual.change import ChangeWatch
+from robot_cl.continual.loop import Measuring, Progress
+from robot_cl.continual.method import SEEDS_PER_STAGE, Setup
+from robot_cl.continual.methods.library import Route, SkillLibrary
+from robot_cl.continual.stage_worlds import score, stage_world
+from robot_cl.data.atomic import whole_folder, write_json
+from robot_cl.learners.base import Learner
+from robot_cl.learners.rollout import Collector
+from robot_cl.seeding import EVALUATION_SEED
+from sim.stream import Stage
+
+SETTLED = 0.5  # a skill trained for less than this share of a task's budget is trained on, however well it does
+
+
+class HiddenLibrary(SkillLibrary):
+    """The library with contexts it found by itself in place of tasks. Remembers where each context was met, and for
+    how many steps each skill has been trained."""
+
+    def __init__(self, setup: Setup):
+        super().__init__(setup)
+        self.contexts: list[Stage] = []
+        self.learning: Learner | None = None  # in the context that goes on
+        self.trained: dict[str, int] = {}
+
+    def stage(self, k: int) -> Stage:
+        return self.contexts[k]
+
+    def meet(self, here: Stage) -> tuple[Learner | None, int]:
+        """Something new is going on `here`: a context of its own, decided about as an announced task would be."""
+        self.contexts.append(replace(here, name=f"context {len(self.contexts) + 1}"))
+        self.learning, spent = self.begin(len(self.contexts) - 1)
+        return self.learning, spent
+
+    def decide(self, stage: Stage) -> tuple[list[Route], int]:
+        routes, spent = super().decide(stage)
+        return [replace(r, reached=r.reached and self._settled(r, stage)) for r in routes], spent
+
+    def _settled(self, route: Route, stage: Stage) -> bool:
+        return sum(self.trained.get(name, 0) for name in route.mix) >= SETTLED * stage.steps
+
+    def leave(self, learner: Learner | None, steps: int) -> None:
+        """The context is over: keep what was learned in it."""
+        k = len(self.contexts) - 1
+        self.end(k, learner, None)
+        if self.routes[-1][0].learned:
+            self.trained[self.routes[-1][0].skill] = steps
+
+    def policy(self, j: int) -> StackedGaussianActor:
+        """No task is known by name: each is routed by a trial, in which what is being learned takes part."""
+        stage = self.setup.stream.stages[j]
+        routes, _ = self.decide(stage)
+        if self.learning is not None:
+            present = self.current(-1, self.learning)
+            if self._tried(present, stage)[0] > routes[0].trial:
+                return present
+        return self._composed([route.mix for route in routes])
+
+
+class Playing:
+    """An explorer that learns nothing: the composition that was enough, with the base's own noise."""
+
+    def __init__(self, actor: StackedGaussianActor, seed: int):
+        self.actor, self.rng, self.seeds, self.device = actor, generators(seed, 1), 1, "cpu"
+
+    def noise(self, *shape: int) -> Tensor:
+        return torch.randn(1, *shape, generator=self.rng[0])
+
+    @torch.inference_mode()
+    def explore(self, obs: Tensor, noise: Tensor) -> Tensor:
+        mean, log_std = self.actor(obs)
+        return self.actor.sample(mean, log_std, noise)[0]
+
+
+@dataclass
+class Alarms:
+    """When the detector rang: the step of the whole stream, the true task then, and the steps since it began."""
+
+    step: int
+    task: int
+    since: int
+
+
+def run_hidden(setup: Setup, measuring: Measuring, progress: Progress | None = None) -> tuple[list[dict], dict]:
+    """All seeds, one after the other -> rows as `loop.run_method` gives them, and facts with each seed's alarms."""
+    parts = []
+    for p in range(setup.seeds):
+        folder = setup.folder / f"seed-{p}"
+        if not (folder / "rows.json").exists():
+            rows, facts = run_seed(member_setup(setup, p), measuring, progress)
+            with whole_folder(setup.folder, folder) as part:
+                write_json(part / "rows.json", rows)
+                write_json(part / "facts.json", facts)
+        parts.append(tuple(json.loads((folder / f"{name}.json").read_text()) for name in ("rows", "facts")))
+    return [joined([rows[k] for rows, _ in parts]) for k in range(len(setup.stream.stages))], merged_facts(parts)
+
+
+def member_setup(setup: Setup, p: int) -> Setup:
+    """Seed p alone."""
+
+    def own(name: str, value: Tensor) -> Tensor:
+        if not value.dim():
+            return value
+        axis = 0 if name.startswith("nets.") else value.dim() - 1
+        return value.tensor_split(setup.seeds, axis)[p].clone()
+
+    base = copied(setup.base.member(p))
+    base.normalizer.freeze()
+    values: State = {name: own(name, value) for name, value in setup.values.items()}
+    return replace(setup, base=base, values=values, seed=setup.seed + p, folder=setup.folder / f"libraries-{p}")
+
+
+def run_seed(setup: Setup, measuring: Measuring, progress: Progress | None) -> tuple[list[dict], dict]:
+    """One seed through the stream; the world changes under it at the end of each task's budget."""
+    run, rows = _Seed(setup, measuring), []
+    for k, stage in enumerate(setup.stream.stages):
+        began = time.monotonic()
+        curve = run.live(k, stage, progress)
+        scores = score([run.method.policy(j) for j in range(len(setup.stream.stages))], setup.stream.stages,
+                       measuring.episodes, EVALUATION_SEED, setup.threads)  # fmt: skip
+        rows.append({
+            "stage": stage.name, "scores": scores.tolist(), "curve": [curve], "before": [curve[0]],
+            "steps": stage.steps, "bytes": run.method.kept_bytes(), "wall_s": round(time.monotonic() - began, 2),
+        })  # fmt: skip
+    return rows, run.method.facts() | {"alarms": [asdict(alarm) for alarm in run.alarms]}
+
+
+class _Seed:
+    """One robot's life. Remembers the method, the context in progress, the watch, and the alarms."""
+
+    def __init__(self, setup: Setup, measuring: Measuring):
+        self.setup, self.measuring, self.method = setup, measuring, HiddenLibrary(setup)
+        self.watch: ChangeWatch | None = None
+        self.alarms: list[Alarms] = []
+        self.learner: Learner | None = None
+        self.trained = 0  # steps in this context
+        self.total = 0
+
+    def live(self, k: int, stage: Stage, progress: Progress | None) -> list[float]:
+        """The budget of true task k -> its learning curve. Nothing here tells the method where it is."""
+        seed = self.setup.seed + SEEDS_PER_STAGE * (k + 1)
+        world = self._world(stage)
+        collector, steps, points = Collector(world, 1, seed), 0, self.measuring.points
+        horizon = self._horizon()
+        if self.watch is None:  # the robot's first moment: it knows that it knows nothing
+            self.watch = ChangeWatch(self.setup.base.normalizer, world.interface.act_dim, self.setup.seed)
+            steps += self._meet(stage)
+        curve = [self._score(stage)]
+        while steps < stage.steps:
+            actor = self.learner or Playing(self.method.current(-1, None), seed + steps)
+            fresh = collector.collect(actor, horizon)
+            taken = horizon * collector.worlds
+            if self.watch.see(fresh):
+                self.alarms.append(Alarms(self.total + steps, k, steps))
+                self.method.leave(self.learner, self.trained)
+                steps += taken + self._meet(stage)
+            else:
+                if self.learner is not None:
+                    self.learner.update_online(fresh, None)
+                steps += taken
+                self.trained += taken
+            while len(curve) < 1 + int(points * min(1.0, steps / stage.steps)):
+                curve.append(self._score(stage))
+            if progress is not None:
+                progress(f"library, hidden: {stage.name}", self.total + steps, self.budget)
+        self.total += stage.steps
+        return curve
+
+    @property
+    def budget(self) -> int:
+        return sum(stage.steps for stage in self.setup.stream.stages)
+
+    def _meet(self, stage: Stage) -> int:
+        self.learner, spent = self.method.meet(stage)
+        self.trained = 0
+        return spent
+
+    def _world(self, stage: Stage) -> Any:
+        return stage_world([stage] * self.setup.num_worlds, self.setup.threads)
+
+    def _horizon(self) -> int:
+        return int(getattr(self.setup.learner, "horizon", 64))
+
+    def _score(self, stage: Stage) -> float:
+        actor = self.method.current(-1, self.learner)
+        found = score([actor], [stage], self.measuring.curve_episodes, EVALUATION_SEED, self.setup.threads)
+        return float(found.mean())
+
+
+def joined(rows: list[dict]) -> dict[str, Any]:
+    """The rows of several seeds about one task as one."""
+    scores, curve, before = ([value for row in rows for value in row[name]] for name in ("scores", "curve", "before"))
+    return {
+        "stage": rows[0]["stage"], "scores": scores, "curve": curve, "before": before, "steps": rows[0]["steps"],
+        "bytes": int(np.mean([row["bytes"] for row in rows])), "wall_s": sum(row["wall_s"] for row in rows),
+    }  # fmt: skip
+
+
+def merged_facts(parts: list[tuple[list[dict], dict]]) -> dict[str, Any]:
+    """Alarms and contexts of each seed; contexts are no tasks, so they are kept apart from `routes`."""
+    return {"alarms": [facts["alarms"] for _, facts in parts], "contexts": [facts["routes"] for _, facts in parts]}

@@ -1,0 +1,160 @@
+"""What a way of learning a stream is: how it begins a task, what it keeps of it, and what it plays afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from policies.actor import StackedGaussianActor
+from policies.networks import generators
+from robot_cl.batch import Transitions
+from robot_cl.continual.actors import State, copied
+from robot_cl.continual.stage_worlds import stage_world
+from robot_cl.learners import learner_class
+from robot_cl.learners.base import Learner, LearnerConfig, Trainable
+from sim.stream import Stage, Stream
+
+SEEDS_PER_STAGE = 1000  # stage k's learner draws from seed + 1000 (k + 1), far from other members and stages
+
+
+@dataclass
+class MethodConfig:
+    """Options of the methods; each reads those that name it."""
+
+    reach: float = 0.95  # library: a composition does if it scores this share of the best any skill has reached
+    trial_worlds: int = 4  # library: worlds in which a candidate is tried; the steps count as part of the budget
+    trial_steps: int = 200  # library: control steps of a trial
+    adapter_lr: float = 1e-3  # library, fresh: learning rate of adapters
+    ewc: float = 10.0  # ewc: weight of the quadratic penalty, in units of KL to the old policy
+    clone: float = 1.0  # clonex: weight of the KL to each old actor
+    replay: float = 0.3  # replay: weight of each old task's imitation loss
+    memory: int = 2048  # ewc, clonex, replay: transitions kept of each task
+    prune_at: float = 0.75  # packnet: share of the budget after which weights are pruned, the rest retrains
+
+    def __post_init__(self) -> None:
+        for name in ("reach", "adapter_lr", "trial_worlds", "trial_steps", "memory"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        if not 0.0 < self.prune_at < 1.0:
+            raise ValueError(f"prune_at is {self.prune_at}; expected a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all methods share: the stream, the base of all seeds with its values, how to learn, and where to keep."""
+
+    stream: Stream
+    base: StackedGaussianActor
+    values: State  # the base's critics and running quantities, as `learner_values` gives them
+    learner: LearnerConfig
+    learner_name: str
+    folder: Path
+    seed: int = 0
+    num_worlds: int = 64  # per seed
+    threads: int | None = 1
+    config: MethodConfig = field(default_factory=MethodConfig)
+    interface: str = ""  # digest
+
+    @property
+    def seeds(self) -> int:
+        return self.base.population
+
+
+class Method:
+    """Base of the methods; one level of inheritance, or two where methods differ in one term.
+
+    All seeds are members of one stack. Remembers what it keeps between tasks; `tensors` and `facts` are all of it.
+    """
+
+    knows_task: ClassVar[bool] = True  # whether it is told at test time which of the learned tasks this is
+
+    def __init__(self, setup: Setup):
+        self.setup, self.config = setup, setup.config
+        self.values: list[State] = []  # of each finished task
+        self.rng = generators(setup.seed + 77, setup.seeds)
+
+    # What the loop calls, in this order
+
+    def begin(self, k: int) -> tuple[Learner | None, int]:
+        """Decide about task k -> a learner (None: nothing is to be learned) and the steps spent on deciding."""
+        raise NotImplementedError
+
+    def world(self, k: int) -> Any:
+        """Where task k is learned: seeds · num_worlds rows."""
+        return stage_world([self.stage(k)] * (self.setup.seeds * self.setup.num_worlds), self.setup.threads)
+
+    def during(self, k: int, learner: Learner, fresh: Transitions, done: float) -> None:
+        """After each update; `done` is the share of the budget used."""
+
+    def current(self, k: int, learner: Learner | None) -> StackedGaussianActor:
+        """What would be played on task k if learning stopped now."""
+        assert learner is not None
+        return learner.policy()
+
+    def end(self, k: int, learner: Learner | None, fresh: Transitions | None) -> None:
+        """Keep what task k was learned for; `fresh` is the last rollout."""
+
+    def policy(self, j: int) -> StackedGaussianActor:
+        """What is played on stage j, learned already or not."""
+        raise NotImplementedError
+
+    # What is kept
+
+    def kept(self) -> dict[str, Tensor]:
+        """Everything needed to play and to learn on without forgetting, but for the base: what the bytes count."""
+        return {}
+
+    def kept_bytes(self) -> int:
+        """Of one seed, after the tasks so far."""
+        return sum(t.numel() * t.element_size() for t in self.kept().values()) // self.setup.seeds
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state but for `facts`."""
+        values = {f"values.{k}.{name}": t for k, state in enumerate(self.values) for name, t in state.items()}
+        return values | {f"rng.{p}": rng.get_state() for p, rng in enumerate(self.rng)}
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON data of the state, shown in the results too."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Take up a state."""
+        count = len({name.split(".")[1] for name in tensors if name.startswith("values.")})
+        self.values = [below(tensors, f"values.{k}.") for k in range(count)]
+        for p, rng in enumerate(self.rng):
+            rng.set_state(tensors[f"rng.{p}"].clone())
+
+    # Help
+
+    def stage(self, k: int) -> Stage:
+        return self.setup.stream.stages[k]
+
+    def learner(
+        self, k: int, actor: StackedGaussianActor, values: Mapping[str, Tensor], adapter: bool = False
+    ) -> Learner:
+        """A learner of task k that goes on from `actor` (a copy) and `values`: all of it, or an adapter on it."""
+        s = self.setup
+        options: dict[str, Any] = {"actor": actor.config, "trainable": Trainable.adapter if adapter else Trainable.full}
+        if adapter and hasattr(s.learner, "lr"):
+            options["lr"] = self.config.adapter_lr
+        cls, seed = learner_class(s.learner_name), s.seed + SEEDS_PER_STAGE * (k + 1)
+        made = cls(replace(s.learner, **options), actor.obs_dim, actor.act_dim, s.seeds, seed, actor=copied(actor))
+        made.adopt(dict(values))
+        return made
+
+
+def learner_values(learner: Learner) -> State:
+    """Critics and running quantities of a learner, detached: what the next one on the same kind of task goes on from."""
+    state = learner.state_dict()
+    skipped = ("nets.actor.", "extra.discounted")
+    kept = {name: value for name, value in state.items() if name.startswith(("nets.", "extra."))}
+    return {name: value.detach().clone() for name, value in kept.items() if not name.startswith(skipped)}
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> State:
+    """The entries under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
