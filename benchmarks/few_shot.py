@@ -1,7 +1,7 @@
 """Few demonstrations of a new task for a walker that knows others: skills on a frozen base against learning anew.
 
     python benchmarks/few_shot.py --tiny                      seconds: whether the code runs
-    python benchmarks/few_shot.py --quick                     a smaller network, 10 demonstrations, three draws, two cores
+    python benchmarks/few_shot.py --quick                     10 demonstrations, three draws, a small network
     python benchmarks/few_shot.py --device cuda --prepare     experts' recordings, base and skills; the rest follows
     python benchmarks/few_shot.py --device cuda --tasks stand-walk --only "fresh adapter"
     python benchmarks/few_shot.py --table                     print what has been measured so far
@@ -26,12 +26,12 @@ import torch
 from common import ROOT, Claim, arguments, report, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from few_shot_parts import walker  # noqa: E402
-from few_shot_parts.choice import choose  # noqa: E402
-from few_shot_parts.rows import LEARNED, TASKS, Play, Rows, Task  # noqa: E402
-from few_shot_parts.setting import FULL, SCORE_SEED, SMALL, TINY, Setting  # noqa: E402
+from few_shot_parts import walker
+from few_shot_parts.choice import choose
+from few_shot_parts.rows import LEARNED, TASKS, Play, Rows, Task
+from few_shot_parts.setting import FULL, SCORE_SEED, SMALL, TINY, Setting
 
-from robot_cl import stats  # noqa: E402
+from robot_cl import stats
 
 KEPT = ROOT / "runs" / "benchmarks" / "few_shot"
 CHOICES = {"choice by loss": "by_loss", "choice by episodes": "by_return"}
@@ -87,9 +87,8 @@ class Bench:
         seeds = [SCORE_SEED + i for i in range(self.sizes.episodes * self.sizes.draws)]
         with torch.inference_mode():
             e = walker.roll(act, self.rows.task.name, seeds, self.setting.threads, self.sizes.horizon, keep=False)
-        shape = (self.sizes.draws, -1)
-        cells = [{"draw": d, "count": 0, "returns": r.tolist(), "fell": f.tolist()}
-                 for d, (r, f) in enumerate(zip(e.returns.reshape(shape), e.fell.reshape(shape), strict=True))]  # fmt: skip
+        by_draw = zip(*(x.reshape(self.sizes.draws, -1) for x in (e.returns, e.fell)), strict=True)
+        cells = [{"draw": d, "count": 0, "returns": r.tolist(), "fell": f.tolist()} for d, (r, f) in enumerate(by_draw)]
         self.keep(row, cells)
 
     def measure_choice(self) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -67,6 +67,8 @@ class StackedGaussianActor(nn.Module):
     The normaliser is inside: callers pass raw observations. `heads` takes normalised ones, for learners that
     normalise a batch once. Remembers parameters and statistics only; randomness is passed in.
     """
+
+    kind: ClassVar[str] = "gaussian"
 
     def __init__(
         self,
@@ -212,6 +214,9 @@ class ActorPolicy:
     @torch.inference_mode()
     def sample(self, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """obs (B, obs_dim) -> action (B, act_dim) float32 in [-1, 1] drawn from the policy's own distribution."""
+        if not hasattr(self.actor, "heads"):  # a generative actor: no density, but samples
+            seed = int(rng.integers(2**63))
+            return self.actor.sample(self._rows(obs), [torch.Generator().manual_seed(seed)])[0].cpu().numpy()
         mean, log_std = self.actor(self._rows(obs))
         noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32)).to(mean.device)
         return self.actor.sample(mean, log_std, noise)[0][0].clamp(-1.0, 1.0).cpu().numpy()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +45,26 @@ class GenerativeConfig:
             )
 
 
+class Drawn(NamedTuple):
+    """The random numbers behind one imitation loss: `share` (P, B, 1) in [0, 1) says when on the way from noise to
+    action, `noise` (P, B, act_dim) is standard normal, `dropout` (P, blocks) in [0, 1) seeds what is dropped (None:
+    nothing)."""
+
+    share: Tensor
+    noise: Tensor
+    dropout: Tensor | None = None
+
+    @property
+    def seeds(self) -> tuple[Tensor, ...]:
+        """The network's last argument, or none: what stands in the network's place reads tensors only."""
+        return () if self.dropout is None else (self.dropout,)
+
+
 class ConditionalNet(nn.Module):
     """x (P, B, act_dim), obs (P, B, obs_dim) normalised, time (P, B, 1) -> (P, B, act_dim).
 
     Fourier features of the time → MLP; [x, obs, time code] → residual blocks {dropout, LayerNorm, widen by 4,
-    activation, narrow} → activation → out. Leading axes of 1 stand for all members.
+    activation, narrow} → activation → out. Leading axes of 1 stand for all members. `dropout` as in Drawn.
     """
 
     def __init__(self, obs_dim: int, act_dim: int, rngs: Sequence[torch.Generator], config: GenerativeConfig):
@@ -64,16 +79,16 @@ class ConditionalNet(nn.Module):
         self.widen = nn.ModuleList(StackedLinear(c.hidden, 4 * c.hidden, rngs) for _ in range(c.blocks))
         self.narrow = nn.ModuleList(StackedLinear(4 * c.hidden, c.hidden, rngs) for _ in range(c.blocks))
         self.leave = StackedLinear(c.hidden, act_dim, rngs)
-        self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x: Tensor, obs: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, obs: Tensor, time: Tensor, dropout: Tensor | None = None) -> Tensor:
         act = ACTIVATIONS[self.config.activation]
         angle = 2.0 * math.pi * time * self.frequencies
         code = self.time2(act(self.time1(torch.cat([angle.cos(), angle.sin()], -1))))
         members = max(part.shape[0] for part in (x, obs, code))
         h = self.enter(torch.cat([part.expand(members, -1, -1) for part in (x, obs, code)], -1))
-        for norm, widen, narrow in zip(self.norms, self.widen, self.narrow, strict=True):
-            h = h + narrow(act(widen(norm(self.dropout(h)))))
+        for i, (norm, widen, narrow) in enumerate(zip(self.norms, self.widen, self.narrow, strict=True)):
+            kept = h if dropout is None else h * kept_scale(dropout[:, i], h.shape[-2:], self.config.dropout)
+            h = h + narrow(act(widen(norm(kept))))
         return self.leave(act(h))
 
 
@@ -109,9 +124,25 @@ class GenerativeActor(nn.Module):
 
         obs (P, B, obs_dim) raw and action (P, B, act_dim), or both without P; weight (P, B) or (B,).
         """
+        return self.loss_at(obs, action, self.draw(obs.shape[-2], rngs), weight)
+
+    def loss_at(self, obs: Tensor, action: Tensor, drawn: Drawn, weight: Tensor | None = None) -> Tensor:
+        """`loss` with random numbers drawn elsewhere."""
         z, action = _members(self.normalizer(obs)), _members(action)
-        error = self._error(z, action, rngs)  # (P, B)
+        error = self._error(z, action, drawn)  # (P, B)
         return (error if weight is None else error * weight).mean(-1)
+
+    def draw(self, rows: int, rngs: Sequence[torch.Generator]) -> Drawn:
+        """The random numbers of one loss on `rows` rows, member by member; something is dropped only while training."""
+        share = torch.stack([torch.rand(rows, 1, generator=g) for g in rngs])
+        noise = torch.stack([torch.randn(rows, self.act_dim, generator=g) for g in rngs])
+        seeds = torch.stack([torch.rand(self.config.blocks, generator=g) for g in rngs]) if self.drops else None
+        home = self.noise.device
+        return Drawn(share.to(home), noise.to(home), None if seeds is None else seeds.to(home))
+
+    @property
+    def drops(self) -> bool:
+        return self.training and self.config.dropout > 0.0
 
     def sample(self, obs: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
         """Random actions (P, B, act_dim) in [-1, 1]; member p draws from rngs[p]."""
@@ -126,7 +157,7 @@ class GenerativeActor(nn.Module):
         fixed = self.noise[:, None, None] * self.config.temperature
         return self._generate(z, fixed.expand(-1, 1, z.shape[-2], -1))
 
-    def _error(self, z: Tensor, action: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+    def _error(self, z: Tensor, action: Tensor, drawn: Drawn) -> Tensor:
         raise NotImplementedError
 
     def _generate(self, z: Tensor, noise: Tensor) -> Tensor:
@@ -155,6 +186,11 @@ class GenerativeActor(nn.Module):
         }
 
 
+    @staticmethod
+    def from_spec(spec: dict[str, Any]) -> GenerativeActor:
+        return generative_from_spec(spec)
+
+
 class DiffusionActor(GenerativeActor):
     """DDPM (Ho et al. 2020) with a variance-preserving schedule and integer times 0 … T−1:
 
@@ -174,13 +210,11 @@ class DiffusionActor(GenerativeActor):
         self.register_buffer("alpha", alpha.float())
         self.register_buffer("alpha_bar", alpha.cumprod(0).float())
 
-    def _error(self, z: Tensor, action: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-        rows = z.shape[-2]
-        t = torch.stack([torch.randint(self.config.steps, (rows, 1), generator=g) for g in rngs]).to(z.device)
-        noise = torch.stack([torch.randn(rows, self.act_dim, generator=g) for g in rngs]).to(z)
+    def _error(self, z: Tensor, action: Tensor, drawn: Drawn) -> Tensor:
+        t = (drawn.share * self.config.steps).long()
         keep = self.alpha_bar[t]
-        noised = keep.sqrt() * action + (1.0 - keep).sqrt() * noise
-        return (self.net(noised, z, t.to(z.dtype)) - noise).square().sum(-1)
+        noised = keep.sqrt() * action + (1.0 - keep).sqrt() * drawn.noise
+        return (self.net(noised, z, t.to(z.dtype), *drawn.seeds) - drawn.noise).square().sum(-1)
 
     def _generate(self, z: Tensor, noise: Tensor) -> Tensor:
         x = noise[-1]
@@ -201,12 +235,10 @@ class FlowActor(GenerativeActor):
 
     kind = "flow"
 
-    def _error(self, z: Tensor, action: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-        rows = z.shape[-2]
-        tau = torch.stack([torch.rand(rows, 1, generator=g) for g in rngs]).to(z)
-        noise = torch.stack([torch.randn(rows, self.act_dim, generator=g) for g in rngs]).to(z)
-        between = (1.0 - tau) * noise + tau * action
-        return (self.net(between, z, tau) - (action - noise)).square().sum(-1)
+    def _error(self, z: Tensor, action: Tensor, drawn: Drawn) -> Tensor:
+        tau = drawn.share
+        between = (1.0 - tau) * drawn.noise + tau * action
+        return (self.net(between, z, tau, *drawn.seeds) - (action - drawn.noise)).square().sum(-1)
 
     def _generate(self, z: Tensor, noise: Tensor) -> Tensor:
         x, steps = noise[-1], self.config.steps
@@ -232,6 +264,21 @@ def generative_from_spec(spec: dict[str, Any]) -> GenerativeActor:
         return GENERATIVE[spec["kind"]](obs_dim, act_dim, rngs, GenerativeConfig(**given), normalizer)
     except (KeyError, TypeError) as problem:
         raise ValueError(f"this does not describe a generative actor ({problem!r})") from None
+
+
+def kept_scale(seed: Tensor, shape: torch.Size, share: float) -> Tensor:
+    """seed (P,) in [0, 1) -> (P, *shape): 0 for about `share` of the places, else 1 / (1 − share).
+
+    Places are hashed with their member's seed (the last steps of MurmurHash3), so that a seed drops the same on every
+    device and a member the same alone and in company.
+    """
+    place = torch.arange(shape.numel(), device=seed.device).view(shape)
+    x = place * 0x9E3779B1 + (seed.double() * 2.0**32).long().view(-1, *[1] * len(shape))
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = x & 0xFFFFFFFF
+        x = (x ^ (x >> shift)) * factor
+    x = x & 0xFFFFFFFF
+    return ((x ^ (x >> 16)) >= int(share * 2**32)) / (1.0 - share)
 
 
 def _members(x: Tensor) -> Tensor:

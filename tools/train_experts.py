@@ -6,7 +6,7 @@
 Soft actor-critic on batched worlds with action repeat 2 and layer-normalised critics. With a demonstrator half of each
 batch comes from its noisy episodes (RLPD, Ball et al. 2023), and the card says so; without one learning starts from
 nothing. The policy is measured every few thousand steps on the same start states and kept while it is the best;
-training ends `MARGIN` above the bar or at the step limit. `--minutes` stops earlier: the same command goes on from there.
+training ends `MARGIN` above the bar or at the step limit. `--minutes` stops earlier; the same command goes on.
 """
 
 from __future__ import annotations

@@ -38,12 +38,12 @@ class Sizes:
     skill_episodes: int = 40
     actor: GenerativeConfig = field(default_factory=GenerativeConfig)
     kind: str = "diffusion"
-    base: Schedule = Schedule(6000, 3e-4, 1024)
-    skills: Schedule = Schedule(4000, 1e-3, 512)
-    new: Schedule = Schedule(2000, 1e-3)  # a new adapter
-    gate: Schedule = Schedule(1000, 3e-4)  # coefficients by a network
-    constants: Schedule = Schedule(1000, 1e-2)  # one coefficient per skill
-    whole: Schedule = Schedule(3000, 3e-4)  # whole networks: as many steps as adapter and gate together
+    base: Schedule = field(default_factory=lambda: Schedule(6000, 3e-4, 1024))
+    skills: Schedule = field(default_factory=lambda: Schedule(4000, 1e-3, 512))
+    new: Schedule = field(default_factory=lambda: Schedule(2000, 1e-3))  # a new adapter
+    gate: Schedule = field(default_factory=lambda: Schedule(1000, 3e-4))  # coefficients by a network
+    constants: Schedule = field(default_factory=lambda: Schedule(1000, 1e-2))  # one coefficient per skill
+    whole: Schedule = field(default_factory=lambda: Schedule(3000, 3e-4))  # whole networks: as many steps as adapter and gate together
 
     @property
     def members(self) -> list[tuple[int, int]]:

@@ -21,6 +21,7 @@ from policies.diffusion import GenerativeActor, generative_from_spec
 from policies.lora import base_layer, linear_layers
 from policies.mixture import Mixture
 from policies.networks import StackedMLP, generators
+from robot_cl.learners.psec import average_rate
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def fit(
     loss: Loss, parameters: Sequence[nn.Parameter], pools: Pools, plan: Schedule, seed: int,
     average: Sequence[nn.Parameter] = (),
 ) -> float:  # fmt: skip
-    """Train until the schedule ends -> mean loss of the last tenth. `average` follows with an EMA of rate 0.001."""
+    """Train until the schedule ends -> mean loss of the last tenth. `average` follows as PSEC's does."""
     rng = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(parameters, lr=plan.lr, fused=pools.obs.is_cuda)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, plan.steps)
@@ -77,8 +78,7 @@ def fit(
         schedule.step()
         if average:
             with torch.no_grad():
-                rate = max(0.001, 1.0 / (step + 1))
-                torch._foreach_lerp_(list(average), list(parameters), rate)
+                torch._foreach_lerp_(list(average), list(parameters), average_rate(step, 0.001))
         if step >= plan.steps - max(1, plan.steps // 10):
             last.append(value.detach().mean())
     return float(torch.stack(last).mean())
@@ -105,7 +105,7 @@ def copies(actor: GenerativeActor, members: int) -> GenerativeActor:
 
 
 class MemberGate(nn.Module):
-    """PSEC's composer for M members: z (M, B, obs_dim) -> coefficients (M, B, K), starting at 1/K. `blind` sees zeros."""
+    """PSEC's composer for M members: z (M, B, obs_dim) -> α (M, B, K), starting at 1/K. `blind` sees zeros."""
 
     def __init__(self, obs_dim: int, skills: int, members: int, blind: bool = False, seed: int = 0):
         super().__init__()

@@ -56,7 +56,8 @@ def roll(
     kept_obs, kept_action = [], []
     for t in range(horizon):
         intended = np.asarray(act(obs.astype(np.float32)))
-        executed = np.clip(intended + scale * rng.standard_normal(intended.shape), -1.0, 1.0) if scale.any() else intended
+        noise = scale * rng.standard_normal(intended.shape) if scale.any() else 0.0
+        executed = np.clip(intended + noise, -1.0, 1.0)
         if keep:
             kept_obs.append(obs.astype(np.float32))
             kept_action.append((executed if label_noise else intended).astype(np.float32))

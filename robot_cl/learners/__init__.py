@@ -22,6 +22,7 @@ LEARNERS = {
     "wsrl": ("robot_cl.learners.wsrl", "WSRL", "WSRLConfig"),
     "moorl": ("robot_cl.learners.moorl", "MOORL", "MOORLConfig"),
     "mbpo": ("robot_cl.learners.mbpo", "MBPO", "MBPOConfig"),
+    "psec": ("robot_cl.learners.psec", "PSEC", "PSECConfig"),
     "sb3": ("robot_cl.learners.sb3", "SB3", "SB3Config"),
 }
 

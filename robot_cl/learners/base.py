@@ -70,6 +70,7 @@ class Learner:
     """
 
     phases: ClassVar[tuple[str, ...]] = ("offline", "online")
+    kinds: ClassVar[tuple[str, ...]] = ("gaussian",)  # of actors it can train
 
     def __init__(
         self,
@@ -95,24 +96,37 @@ class Learner:
         if config.trainable is Trainable.adapter and actor is None:
             raise ValueError("trainable=adapter needs a trained policy to adapt; give init_from=RUN")
         if actor is None:
-            actor = StackedGaussianActor(obs_dim, act_dim, self.rng, config.actor, self.new_normalizer())
+            actor = self.new_actor()
         elif (actor.obs_dim, actor.act_dim) != (obs_dim, act_dim):
             raise ValueError(
                 f"the policy reads {actor.obs_dim} observations and gives {actor.act_dim} actions, "
                 f"the task has {obs_dim} and {act_dim}"
             )
+        elif actor.kind not in self.kinds:
+            raise ValueError(f"{type(self).__name__} trains {' or '.join(self.kinds)} policies, not a {actor.kind} one")
         else:
             actor = repeated(actor, seeds)
         if config.trainable is Trainable.adapter:
             from policies.lora import attach
 
-            attach(actor, config.rank, self.rng)
+            attach(actor, config.rank, self.rng, self.adapter_scale)
         self.add("actor", actor)
         self.build()
 
     def build(self) -> None:
         """Networks besides the actor (`add`), then optimisers (`optimiser`)."""
         raise NotImplementedError
+
+    def new_actor(self) -> StackedGaussianActor:
+        """An untrained policy as `config.actor` says, one member per seed."""
+        return StackedGaussianActor(
+            self.obs_dim, self.act_dim, self.rng, self.config.actor, self.new_normalizer()
+        )
+
+    @property
+    def adapter_scale(self) -> float:
+        """What multiplies an adapter's change while it trains; it is stored with the scale inside."""
+        return 1.0
 
     def add(self, name: str, module: Module) -> Module:
         """Register a network under a name and move it to the device. Returns it."""
@@ -163,9 +177,13 @@ class Learner:
     def graph_key(self, online: bool = False) -> Hashable | None:
         """The next update's: updates with equal keys run the same kernels, so that one capture serves all of them.
 
-        Such updates read and write in place, draw by `draws` and leave learning rates alone. None: not to be captured.
+        Such updates read and write in place, draw by `draws` and set learning rates in `schedule`. None: not to be
+        captured.
         """
         return None
+
+    def schedule(self) -> None:
+        """Learning rates of the next update, where they change; every update begins with it."""
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         """One update on fresh experience (see `OnlinePlan`) and, where asked for, a batch (P, B) of the dataset."""
@@ -256,7 +274,7 @@ def repeated(actor: StackedGaussianActor, seeds: int) -> StackedGaussianActor:
     if actor.population not in (1, seeds):
         raise ValueError(f"the policy has {actor.population} members; continue it with seeds={actor.population}")
     spec = actor.spec() | {"population": seeds}
-    copy = StackedGaussianActor.from_spec(spec)
+    copy = actor.from_spec(spec)
     wanted = copy.state_dict()
     state = {name: value.expand_as(wanted[name]) for name, value in actor.state_dict().items()}
     copy.load_state_dict(state)
@@ -271,7 +289,7 @@ def merged(actor: StackedGaussianActor) -> StackedGaussianActor:
     adapted = {name: layer for name, _, _, layer in linear_layers(actor) if isinstance(layer, LowRank)}
     if not adapted:
         return actor
-    copy = StackedGaussianActor.from_spec(actor.spec())
+    copy = actor.from_spec(actor.spec())
     plain = {name.replace(".base.", "."): value for name, value in actor.state_dict().items()}
     copy.load_state_dict({name: value for name, value in plain.items() if name in copy.state_dict()})
     for name, _, _, layer in linear_layers(copy):
