@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from policies.normalizer import Normalizer
 from robot_cl.deploy.bundle import BUNDLE_FILES, PolicyBundle
 from robot_cl.deploy.contract import CONTRACT_FILE, MODEL_FILE, Contract, SkillEntry, terms_from_interface
+from robot_cl.deploy.onnx_check import check_model
 from robot_cl.export_graphs import graph_of
 from robot_cl.provenance import commit_and_dirty
 from sim.spec import Interface
@@ -119,6 +120,7 @@ def export_module(
     module = module.eval().cpu()
     mean, std = _statistics(module, interface.obs_dim)
     model = onnx_bytes(module, interface.obs_dim, len(skills))
+    check_model(model)
     observation, action = terms_from_interface(interface, mean, std, options.gains)
 
     def contract(parity: float) -> Contract:
@@ -139,17 +141,25 @@ def export_module(
     return ExportReport(folder, draft.contract.sha256, len(model), parity, draft.skill_names)
 
 
-def onnx_bytes(module: nn.Module, obs_dim: int, skills: int = 0) -> bytes:
-    """The ONNX graph of a module: inputs obs (batch, obs_dim) and, with skills, skills (S,); output action."""
+def onnx_bytes(module: nn.Module, obs_dim: int, skills: int = 0, memory: int = 0, act_dim: int = 0) -> bytes:
+    """The ONNX graph of a module: inputs obs (batch, obs_dim) and, with skills, skills (S,); output action.
+
+    With memory, for one row: inputs obs, planned and taken (1, act_dim), memory (1, M); outputs action, memory_out.
+    """
+    names, outputs = ["obs"], ["action"]
     # 3 rows, because sizes 0 and 1 are special to torch.export and would be baked in.
     example: tuple[Tensor, ...] = (torch.zeros(3, obs_dim),)
     shapes: list[dict[int, torch.export.Dim] | None] = [{0: torch.export.Dim("batch")}]
     if skills:
         example, shapes = (*example, torch.full((skills,), 1.0 / skills)), [*shapes, None]
+        names.append("skills")
+    if memory:
+        example = tuple(torch.zeros(1, width) for width in (obs_dim, act_dim, act_dim, memory))
+        shapes, names, outputs = [None] * 4, [*names, "planned", "taken", "memory"], [*outputs, "memory_out"]
     with _quiet(), tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         path = Path(scratch) / MODEL_FILE
         torch.onnx.export(
-            module, example, str(path), input_names=["obs", "skills"][: len(example)], output_names=["action"],
+            module, example, str(path), input_names=names, output_names=outputs,
             dynamic_shapes=tuple(shapes), opset_version=OPSET, dynamo=True, external_data=False, verbose=False,
         )  # fmt: skip
         return _lean(path.read_bytes())

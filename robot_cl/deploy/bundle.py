@@ -7,17 +7,18 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from robot_cl.deploy.contract import CONTRACT_FILE, MODEL_FILE, Contract
+from robot_cl.deploy.contract import CONTRACT_FILE, FLOW_FILE, MODEL_FILE, Contract
 from robot_cl.deploy.names import near
 from robot_cl.deploy.onnx_check import MAX_MODEL_BYTES, check_model
 from sim.spec import Interface
 
 MAX_CONTRACT_BYTES = 4 * 2**20
 # What a bundle folder may hold. Anything else is refused, so that nothing travels along unseen.
-BUNDLE_FILES = frozenset({MODEL_FILE, CONTRACT_FILE, "card.md", "guard.json", "rehearsal.json"})
+BUNDLE_FILES = frozenset({MODEL_FILE, CONTRACT_FILE, FLOW_FILE, "card.md", "guard.json", "rehearsal.json"})
 
 
 def read_plain(folder: Path, name: str, limit: int) -> bytes:
@@ -69,7 +70,26 @@ def read_bundle(folder: Path | str) -> tuple[Contract, bytes]:
             f"{folder}/{MODEL_FILE} has sha256 {found[:12]}, its contract says {contract.sha256[:12]}; export it again"
         )
     check_model(model)
+    if (folder / FLOW_FILE).exists() != bool(contract.flow_sha256):
+        said = "names a" if contract.flow_sha256 else "names no"
+        raise ValueError(f"the contract of {folder} {said} {FLOW_FILE}, the folder says otherwise; copy it again")
     return contract, model
+
+
+def open_session(model: bytes, name: str) -> Any:
+    """An onnxruntime session of one thread. Raises ValueError if the bytes are no usable model."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Not set_denormal_as_zero: with one thread it would change the caller's floating-point mode for good.
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as problem:  # the runtime raises its own family of types; all mean: not a usable model
+        raise ValueError(f"{name} cannot be opened by onnxruntime: {_first_line(problem)}") from None
 
 
 class PolicyBundle:
@@ -80,19 +100,8 @@ class PolicyBundle:
     """
 
     def __init__(self, contract: Contract, model: bytes):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Not set_denormal_as_zero: with one thread it would change the caller's floating-point mode for good.
-        options.log_severity_level = 3
         self.contract, self.obs_dim, self.act_dim = contract, contract.obs_dim, contract.act_dim
-        try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as problem:  # the runtime raises its own family of types; all mean: not a usable model
-            raise ValueError(f"{MODEL_FILE} cannot be opened by onnxruntime: {_first_line(problem)}") from None
+        self._session = open_session(model, MODEL_FILE)
         self._check_signature()
         self.weights = np.array([s.weight for s in contract.skills], dtype=np.float32)
         self._bind()

@@ -18,7 +18,7 @@ import numpy as np
 from sim.spec import Channel, Interface
 
 FORMAT = 1
-MODEL_FILE, CONTRACT_FILE = "policy.onnx", "contract.json"
+MODEL_FILE, CONTRACT_FILE, FLOW_FILE = "policy.onnx", "contract.json", "flow.onnx"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,11 @@ class SkillEntry:
 
 @dataclass(frozen=True)
 class Contract:
-    """Everything a robot must know about one policy.onnx. Plain data; `sha256` ties it to the exact file."""
+    """Everything a robot must know about one policy.onnx. Plain data; `sha256` ties it to the exact file.
+
+    Where actions are realigned by a flow, `flow_sha256` and `flow_size` tie it to flow.onnx, whose memory has
+    `flow_memory` numbers.
+    """
 
     sha256: str
     size: int
@@ -98,6 +102,9 @@ class Contract:
     commit: str = "unknown"
     source: str = ""
     task: str = ""
+    flow_sha256: str = ""
+    flow_size: int = 0
+    flow_memory: int = 0
 
     def __post_init__(self) -> None:
         if self.interface.digest != self.interface_digest:

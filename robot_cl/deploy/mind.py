@@ -54,6 +54,8 @@ class Mind:
         self.caller.policy.reset()
         if self.guard is not None:
             self.guard.reset()
+        if self.stage is not None:
+            self.stage.reset()
         self._last, self._late, self._tick = None, 0, 0
         self._taken.clear()
 
@@ -100,7 +102,7 @@ class Mind:
             return self._late_answer(obs)
         self._late = 0
         if self.stage is not None:
-            action = np.asarray(self.stage(obs, action))
+            action = np.asarray(self.stage(obs, action, taken))
         if action.shape != (self.contract.act_dim,) or not all_finite(action):
             return Thought(obs, doubt="the policy's action is not finite")
         self._last = action

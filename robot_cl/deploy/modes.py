@@ -61,9 +61,12 @@ class Guard(Protocol):
 
 
 class Stage(Protocol):
-    """Changes actions on the way, as action flow matching does: obs (1, obs_dim), action (act_dim,) -> (act_dim,)."""
+    """Changes actions on the way, as action flow matching does: obs (1, obs_dim), the policy's action (act_dim,) for it
+    and the action that was really taken before it, if any -> (act_dim,). `reset` per episode."""
 
-    def __call__(self, obs: np.ndarray, action: np.ndarray) -> np.ndarray: ...
+    def __call__(self, obs: np.ndarray, action: np.ndarray, taken: np.ndarray | None) -> np.ndarray: ...
+
+    def reset(self) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,28 @@ from collections.abc import Iterator
 MAX_MODEL_BYTES = 256 * 2**20
 # Arithmetic a policy needs. No control flow, no random numbers, no files, nothing that fills memory from a number.
 _OPS = """
-    Abs Add And ArgMax BatchNormalization Cast Ceil Clip Concat Constant Conv Cos Div Einsum Elu Equal Erf Exp Expand
-    Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool Greater GreaterOrEqual GroupNormalization
-    HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax
-    MatMul Max Mean Min Mish Mod Mul Neg Not Or Pow Reciprocal ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax
-    ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round Selu Shape Sigmoid Sign Sin Slice
-    Softmax Softplus Softsign Split Sqrt Squeeze Sub Sum Swish Tan Tanh TopK Transpose Unsqueeze Where Xor
+    Abs Add And ArgMax BatchNormalization Cast Ceil Clip Concat Constant Conv Cos Div Einsum Elu Equal Erf Exp
+    Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool Greater GreaterOrEqual
+    GroupNormalization HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less
+    LessOrEqual Log LogSoftmax MatMul Max Mean Min Mish Mod Mul Neg Not Or Pow Reciprocal ReduceL1 ReduceL2
+    ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round
+    ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Slice Softmax Softplus Softsign Split Sqrt Squeeze Sub Sum
+    Swish Tan Tanh TopK Transpose Unsqueeze Where Xor
 """
 ALLOWED_OPS = frozenset(_OPS.split())
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def check_model(data: bytes) -> None:
-    """Raises ValueError, one sentence, unless `data` is a complete ONNX model of allowed arithmetic and inline data."""
+def check_model(data: bytes, name: str = "policy.onnx") -> None:
+    """Raises ValueError, one sentence naming the file, unless `data` is a complete ONNX model of allowed arithmetic and
+    inline data."""
+    try:
+        _check_model(data)
+    except ValueError as problem:
+        raise ValueError(str(problem).replace("policy.onnx", name)) from None
+
+
+def _check_model(data: bytes) -> None:
     if data[:2] == b"\x80\x02" or data[:2] in (b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise ValueError("policy.onnx is a Python pickle, which can run code; export the policy again")
     if data[:4] == b"PK\x03\x04":

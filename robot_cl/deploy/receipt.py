@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robot_cl.deploy.bundle import MAX_CONTRACT_BYTES, read_plain
-from robot_cl.deploy.contract import CONTRACT_FILE, MODEL_FILE
+from robot_cl.deploy.contract import CONTRACT_FILE, FLOW_FILE, MODEL_FILE
 
 RECEIPT_FILE, GUARD_FILE = "rehearsal.json", "guard.json"
 
@@ -28,9 +28,9 @@ class Receipt:
 
 
 def bundle_digest(folder: Path | str) -> str:
-    """sha256 over everything in a bundle that decides how it acts: contract, model, guard."""
+    """sha256 over everything in a bundle that decides how it acts: contract, model, flow, guard."""
     digest, folder = hashlib.sha256(), Path(folder)
-    for name in (CONTRACT_FILE, MODEL_FILE, GUARD_FILE):
+    for name in (CONTRACT_FILE, MODEL_FILE, FLOW_FILE, GUARD_FILE):
         if (folder / name).exists():
             digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
     return digest.hexdigest()

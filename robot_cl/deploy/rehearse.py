@@ -16,6 +16,7 @@ from robot_cl.deploy.bundle import PolicyBundle
 from robot_cl.deploy.clock import VirtualClock
 from robot_cl.deploy.contract import Contract
 from robot_cl.deploy.faults import Fault
+from robot_cl.deploy.flow_stage import FlowStage, load_flow
 from robot_cl.deploy.loopback import JointPlant, Loopback
 from robot_cl.deploy.modes import DRIVING, Mode, RunnerConfig, Step
 from robot_cl.deploy.observe import compare
@@ -86,7 +87,7 @@ def rehearse(
     findings = compare(policy.contract, spec)
     if any(f.blocks for f in findings):
         raise ValueError("; ".join(f.text for f in findings if f.blocks))
-    stage = _Stage(policy, spec, options)
+    stage = _Stage(policy, spec, options, load_flow(bundle, policy.contract))
     drive, result = stage.drive()
     checks = [drive, *(drill(stage) for drill in DRILLS)]
     passed = all(c.passed for c in checks)
@@ -127,8 +128,8 @@ class Scene:
 class _Stage:
     """Makes scenes of one bundle on one robot."""
 
-    def __init__(self, policy: PolicyBundle, spec: RobotSpec, options: RehearseOptions):
-        self.policy, self.spec, self.options, self.dt = policy, spec, options, spec.control_dt
+    def __init__(self, policy: PolicyBundle, spec: RobotSpec, options: RehearseOptions, flow: FlowStage | None):
+        self.policy, self.spec, self.options, self.flow, self.dt = policy, spec, options, flow, spec.control_dt
         self.task = options.task or policy.contract.task or spec.task or None
         self.start = round(START / self.dt) * self.dt  # of a drill's fault: a tick
 
@@ -148,7 +149,7 @@ class _Stage:
         clock, notes, plant = VirtualClock(), _Notes(), self.plant()
         loopback = Loopback(self.spec, plant, clock, faults, self.options.seed)
         config = RunnerConfig(ramp_s=ramp, max_speed=self.options.max_speed)
-        runner = Runner(self.policy, self.contract, loopback, clock, config, listeners=(notes,))
+        runner = Runner(self.policy, self.contract, loopback, clock, config, listeners=(notes,), stage=self.flow)
         scene = Scene(runner, loopback, clock, plant, notes.steps, clock.now())
         self._wait_for_state(scene)
         scene.begin = clock.now()

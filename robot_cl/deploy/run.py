@@ -14,6 +14,7 @@ from robot_cl.deploy.bundle import PolicyBundle, read_contract
 from robot_cl.deploy.caller import ThreadCaller
 from robot_cl.deploy.clock import Clock, MonotonicClock
 from robot_cl.deploy.contract import Contract
+from robot_cl.deploy.flow_stage import load_flow
 from robot_cl.deploy.loopback import Loopback
 from robot_cl.deploy.modes import Guard, Listener, Mode, RunnerConfig, Stage, Step
 from robot_cl.deploy.observe import Finding, compare
@@ -100,6 +101,7 @@ def run(
             stale_s=options.stale, ramp_s=options.ramp, max_speed=options.max_speed, remote_start=options.remote_start
         )
         guard = _guard(Path(bundle)) if options.guard else None
+        stage = stage or (load_flow(bundle, policy.contract) if options.flow else None)
         recorder = Recorder(path, policy.contract, spec) if path else None
         tellers: tuple[Listener, ...] = (_Teller(say), _Display(say, spec))
         listeners = (*tellers, *([recorder] if recorder else []))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import threading
 from collections.abc import Callable
@@ -209,10 +210,24 @@ def test_a_guard_that_alarms_holds(make_rig: MakeRig) -> None:
 
 
 def test_a_stage_changes_the_action_and_its_nan_holds(make_rig: MakeRig) -> None:
-    rig = make_rig(stage=lambda obs, action: -action).drive(2.0)
+    class Times:
+        def __init__(self, factor: float):
+            self.factor, self.taken, self.episodes = factor, [], 0
+
+        def __call__(self, obs: np.ndarray, action: np.ndarray, taken: np.ndarray | None) -> np.ndarray:
+            self.taken.append(taken)
+            return self.factor * action
+
+        def reset(self) -> None:
+            self.episodes += 1
+
+    stage = Times(-1.0)
+    rig = make_rig(stage=stage).drive(2.0)
     plain = make_rig().drive(2.0)
     assert (rig.commands[-1] - plain.commands[-1] < -0.3).all()
-    assert make_rig(stage=lambda obs, action: action * np.nan).drive(0.5).runner.mode is Mode.HOLD
+    assert stage.taken[0] is None and stage.episodes == 2
+    np.testing.assert_allclose(stage.taken[-1], rig.runner.actuation.to_action(rig.commands[-2]))
+    assert make_rig(stage=Times(math.nan)).drive(0.5).runner.mode is Mode.HOLD
 
 
 def test_run_ends_with_a_stop_command_also_on_a_signal(make_rig: MakeRig) -> None:
