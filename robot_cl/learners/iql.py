@@ -109,15 +109,18 @@ class IQL(Learner):
             "actor_loss": self.actor_loss(log_prob, (target_q - v).detach()),
         }
 
-    def graph_key(self, online: bool = False) -> str | None:
-        return None if self.config.decay else "update"
+    def graph_key(self, online: bool = False) -> str:
+        return "update"
 
-    def update_offline(self, batch: Transitions) -> Metrics:
-        losses = self.losses(batch)
-        torch.stack(list(losses.values())).sum().backward()
+    def schedule(self) -> None:
         if self.config.decay:
             done = min(1.0, self.step / self.config.decay)
             self.opts["actor"].lr = 0.5 * self.config.lr * (1.0 + math.cos(math.pi * done))
+
+    def update_offline(self, batch: Transitions) -> Metrics:
+        self.schedule()
+        losses = self.losses(batch)
+        torch.stack(list(losses.values())).sum().backward()
         for opt in self.opts.values():
             opt.step()
         polyak(self.target_q, self.q, self.config.tau)

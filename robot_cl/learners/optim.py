@@ -35,8 +35,10 @@ class FlatAdam:
         self.before: Callable[[], None] | None = None  # called first by `step`: may add to or change the gradients
         if not self.parameters:
             raise ValueError("there is nothing to train: no parameter requires a gradient")
-        self.population, self.clip, self.lr, self.betas, self.eps = population, clip, lr, betas, eps
+        self.population, self.clip, self.betas, self.eps = population, clip, betas, eps
         self.flat = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        # On a GPU the kernel reads the rate from the device, so that a captured step follows a schedule.
+        self._lr, self._rate = lr, torch.tensor(lr, device=self.flat.device) if self.flat.is_cuda else None
         zeros = torch.zeros_like(self.flat)
         self.state = {"step": zeros.new_zeros(()), "exp_avg": zeros.clone(), "exp_avg_sq": zeros.clone()}
         self._first, self._second = (self._views(self.state[name]) for name in ("exp_avg", "exp_avg_sq"))
@@ -46,6 +48,16 @@ class FlatAdam:
         self._held = self._views(zeros) if clip is not None else []
         for p, view in zip(self.parameters, self._held, strict=False):
             p.grad = view
+
+    @property
+    def lr(self) -> float:
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        if lr != self._lr and self._rate is not None:
+            self._rate.fill_(lr)
+        self._lr = lr
 
     @torch.no_grad()
     def step(self) -> None:
@@ -77,9 +89,10 @@ class FlatAdam:
             p.grad = None
 
     def _adam(self, values: list[Tensor], grads: list[Tensor], first: list[Tensor], second: list[Tensor]) -> None:
+        rate = self._lr if self._rate is None else self._rate
         torch._fused_adam_(
             values, grads, first, second, [], [self.state["step"]] * len(values),
-            lr=self.lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=0.0, eps=self.eps,
+            lr=rate, beta1=self.betas[0], beta2=self.betas[1], weight_decay=0.0, eps=self.eps,
             amsgrad=False, maximize=False,
         )  # fmt: skip
 

@@ -153,7 +153,7 @@ class PPO(Learner):
             self._minibatch = batch.new_empty(self.seeds, c.minibatch, batch.shape[2])
         held = self._minibatch[:, :rows]
         held.copy_(batch)
-        key = None if c.decay else ("minibatch", rows, self.rollouts < c.value_warmup)
+        key = "minibatch", rows, self.rollouts < c.value_warmup
         return self.captured(key, lambda: {k: v.detach() for k, v in self._gradient_step(held).items()})
 
     def _gradient_step(self, batch: Tensor) -> Metrics:

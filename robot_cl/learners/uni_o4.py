@@ -212,19 +212,26 @@ class UniO4(PPO):
         return super().policy()
 
     def graph_key(self, online: bool = False) -> tuple[bool, bool] | None:
-        """Phases 1 and 3 as long as nothing else happens; improvement changes its rate and tests, and stays eager."""
-        if online:
-            return None
+        """Which of values and clones are fitted (neither: improvement), as long as nothing else happens."""
         c, after = self.config, self.step + 1
         assert c.critic_steps is not None and c.behaviour_steps is not None
-        if after >= c.fit_steps or after == c.behaviour_steps:
+        handed_over = after in (c.behaviour_steps, c.fit_steps, c.fit_steps + 1, c.offline_steps)
+        tested = after > c.fit_steps and (after - c.fit_steps) % c.gate.every == 0
+        if online or handed_over or tested:
             return None
         return self.step < c.critic_steps, self.step < c.behaviour_steps
+
+    def schedule(self) -> None:
+        c = self.config
+        if self.step >= c.fit_steps:
+            left = 1.0 - (self.step - c.fit_steps) / max(1, c.improve_steps or 1)
+            self.opts["members"].lr, self.opts["members"].clip = c.improve_lr * max(0.0, left), c.max_grad_norm
 
     # -- phases 1 and 3 -----------------------------------------------------------------------------------------------
 
     def update_offline(self, batch: Transitions) -> Metrics:
         c = self.config
+        self.schedule()
         metrics: Metrics = {}
         assert c.critic_steps is not None and c.behaviour_steps is not None
         if self.step < c.critic_steps:
@@ -299,8 +306,6 @@ class UniO4(PPO):
         log_ratio = self.members.log_prob(mean, log_std, action) - old_log_prob
         loss = clipped_improvement(log_ratio, advantage, c.improve_clip)  # (P·n,)
         loss.sum().backward()
-        left = 1.0 - (self.step - c.fit_steps) / max(1, c.improve_steps or 1)
-        self.opts["members"].lr, self.opts["members"].clip = c.improve_lr * max(0.0, left), c.max_grad_norm
         self.opts["members"].step()
         return {"improve_loss": loss.detach().view(self.seeds, n).mean(1)}
 

@@ -8,21 +8,31 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dynamics.ensemble import EnsembleConfig
+from dynamics.fit import FitConfig
 from policies.actor import ActorConfig
 from policies.critics import CriticConfig
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners import config_class, learner_class
 from robot_cl.learners.bc import BC, BCConfig
 from robot_cl.learners.draws import Draws, Tape
+from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.graph import Acting, Captured, Updates
 from robot_cl.learners.moorl import Tasks
 from robot_cl.learners.replay import ReplayBuffer
-from robot_cl.learners.uni_o4 import UniO4Config
 
 CRITIC = CriticConfig(hidden=(16,))
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 OPTIONS = {
-    "uni_o4": {"behaviours": 2, "critic_steps": 20, "behaviour_steps": 6},
+    "uni_o4": {
+        "behaviours": 2,
+        "critic_steps": 12,
+        "behaviour_steps": 6,
+        "improve_steps": 20,
+        "dynamics": EnsembleConfig(2, 2, (16,), (8,)),
+        "fit": FitConfig(max_steps=20, batch=32),
+        "gate": GateConfig(every=10, horizon=3, starts=4, end_steps=5),
+    },
     "rlpd": {"critics": 4, "actor_every": 2},
     "wsrl": {"critics": 3, "actor_every": 2, "drawn": 2},
     "cal_ql": {"drawn": 2},
@@ -69,7 +79,7 @@ def assert_same(one, other, device):
 def test_captured_offline_updates_are_the_plain_ones(name, device, transitions):
     (plain, plain_sampler), (fixed, sampler) = pair(name, transitions(1200), device)
     updates = [Updates(learner, s, None, 32) for learner, s in ((plain, plain_sampler), (fixed, sampler))]
-    for _ in range(12):
+    for _ in range(30 if name == "uni_o4" else 12):  # to the second test of the gate
         wanted, found = (u.offline() for u in updates)
         assert wanted.keys() == found.keys()
     assert fixed.captured.recordings and not fixed.captured.refused
@@ -123,8 +133,7 @@ def test_captured_acting_follows_the_policy(device, transitions):
 
 
 def test_updates_with_a_special_step_are_not_captured():
-    config = tiny("uni_o4")
-    assert isinstance(config, UniO4Config)
+    config = tiny("uni_o4", critic_steps=20)
     learner = learner_class("uni_o4")(config, 4, 2)
     keys = []
     for step in range(20):
@@ -132,6 +141,8 @@ def test_updates_with_a_special_step_are_not_captured():
         keys.append(learner.graph_key())
     assert keys[0] == (True, True) and keys[5] is None  # the clones are handed over after the sixth update
     assert keys[6] == keys[18] == (True, False) and keys[19] is None
+    learner.step = 20 + 5
+    assert learner.graph_key() == (False, False)  # improvement, between two tests of the gate
 
 
 def test_the_numbers_of_a_tape_are_those_drawn_at_once():
