@@ -1,4 +1,4 @@
-"""Train the walker experts whose demonstrations the few-shot benchmark uses (robot_cl/data/embedded).
+"""Train the walker experts whose demonstrations the few-shot benchmark uses (benchmarks/few_shot_parts/experts).
 
     python tools/train_experts.py walker-stand
     python tools/train_experts.py walker-run --demonstrator walker-run-sac.npz
@@ -26,15 +26,16 @@ from policies.critics import CriticConfig
 from robot_cl.batch import Transitions
 from robot_cl.checkpoint import load_tensors, save_tensors
 from robot_cl.data.atomic import whole_folder, write_json
-from robot_cl.data.behaviours import EMBEDDED, Behaviour, BehaviourCard, load_behaviour, save_behaviour
+from robot_cl.data.behaviours import Behaviour, BehaviourCard, load_behaviour, save_behaviour
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.replay import ReplayBuffer
 from robot_cl.learners.rlpd import RLPD, RLPDConfig
 from robot_cl.learners.rollout import Collector, play
 
+PLACE = Path(__file__).resolve().parents[1] / "benchmarks" / "few_shot_parts" / "experts"
 REPEAT, WORLDS, BATCH, WARMUP = 2, 4, 256, 2000
 BARS = {"walker-stand": 950.0, "walker-walk": 900.0, "walker-run": 500.0}
-MARGIN = 25.0
+MARGIN = 40.0
 MEASURE_EVERY, MEASURE_EPISODES, MEASURE_SEED = 5000, 10, 1000
 NOISES = (0.0, 0.2, 0.5)  # σ of the Gaussian added to the demonstrator's actions, one world each
 
@@ -169,12 +170,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200_000, help="environment steps at most")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop for now after so many")
     parser.add_argument("--out", type=Path, default=Path("runs/experts"))
-    parser.add_argument("--publish", action="store_true", help="copy the best policy so far into the package and stop")
+    parser.add_argument("--publish", action="store_true", help="copy the best policy so far to its place and stop")
     args = parser.parse_args()
     torch.set_num_threads(1)
     best = args.out / f"{args.task}-expert.safetensors"
     if args.publish:
-        save_behaviour(EMBEDDED / best.name, load_behaviour(best))
+        save_behaviour(PLACE / best.name, load_behaviour(best))
         return
     args.out.mkdir(parents=True, exist_ok=True)
     demonstrator = load_behaviour(args.demonstrator) if args.demonstrator else None

@@ -43,7 +43,7 @@ class Sizes:
     new: Schedule = field(default_factory=lambda: Schedule(2000, 1e-3))  # a new adapter
     gate: Schedule = field(default_factory=lambda: Schedule(1000, 3e-4))  # coefficients by a network
     constants: Schedule = field(default_factory=lambda: Schedule(1000, 1e-2))  # one coefficient per skill
-    whole: Schedule = field(default_factory=lambda: Schedule(3000, 3e-4))  # whole networks: as many steps as adapter and gate together
+    whole: Schedule = field(default_factory=lambda: Schedule(3000, 3e-4))  # as adapter and gate together
 
     @property
     def members(self) -> list[tuple[int, int]]:

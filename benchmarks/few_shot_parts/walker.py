@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 import sim
-from robot_cl.data.behaviours import Behaviour, list_behaviours, load_behaviour
+from robot_cl.data.behaviours import Behaviour, load_behaviour
 
+EXPERTS = Path(__file__).resolve().parent / "experts"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "walker"
 TEACHERS = {"walker-stand": "walker-stand-sac", "walker-walk": "walker-run-sac", "walker-run": "walker-run-sac"}
 REPEAT, HORIZON = 2, 500  # control steps per decision; decisions per episode
@@ -32,9 +33,9 @@ class Episodes:
 
 def expert(task: str) -> tuple[Behaviour, str]:
     """The policy that demonstrates a task and where it comes from: ours if it was trained, else the shared teacher."""
-    ours = f"{task}-expert"
-    if ours in list_behaviours():
-        return load_behaviour(ours), f"robot_cl/data/embedded/{ours}"
+    ours = EXPERTS / f"{task}-expert.safetensors"
+    if ours.exists():
+        return load_behaviour(ours), f"experts/{ours.name}"
     path = SHARED / f"{TEACHERS[task]}.npz"
     if not path.exists():
         raise FileNotFoundError(f"no expert for {task}: train one with `python tools/train_experts.py {task}`")
