@@ -34,39 +34,40 @@ class Interval:
 
 
 def ranks(x: np.ndarray) -> np.ndarray:
-    """Ranks from 0, ties share their mean rank; (N,) -> (N,)."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts) - 1
-    return (last - (counts - 1) / 2)[inverse]
+    """Ranks from 0 along the last axis, ties share their mean rank; (..., N) -> (..., N)."""
+    here, other = x[..., :, None], x[..., None, :]
+    return (other < here).sum(-1) + ((other == here).sum(-1) - 1) / 2
 
 
-def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Linear correlation of (N,) with (N,); nan if either is constant."""
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale > 0 else math.nan
+def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Linear correlation of (..., N) with (..., N); nan where either is constant."""
+    x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
+    scale = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(scale > 0, (x * y).sum(-1) / scale, np.nan)
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Rank correlation of (N,) with (N,)."""
+def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Rank correlation of (..., N) with (..., N)."""
     return pearson(ranks(x), ranks(y))
 
 
 def with_interval(
-    how: Callable[[np.ndarray, np.ndarray], float],
+    how: Callable[[np.ndarray, np.ndarray], np.ndarray],
     x: np.ndarray,
     y: np.ndarray,
     rng: np.random.Generator,
     resamples: int = 2000,
+    block: int = 100,
 ) -> Interval:
     """`how` (pearson or spearman) with the percentile interval over resampled models."""
     picks = rng.integers(len(x), size=(resamples, len(x)))
-    values = np.array([how(x[p], y[p]) for p in picks])
-    values = values[np.isfinite(values)]
+    values = np.concatenate([how(x[p], y[p]) for p in np.split(picks, range(block, resamples, block))])
+    values, value = values[np.isfinite(values)], float(how(x, y))
     if not len(values):
-        return Interval(how(x, y), math.nan, math.nan)
+        return Interval(value, math.nan, math.nan)
     low, high = np.quantile(values, [0.025, 0.975])
-    return Interval(how(x, y), float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
 # -- what one model is like -------------------------------------------------------------------------------------------

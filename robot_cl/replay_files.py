@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
+from robot_cl.batch import Transitions
 from robot_cl.checkpoint import load_tensors, save_tensors
 from robot_cl.learners.replay import ReplayBuffer
 
@@ -51,6 +54,20 @@ def restore_replay(run: Path, buffer: ReplayBuffer, total: int) -> None:
             raise ValueError(f"{path} does not hold the rows its name says")
     if buffer.total != total:
         raise ValueError(f"{folder} has {buffer.total} of {total} rows; this run cannot be continued")
+
+
+def lived(run: Path, obs_dim: int, act_dim: int, worlds: int = 1) -> Transitions | None:
+    """What a run's seeds went through (N,), world by world in the order of time; None if it kept no replay buffer.
+
+    A run with several worlds per seed lays them side by side; of a full ring only the newest part is left.
+    """
+    chunks = sorted(_chunks(run / FOLDER), key=lambda chunk: chunk[1])
+    if not chunks:
+        return None
+    rows = torch.cat([load_tensors(path)["rows"] for path, _, _ in chunks], 1)  # (P, n, row_width)
+    rows = rows[:, : rows.shape[1] // worlds * worlds]
+    ordered = rows.unflatten(1, (-1, worlds)).transpose(1, 2).flatten(0, 2)
+    return Transitions.unpack(ordered, obs_dim, act_dim)
 
 
 def _chunks(folder: Path) -> list[tuple[Path, int, int]]:
