@@ -98,7 +98,7 @@ def compose(options: ComposeOptions, progress: Progress | None = None) -> Compos
 
 
 def find_library(options: ComposeOptions) -> tuple[Library, list[str]]:
-    names = as_list(options.skills)
+    names = [str(name) for name in as_list(options.skills)]
     if names:
         return find_skills(names, options.base), names
     library = find_base(options.base)

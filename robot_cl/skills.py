@@ -124,8 +124,9 @@ def find_base(base: str | Path | None = None, root: Path | None = None) -> Libra
     if len(fits) == 1:
         return Library(fits[0])
     there = ", ".join(f.name for f in folders) or "none yet; robot-cl skills add RUN makes one"
-    what = f"base {str(base)[:12]!r} fits {len(fits)} of" if base is not None else "name one with base=: there are"
-    raise LookupError(f"{what} the libraries in {root or library_root()}: {there}")
+    said = "several" if base is None and folders else f"{len(fits)}"
+    which = "" if base is None else f" of base {str(base)[:12]!r}"
+    raise LookupError(f"there must be one library{which} in {root or library_root()}, there are {said}; name one: {there}")
 
 
 def open_libraries(base: str | None = None, root: Path | None = None) -> list[Library]:
@@ -146,6 +147,9 @@ def find_skills(names: list[str], base: str | None = None, root: Path | None = N
     """The library that holds all these skills. Raises LookupError if none or several do, ValueError for no names."""
     if not names:
         raise ValueError("no skills were named; write skills=[a,b]")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"skill {twice[0]!r} is named twice; name it once, with a larger weight if it should count more")
     if base is not None:
         library = find_base(base, root)
         for name in names:

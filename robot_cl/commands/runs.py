@@ -24,15 +24,20 @@ def find_run(word: str) -> Path:
     names = sorted(p.name for p in root.iterdir() if (p / "config.yaml").exists()) if root.is_dir() else []
     if word == LAST and names:
         return _shown(max((root / name for name in names), key=lambda p: (p / "config.yaml").stat().st_mtime))
-    fits = [name for name in names if name == word] or [name for name in names if word in name]
+    fits = [name for name in names if word in (name, _label(name))] or [name for name in names if word in name]
     if len(fits) == 1:
         return _shown(root / fits[0])
     if len(fits) > 1:
         raise LookupError(f"{word!r} fits {len(fits)} runs: {', '.join(fits[-8:])}; write more of the name, or {LAST}")
     if path.exists():
         raise LookupError(f"{path} is not a run: it has no config.yaml; runs lie under {root}")
-    labels = {re.sub(r"^\d{4}-\d\d-\d\d-(\d{6}-)?", "", name) for name in names}
+    labels = {_label(name) for name in names}
     raise not_found("run", word, labels, "" if labels else "train makes one")
+
+
+def _label(name: str) -> str:
+    """A run's name without its date."""
+    return re.sub(r"^\d{4}-\d\d-\d\d-(\d{6}-)?", "", name)
 
 
 def find_source(word: str) -> tuple[Path | str, Path | None]:
