@@ -233,6 +233,23 @@ def test_a_wild_member_does_not_shrink_the_steps_of_the_others():
     torch.testing.assert_close(clipped, calm * (0.5 / calm.norm()))
 
 
+def test_policies_and_critics_see_normalised_states_the_dynamics_raw_ones():
+    """In other units and from another origin the same data gives the same policies and the same scores."""
+    plain, scores = task(1500), []
+    moved = Transitions(**{**vars(plain), "obs": 3.0 * plain.obs + 40.0, "next_obs": 3.0 * plain.next_obs + 40.0})
+    for data in (plain, moved):
+        learner = UniO4(replace(TINY, critic_steps=200, behaviour_steps=200), 2, 1)
+        learner.attach_data(data)
+        learner.prepare(data)
+        sampler = Sampler.over(data, learner.rng)
+        for _ in range(205):
+            learner.update_offline(sampler.sample(64))
+        found = learner.gate.judge(learner.accepted.mode, learner.value)
+        assert found.clamped.max() < 0.2
+        scores.append(found.each.mean(-1))
+    torch.testing.assert_close(scores[0], scores[1], rtol=0.2, atol=0.0)  # roundings grow as it learns
+
+
 # -- options and data -------------------------------------------------------------------------------------------------
 
 
