@@ -12,6 +12,7 @@ from robot_cl.commands.verb import Call, Outcome, Progress, Verb
 
 SMOKE_DATA, SMOKE_TASK = "smoke/hopper-v0", "hopper"  # as in configs/experiment/smoke.yaml
 SHOWN = ("eval_return", "return")
+SHORT = {"trainable": "learner.trainable", "rank": "learner.rank", "base": "init_from"}  # how a skill is asked for
 
 
 def run_train(call: Call, options: Any) -> Outcome:
@@ -50,6 +51,7 @@ def train_one(call: Call, overrides: list[str]) -> Path:
     from robot_cl.run_config import TrainConfig
     from robot_cl.train import train
 
+    overrides = [SHORT.get(key, key) + equals + value for key, equals, value in (w.partition("=") for w in overrides)]
     config, chosen = read_groups(TrainConfig, {"learner": config_classes()}, "train", overrides)
     name, learner = chosen["learner"]
     config = only_its_parts(config, name, overrides)
@@ -190,6 +192,7 @@ TRAIN = Verb(
         "robot-cl train learner=ppo task=halfcheetah online_steps=2000000",
         "robot-cl train learner=ppo_warm task=halfcheetah init_from=runs/2026-01-31-iql online_steps=500000",
         "robot-cl train learner=bc,iql learner.lr=1e-4 data=hopper/medium-v0",
+        "robot-cl train learner=psec data=hopper/medium-v0 trainable=adapter base=RUN  # a skill on a frozen base",
         "robot-cl train experiment=smoke  # every learner, a few updates",
     ),
     options=_train_options,

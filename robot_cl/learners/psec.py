@@ -160,7 +160,13 @@ class PSEC(Learner):
         q, v, losses = self.cost_values(batch, z, z_next)
         return cost_weight(q, v), losses
 
+    def schedule(self) -> None:
+        if self.config.decay:
+            done = min(1.0, self.step / self.config.decay)
+            self.opts["actor"].lr = 0.5 * self.config.lr * (1.0 + math.cos(math.pi * done))
+
     def update_offline(self, batch: Transitions) -> Metrics:
+        self.schedule()
         weight, losses = self.weigh(batch)
         losses["actor_loss"] = self.actor.loss_at(batch.obs, batch.action, self.drawn(batch.reward.shape[-1]), weight)
         torch.stack(list(losses.values())).sum().backward()
@@ -184,17 +190,15 @@ class PSEC(Learner):
 
     @torch.no_grad()
     def _step_actor(self) -> None:
-        """AdamW with a cosine, then the average."""
+        """AdamW, then the average."""
         c, opt = self.config, self.opts["actor"]
-        if c.decay:
-            opt.lr = 0.5 * c.lr * (1.0 + math.cos(math.pi * min(1.0, self.step / c.decay)))
         opt.flat.mul_(1.0 - opt.lr * c.weight_decay)
         opt.step()
         averages, weights = zip(*self._moving, strict=True)
         torch._foreach_lerp_(list(averages), list(weights), average_rate(self.step, c.ema))
 
     def graph_key(self, online: bool = False) -> Hashable | None:
-        """Learning rate and average change from update to update at first, and with a cosine always."""
+        """The average moves by another rate with every early update, and decay follows the learning rate."""
         return None if self.config.decay or average_rate(self.step, self.config.ema) > self.config.ema else "update"
 
 
