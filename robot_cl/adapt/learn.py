@@ -118,11 +118,12 @@ def learn(name: str, config: LearnConfig | None = None, seed: int = 0, log: Log 
     model = fit_model(p, explore(p, [UNCHANGED] * c.nominal, seed + 1), c.model_steps, seed)
     log(f"{name}: nominal model fitted")
     drawn = [p.draw(rng) for _ in range(c.regimes)]
-    coder, runs = p.coder(model), explore(p, drawn, seed + 2)
+    coder, runs = p.coder(model), explore(p, drawn, seed + 2, model=model)
     flow, pool, loss = _fit(runs, model, coder, c, c.first_updates if c.rounds else c.flow_updates, seed)
     for k in range(c.rounds):
         log(f"{name}: flow of round {k} fitted to {len(pool.planned)} regimes, loss {loss:.3f}")
-        again = explore(p, drawn, seed + 10 + k, None, adapted(p, model, coder, flow, seed), (0.02, 0.3))
+        act = adapted(p, model, coder, flow, seed)
+        again = explore(p, drawn, seed + 10 + k, act=act, scales=(0.02, 0.3), model=model)
         runs, last = runs.then(again), k == c.rounds - 1
         flow, pool, loss = _fit(runs, model, coder, c, c.flow_updates if last else c.first_updates, seed + k)
     log(f"{name}: flow fitted to {len(pool.planned)} of {c.regimes} regimes, loss {loss:.3f}")
@@ -137,7 +138,7 @@ def learn(name: str, config: LearnConfig | None = None, seed: int = 0, log: Log 
 def _fit(
     runs: Exploration, model: Ensemble, coder: Coder, c: LearnConfig, updates: int, seed: int
 ) -> tuple[ActionFlow, RegimePool, float]:
-    pool = pool_of(runs, model, coder, torch.Generator().manual_seed(seed))
+    pool = pool_of(runs, model, coder)
     flow = new_flow(pool, FlowConfig(c.evidence, 64, (64, 64), (128, 128), batch=256, updates=updates), seed)
     losses = fit_flow(flow, pool, torch.Generator().manual_seed(seed + 1))
     return flow, pool, float(np.mean(losses[-200:]))

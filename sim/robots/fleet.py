@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -133,13 +132,22 @@ class Fleet:
 
     def peek(self, action: np.ndarray, regimes: Sequence[Regime] | None = None) -> np.ndarray:
         """Where the robots would be after this action under other regimes (none: unchanged), leaving all as it is."""
-        command, kept = self.interface.command(action), [copy.copy(d) for d in self._datas]
+        command, own = self.interface.command(action), regimes is self.regimes
+        before = self._states()
         for i, regime in enumerate(regimes or [UNCHANGED] * self.count):
-            base = self._models[i][0]
-            self._run(regime.model(base), self._datas[i], regime, command[i])
+            base, shifted = self._models[i]
+            self._run(shifted if own else regime.model(base), self._datas[i], regime, command[i])
         after = self.pose()
-        self._datas = kept
+        for (base, _), data, state in zip(self._models, self._datas, before, strict=True):
+            mujoco.mj_setState(base, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
         return after
+
+    def _states(self) -> list[np.ndarray]:
+        kind, states = mujoco.mjtState.mjSTATE_INTEGRATION, []
+        for (base, _), data in zip(self._models, self._datas, strict=True):
+            states.append(np.empty(mujoco.mj_stateSize(base, kind)))
+            mujoco.mj_getState(base, data, states[-1], kind)
+        return states
 
     def _step_one(self, i: int, command: np.ndarray, changed: bool) -> None:
         base, shifted = self._models[i]
