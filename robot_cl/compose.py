@@ -22,7 +22,8 @@ from robot_cl.routes import ROUTES, Fitted, Known, Route, RouteSettings
 
 Play = Callable[[Policy], np.ndarray]  # a policy's returns (episodes,), always from the same start states
 Progress = Callable[[float, float, str], None]
-NOTHING = 0.01
+NOTHING = 0.01  # of the gap between base and best: what no task would show
+FREE = ("zero_shot", "composition")  # routes that add no skill
 WORDS = {
     "zero_shot": "zero-shot",
     "composition": "composition",
@@ -114,11 +115,11 @@ def choose(
 
 
 def good_enough(losses: dict[str, float], bare: float, tolerance: float) -> str:
-    """The first route, from cheap to costly, whose loss is within `tolerance` of the lowest, or which closes all but
-    NOTHING of the gap between the bare base's loss and the lowest (then both are as good as exact)."""
+    """The first route, from cheap to costly, whose loss is within `tolerance` of the lowest, or which needs no new
+    skill and closes all but NOTHING of the gap between the bare base's loss and the lowest."""
     best = min(losses.values())
-    enough = max(best * (1.0 + tolerance), best + NOTHING * (bare - best))
-    return next(name for name, loss in losses.items() if loss <= enough)
+    near, free = best * (1.0 + tolerance), best + NOTHING * (bare - best)
+    return next(name for name, loss in losses.items() if loss <= near or (name in FREE and loss <= free))
 
 
 def reason(judged: list[Judged], chosen: Judged) -> str:

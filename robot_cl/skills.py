@@ -126,7 +126,8 @@ def find_base(base: str | Path | None = None, root: Path | None = None) -> Libra
     there = ", ".join(f.name for f in folders) or "none yet; robot-cl skills add RUN makes one"
     said = "several" if base is None and folders else f"{len(fits)}"
     which = "" if base is None else f" of base {str(base)[:12]!r}"
-    raise LookupError(f"there must be one library{which} in {root or library_root()}, there are {said}; name one: {there}")
+    where = root or library_root()
+    raise LookupError(f"there must be one library{which} in {where}, there are {said}; name one: {there}")
 
 
 def open_libraries(base: str | None = None, root: Path | None = None) -> list[Library]:
@@ -149,7 +150,7 @@ def find_skills(names: list[str], base: str | None = None, root: Path | None = N
         raise ValueError("no skills were named; write skills=[a,b]")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"skill {twice[0]!r} is named twice; name it once, with a larger weight if it should count more")
+        raise ValueError(f"skill {twice[0]!r} is named twice; name it once, with a larger weight to count more")
     if base is not None:
         library = find_base(base, root)
         for name in names:
