@@ -74,9 +74,9 @@ def test_demonstrations_of_one_skill_need_no_new_one(known: Known) -> None:
 def test_two_skills_each_right_in_its_half_are_composed_by_context(known: Known) -> None:
     choice = choose(known, _demos(_either), QUICK)
     loss = {judged.name: judged.loss for judged in choice.judged}
-    assert loss["composition"] < 0.2 * loss["zero_shot"]
+    assert loss["composition"] < 0.3 * loss["zero_shot"]
     blind = choose(known, _demos(_either), replace(QUICK, composer="fixed"), routes=("composition",))
-    assert loss["composition"] < 0.2 * blind.chosen.loss  # no constants do what the context does
+    assert loss["composition"] < 0.3 * blind.chosen.loss  # no constants do what the context does
     assert choice.chosen.name in ("composition", "residual")
     assert all(without > 2 * loss["composition"] for without in choice.left_out.values())  # both skills matter
 
@@ -195,7 +195,7 @@ def test_of_many_skills_those_are_kept_that_fit(known: Known) -> None:
 
 def test_leaving_out_a_skill_that_is_not_used_costs_nothing(known: Known) -> None:
     fitted = Fitted(known, _demos(lambda obs: _behaviour(0, obs)), replace(QUICK, composer="fixed", steps=400))
-    train, held = fitted.demos.split(0.2)
+    _, held = fitted.demos.split(0.2)
     loss = held_out_loss(fitted.composition.module, held)
     without = leave_one_out(fitted, held)
     assert without["right"] < loss + 0.05 and without["left"] > loss + 0.3
@@ -237,6 +237,10 @@ def _card(folder: Path, change: Any) -> None:
     card = json.loads((folder / "policy.json").read_text())
     change(card["composition"])
     (folder / "policy.json").write_text(json.dumps(card))
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
 
 
 MALFORMED = {
