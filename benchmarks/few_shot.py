@@ -14,6 +14,7 @@ Finished cells are JSON under runs/benchmarks/few_shot and are not measured agai
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -27,9 +28,10 @@ from common import ROOT, Claim, arguments, report, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from few_shot_parts import walker
+from few_shot_parts.cheetah import CheetahSetting, cheetah_sizes  # noqa: E402
 from few_shot_parts.choice import choose
 from few_shot_parts.rows import LEARNED, TASKS, Play, Rows, Task
-from few_shot_parts.setting import FULL, SCORE_SEED, SMALL, TINY, Setting
+from few_shot_parts.setting import FULL, SCORE_SEED, SMALL, TINY, Setting, Sizes
 
 from robot_cl import stats
 
@@ -60,8 +62,7 @@ class Bench:
             rows = torch.from_numpy(obs).to(self.setting.device).view(members, len(seeds), -1)
             return policy(rows).flatten(0, 1).cpu().numpy()
 
-        return walker.roll(act, self.rows.task.name, list(seeds) * members, self.setting.threads, self.sizes.horizon,
-                           keep=False)  # fmt: skip
+        return self.setting.roll(act, self.rows.task.name, list(seeds) * members)
 
     def measure_learned(self, row: str) -> None:
         if self.path(row).exists():
@@ -86,7 +87,7 @@ class Bench:
             return
         seeds = [SCORE_SEED + i for i in range(self.sizes.episodes * self.sizes.draws)]
         with torch.inference_mode():
-            e = walker.roll(act, self.rows.task.name, seeds, self.setting.threads, self.sizes.horizon, keep=False)
+            e = self.setting.roll(act, self.rows.task.name, seeds)
         by_draw = zip(*(x.reshape(self.sizes.draws, -1) for x in (e.returns, e.fell)), strict=True)
         cells = [{"draw": d, "count": 0, "returns": r.tolist(), "fell": f.tolist()} for d, (r, f) in enumerate(by_draw)]
         self.keep(row, cells)
@@ -100,7 +101,7 @@ class Bench:
 
     def keep(self, row: str, cells: list[dict[str, Any]], **seconds: float) -> None:
         path, facts = self.path(row), {"row": row, "sizes": self.sizes.digest, "kind": self.sizes.kind}
-        facts |= {"device": self.setting.device, "expert": walker.expert(self.rows.task.name)[1]}
+        facts |= {"device": self.setting.device, "expert": self.setting.expert(self.rows.task.name)[1]}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(facts | {"cells": cells} | {k: round(v, 1) for k, v in seconds.items()}))
@@ -215,6 +216,18 @@ def claims_run(r: Results) -> list[Claim]:
     return found + interventions(r, "run")
 
 
+def claims_shift(r: Results) -> list[Claim]:
+    """Skills of other physics, ten episodes in the standard one."""
+    single, scratch, found = r.best_single(), r.scores("scratch", TEN), list[Claim]()
+    measured = {row: x for row in ("residual", "learned α(s)", "fresh adapter") if (x := r.scores(row, TEN)) is not None}
+    if measured and single is not None and scratch is not None:
+        best = max(measured, key=lambda row: measured[row].mean())
+        gain = float(measured[best].mean() / max(single[1].mean(), 1.0))
+        found.append(Claim(f"shift: {best} over the best source skill zero-shot", gain, 1.0))
+        found.append(Claim(f"shift: {best} over scratch", float(measured[best].mean() / scratch.mean()), 1.0))
+    return found + interventions(r, "shift")
+
+
 def interventions(r: Results, label: str) -> list[Claim]:
     base, gate = r.scores("base zero-shot", 0), r.scores("learned α(s)", TEN)
     random, permuted = r.scores("I1 random skills", TEN), r.scores("I3 permuted", TEN)
@@ -226,6 +239,16 @@ def interventions(r: Results, label: str) -> list[Claim]:
         kept = float((permuted.mean() - base.mean()) / max(gate.mean() - base.mean(), 1.0))
         found.append(Claim(f"{label}, I3: share of the gain kept with permuted skills", kept, 0.5, at_least=False))
     return found
+
+
+CLAIMS = {"stand-walk": claims_walk, "stand-walk-run": claims_run, "shift": claims_shift}
+
+
+def setting_of(task: str, sizes: Sizes, folder: Path, args: argparse.Namespace) -> Setting:
+    """Tasks of other bodies have a folder, sizes and a setting of their own."""
+    if task != "shift":
+        return Setting(sizes, folder, args.device, args.threads, args.dart)
+    return CheetahSetting(cheetah_sizes(sizes), folder / "cheetah", args.device, args.threads, args.dart)
 
 
 def main() -> None:
@@ -251,12 +274,11 @@ def main() -> None:
     folder = args.out or KEPT / (label if args.kind == "diffusion" else f"{label}-{args.kind}")
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = True
-    setting = Setting(sizes, folder, args.device, args.threads, args.dart)
+    benches = {name: Bench(setting_of(name, sizes, folder, args), name) for name in args.tasks}
     if args.prepare:
-        setting.skills(["stand", "walk"])
-        for name in args.tasks:
-            setting.demonstrations(TASKS[name].name)
-    benches = {name: Bench(setting, name) for name in args.tasks}
+        for name, bench in benches.items():
+            bench.setting.skills(bench.setting.known)
+            bench.setting.demonstrations(TASKS[name].name)
     claims: list[Claim] = []
     details = {}
     for name, bench in benches.items():
@@ -269,7 +291,7 @@ def main() -> None:
         print(f"\n{name} ({', '.join(results.experts)})\n")
         head = ("row", "demonstrations", "mean return [95 %]", "IQM", "episodes without a fall", "mean of each draw")
         print(table(head, lines))
-        claims += claims_walk(results) if name == "stand-walk" else claims_run(results)
+        claims += CLAIMS[name](results)
         details[name] = {"rows": lines, "decisions": results.decisions}
     report("few_shot", claims, args.json, details)
 

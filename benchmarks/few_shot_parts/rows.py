@@ -46,6 +46,7 @@ class Task:
 TASKS = {
     "stand-walk": Task("walker-walk", ("stand",)),
     "stand-walk-run": Task("walker-run", ("stand", "walk")),
+    "shift": Task("halfcheetah", ("friction", "gravity", "thigh")),
 }
 
 
@@ -116,7 +117,7 @@ class Rows:
         return stack
 
     def gate(self, skills: int, blind: bool = False) -> MemberGate:
-        return MemberGate(walker.OBS, skills, self.members, blind, 70)
+        return MemberGate(self.setting.widths[0], skills, self.members, blind, 70)
 
     # The rows
 
@@ -203,7 +204,7 @@ class Rows:
     # What no member learns
 
     def expert(self) -> walker.Act:
-        return walker.expert(self.task.name)[0].act
+        return self.setting.expert(self.task.name)[0].act
 
     def zero_shot(self, weights: dict[str, float]) -> walker.Act:
         """The base with these skills in its weights; none: the bare base."""

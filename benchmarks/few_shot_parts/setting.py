@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from policies.diffusion import GENERATIVE, GenerativeActor, GenerativeConfig
 from policies.lora import attach, extract
 from policies.networks import generators
 from policies.normalizer import Normalizer
+from robot_cl.data.behaviours import Behaviour
 
 RANK, SCALE = 8, 4.0
 DEMO_SEED, BASE_SEED, SKILL_SEED, SCORE_SEED, TRIAL_SEED = (k * 1_000_000 for k in (1, 2, 3, 4, 5))
@@ -79,14 +81,27 @@ class Setting:
     threads: int = 1
     dart: float = 0.0
 
+    widths: ClassVar[tuple[int, int]] = (walker.OBS, walker.ACT)
+    known: ClassVar[tuple[str, ...]] = ("stand", "walk")  # skills of the library
+
+    def expert(self, task: str) -> tuple[Behaviour, str]:
+        """Who demonstrates a task, and where it comes from."""
+        return walker.expert(task)
+
+    def roll(
+        self, act: walker.Act, task: str, seeds: Sequence[int], sigma: np.ndarray | float = 0.0, label: bool = True,
+        keep: bool = False,
+    ) -> walker.Episodes:  # fmt: skip
+        """One episode from each seed (see walker.roll)."""
+        return walker.roll(act, task, seeds, self.threads, self.sizes.horizon, sigma, label, keep)
+
     # Recordings
 
     def recording(self, name: str, task: str, seeds: Sequence[int], sigma: np.ndarray | float, label: bool) -> Tensor:
         """(E, T, OBS + ACT) of the task's expert, made at most once."""
         path = self.folder / "state" / f"{name}.safetensors"
         if not path.exists():
-            behaviour, _ = walker.expert(task)
-            episodes = walker.roll(behaviour.act, task, seeds, self.threads, self.sizes.horizon, sigma, label)
+            episodes = self.roll(self.expert(task)[0].act, task, seeds, sigma, label, keep=True)
             rows = torch.from_numpy(np.concatenate([episodes.obs, episodes.action], -1))
             write(path, {"rows": rows, "returns": torch.from_numpy(episodes.returns)})
         return load_file(path)["rows"]
@@ -98,12 +113,17 @@ class Setting:
         rows = self.recording(f"demos-{task}-dart{self.dart:g}", task, seeds, self.dart, False)
         return rows.view(s.draws, max(s.counts), s.horizon, -1)
 
-    def noisy_stand(self) -> Tensor:
+    def base_data(self) -> Tensor:
         """What the base learns from: the standing expert under noise of several strengths, as executed."""
         count = self.sizes.base_episodes
         sigma = np.resize([0.1, 0.2, 0.3, 0.5], count)
         seeds = range(BASE_SEED, BASE_SEED + count)
         return self.recording("base-data", "walker-stand", list(seeds), sigma, True)
+
+    def skill_data(self, name: str) -> Tensor:
+        """What the expert of a skill does, under a little noise."""
+        seeds = list(range(SKILL_SEED, SKILL_SEED + self.sizes.skill_episodes))
+        return self.recording(f"skill-{name}", f"walker-{name}", seeds, 0.1, False)
 
     # Pools: which rows each member may learn from
 
@@ -116,22 +136,22 @@ class Setting:
         for draw, count in s.members:
             train, held = split(numbers[draw, :count])
             rows.append({"all": numbers[draw, :count].flatten(), "train": train, "held": held}[part])
-        return Pools.of(flat[:, : walker.OBS], flat[:, walker.OBS :], rows)
+        return Pools.of(flat[:, : self.widths[0]], flat[:, self.widths[0] :], rows)
 
     def lone_pools(self, recordings: Sequence[Tensor]) -> Pools:
         """One member per recording, with all of its rows."""
         flat = torch.cat([r.flatten(0, 1) for r in recordings]).to(self.device)
         rows = torch.arange(len(flat)).split([r.shape[0] * r.shape[1] for r in recordings])
-        return Pools.of(flat[:, : walker.OBS], flat[:, walker.OBS :], rows)
+        return Pools.of(flat[:, : self.widths[0]], flat[:, self.widths[0] :], rows)
 
     # Base and skills
 
     def new_actor(self, seed: int, members: int = 1) -> GenerativeActor:
         """Untrained, with the statistics of the base's data, which every row shares."""
-        obs = self.noisy_stand()[..., : walker.OBS].flatten(0, 1)
-        norm = Normalizer(walker.OBS).fit(obs)
+        obs_dim, act_dim = self.widths
+        norm = Normalizer(obs_dim).fit(self.base_data()[..., :obs_dim].flatten(0, 1))
         cls = GENERATIVE[self.sizes.kind]
-        return cls(walker.OBS, walker.ACT, generators(seed, members), self.sizes.actor, norm).to(self.device)
+        return cls(obs_dim, act_dim, generators(seed, members), self.sizes.actor, norm).to(self.device)
 
     def base(self) -> GenerativeActor:
         """Trained on noisy standing; its exponential average, frozen."""
@@ -139,7 +159,7 @@ class Setting:
         if not path.exists():
             torch.manual_seed(0)
             average = clone(actor)
-            pools = self.lone_pools([self.noisy_stand()])
+            pools = self.lone_pools([self.base_data()])
             actor.train()
             loss = fit(actor_loss(actor, 0), list(actor.parameters()), pools, self.sizes.base, 0,
                        list(average.parameters()))  # fmt: skip
@@ -149,12 +169,11 @@ class Setting:
         return actor.eval().requires_grad_(False)
 
     def skills(self, names: Sequence[str]) -> dict[str, Adapter]:
-        """Adapters that imitate the experts of walker-NAME on the base, trained side by side on many demonstrations."""
-        count, known = self.sizes.skill_episodes, ("stand", "walk")
+        """Adapters that imitate experts on the base, trained side by side on many demonstrations."""
+        known = self.known
         path = self.folder / "state" / "skills.safetensors"
         if not path.exists():
-            seeds = list(range(SKILL_SEED, SKILL_SEED + count))
-            shown = [self.recording(f"skill-{n}", f"walker-{n}", seeds, 0.1, False) for n in known]
+            shown = [self.skill_data(name) for name in known]
             actor = self.base()
             parameters = attach(actor, RANK, generators(20, len(known)), SCALE)
             torch.manual_seed(1)

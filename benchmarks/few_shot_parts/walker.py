@@ -45,13 +45,15 @@ def expert(task: str) -> tuple[Behaviour, str]:
 def roll(
     act: Act, task: str, seeds: Sequence[int], threads: int, horizon: int = HORIZON,
     sigma: np.ndarray | float = 0.0, label_noise: bool = True, keep: bool = True,
+    repeat: int = REPEAT, shift: str | None = None, height: int = HEIGHT,
 ) -> Episodes:  # fmt: skip
     """One episode from each start seed. `sigma` (E,) or a number is the noise added to the action executed.
 
     The action recorded is the one executed, or with `label_noise` False the one intended (DART, Laskey et al. 2017).
+    `height` is where observations say how high the torso is.
     """
     count = len(seeds)
-    world = sim.make(task, num_worlds=count, threads=threads, action_repeat=REPEAT)
+    world = sim.make(task, num_worlds=count, threads=threads, shift=shift, action_repeat=repeat)
     rng, scale = np.random.default_rng(seeds[0]), np.broadcast_to(sigma, count)[:, None]
     obs, returns, lowest = world.reset(seed=list(seeds)), np.zeros(count), np.full(count, np.inf)
     kept_obs, kept_action = [], []
@@ -65,7 +67,7 @@ def roll(
         obs, reward, _, _, info = world.step(executed)
         returns += reward
         if t >= min(UP_BY, horizon // 2):
-            lowest = np.minimum(lowest, info["final_obs"][:, HEIGHT])
+            lowest = np.minimum(lowest, info["final_obs"][:, height])
     if not keep:
         kept_obs = kept_action = [np.zeros((count, 0), np.float32)]
     return Episodes(np.stack(kept_obs, 1), np.stack(kept_action, 1), returns, lowest < FALLEN)
