@@ -154,10 +154,10 @@ def examine(name: str, calls: int, device: str) -> dict[str, Any]:
 
 
 def acting(learner: Learner, device: str) -> dict[str, Any]:
-    """Actions for one world per seed and second, there and back."""
-    acts = Acting(learner)
-    obs, noise = torch.randn(SEEDS, 1, OBS), learner.noise(1, 1, ACT)[:, 0]
-    return {"captured": speed(lambda: acts.explore(obs.to(device), noise).cpu(), 300, device)}
+    """Actions per second for one world per seed, on the host."""
+    acts, obs = Acting(learner), torch.randn(SEEDS, 1, OBS)
+    noise = acts.noise(1, ACT)
+    return {"captured": speed(lambda: acts.explore(obs, noise), 300, device)}
 
 
 def judging(device: str) -> float:

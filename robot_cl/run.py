@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from sim.spec import Interface
 Progress = Callable[[str, int, int, dict[str, float]], None]
 DIGEST_UPDATES = 50  # the first updates leave a hash of all weights, which `verify` compares
 DIGESTS = "digests.txt"
+TURN = 10  # offline updates at a time, where several runs take turns
 
 
 class Run:
@@ -84,13 +85,21 @@ class Run:
 
     def go(self, updates: int | None = None) -> None:
         """Train to the end, or until at least `updates` updates were made."""
+        for _ in self.turns(updates):
+            pass
+
+    def turns(self, updates: int | None = None) -> Iterator[None]:
+        """`go` in turns of a few updates or a round of the worlds, so that several runs can take theirs in one loop."""
         enough = float("inf") if updates is None else updates
         try:
             while self.step < self.config.offline and self.learner.step < enough:
                 self._record(self.updates.offline())
                 self._advance(1)
+                if self.step % TURN == 0:
+                    yield
             while self.step < self.total and self.learner.step < enough:
                 self._advance(self._online_round())
+                yield
         finally:
             if self._writer is not None:
                 self._writer.close()
@@ -148,7 +157,7 @@ class Run:
         """Mean return (P,) of each member's deterministic policy, always on the same start states."""
         c = self.config
         if self._eval_world is None:
-            self._eval_world = sim.make(str(c.task), num_worlds=c.eval_episodes, threads=c.threads)
+            self._eval_world = sim.make(str(c.task), num_worlds=c.eval_episodes, threads=c.threads, shift=c.shift)
         # A thousand small steps: on the host, where none of them has to be waited for.
         actor = copy.deepcopy(self.learner.policy()).cpu() if c.device != "cpu" else self.learner.policy()
         policies = (ActorPolicy(actor, p) for p in range(c.seeds))
@@ -182,6 +191,7 @@ class Run:
         card = {
             "learner": self.name,
             "task": self.config.task,
+            "shift": self.config.shift,
             "data": self.config.data,
             "interface": self.interface.to_dict(),
         }
@@ -212,7 +222,7 @@ class Run:
     def _open_worlds(self) -> None:
         c, plan = self.config, self.plan
         rows, rounds = c.seeds * (c.num_worlds or 1), plan.horizon * (c.num_worlds or 1)
-        world = sim.make(str(c.task), num_worlds=rows, threads=c.threads)
+        world = sim.make(str(c.task), num_worlds=rows, threads=c.threads, shift=c.shift)
         self.collector = Collector(world, c.seeds, c.seed)
         if not plan.on_policy:
             widths = self.interface.obs_dim, self.interface.act_dim

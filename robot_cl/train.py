@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import sim
 from policies.actor import StackedGaussianActor
 from robot_cl import seeding
 from robot_cl.checkpoint import checkpoint_folder, load_actor, load_resume
@@ -30,18 +31,26 @@ def train(config: TrainConfig, learner: LearnerConfig | SB3Config, progress: Pro
     Raises ValueError, LookupError or OSError, in one sentence and before anything is written, for options that do not
     fit together; DivergedError (a ValueError) if training produces NaN. An interrupted run can be resumed.
     """
-    config = resolve(config, learner)
-    seeding.use_torch_threads(config.torch_threads or 1)
     if isinstance(learner, SB3Config):
+        config = resolve(config, learner)
+        seeding.use_torch_threads(config.torch_threads or 1)
         interface = agreed_interface(config.task, None)
         folder = _new_folder(config, learner, interface, None)
         train_sb3(folder, config, learner, interface, progress)
         return folder
+    run, folder = begin(config, learner, progress)
+    run.go()
+    return folder
+
+
+def begin(config: TrainConfig, learner: LearnerConfig, progress: Progress | None = None) -> tuple[Run, Path]:
+    """A run before its first update, its folder written. For errors see `train`."""
+    config = resolve(config, learner)
+    seeding.use_torch_threads(config.torch_threads or 1)
     run, config, learner = _new_run(config, learner, progress)
     folder = _new_folder(config, learner, run.interface, run.dataset)
     run.begin(folder)
-    run.go()
-    return folder
+    return run, folder
 
 
 def resume(run: Path | str, progress: Progress | None = None) -> Path:
@@ -118,6 +127,12 @@ def resolve(config: TrainConfig, learner: LearnerConfig | SB3Config) -> TrainCon
         raise ValueError(f"{name} with offline_steps={offline} needs a dataset; give data=NAME")
     if online and not task:
         raise ValueError(f"{name} with online_steps={online} needs a world; give task=NAME")
+    if config.shift is not None:
+        if not task:
+            raise ValueError(f"shift={config.shift} changes a world; give task=NAME")
+        if isinstance(learner, SB3Config):
+            raise ValueError("learner=sb3 trains in the world as it is; leave out shift=, or choose another learner")
+        sim.make(task, num_worlds=1, threads=1, shift=config.shift)  # what it does not know is refused here
     if not offline + online:
         raise ValueError(f"{name} has nothing to do; give data=NAME and offline_steps, or task=NAME and online_steps")
     return replace(
@@ -164,9 +179,7 @@ def _new_run(
     return run, run.config, learner
 
 
-def _initial_policy(
-    config: TrainConfig, learner: LearnerConfig
-) -> tuple[StackedGaussianActor | None, LearnerConfig]:
+def _initial_policy(config: TrainConfig, learner: LearnerConfig) -> tuple[StackedGaussianActor | None, LearnerConfig]:
     """The policy named by init_from, and the learner's options with the shapes of its networks."""
     if not config.init_from:
         return None, learner

@@ -194,10 +194,14 @@ class Learner:
         return self.draws.normal(*shape)
 
     @torch.inference_mode()
-    def explore(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """obs (P, W, obs_dim) -> action (P, W, act_dim) to try, drawn from the policy with standard normal noise."""
-        mean, log_std = self.actor(obs)
-        return self.actor.sample(mean, log_std, noise)[0].clamp(-1.0, 1.0)
+    def explore(self, obs: Tensor, noise: Tensor, actor: StackedGaussianActor | None = None) -> Tensor:
+        """obs (P, W, obs_dim) -> action (P, W, act_dim) to try, drawn from the policy with standard normal noise.
+
+        `actor` is a copy of it elsewhere, None: the learner's own.
+        """
+        actor = actor or self.actor
+        mean, log_std = actor(obs)
+        return actor.sample(mean, log_std, noise)[0].clamp(-1.0, 1.0)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that is remembered, as one flat dict of tensors."""

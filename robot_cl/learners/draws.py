@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SLOTS = 8  # updates whose numbers may be on their way to the device at once
+SLOTS = 32  # updates whose numbers may be on their way to the device at once
 ALIGNMENT = 16  # bytes between the places of two requests
 
 

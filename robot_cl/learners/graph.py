@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robot_cl.learners.draws import Tape
 
@@ -136,27 +137,28 @@ class Updates:
 
 
 class Acting:
-    """The learner as a collector needs it, its choice of actions captured too.
+    """The learner as a collector needs it: itself, or beside a GPU a copy of its policy on the host.
 
-    Remembers the buffers that observations and noise are copied to.
+    There a step of the world waits for no kernel; the copy is brought up to date when a round begins.
     """
 
-    def __init__(self, learner: Learner):
-        self.learner, self.seeds, self.device = learner, learner.seeds, learner.device
-        self._obs = self._noise = torch.empty(0)
+    def __init__(self, learner: Learner, apart: bool | None = None):
+        """`apart` says whether there is a copy; None: on a GPU."""
+        self.learner, self.seeds, self.device = learner, learner.seeds, "cpu"
+        apart = torch.device(learner.device).type == "cuda" if apart is None else apart
+        self.actor = copy.deepcopy(learner.actor).cpu() if apart else learner.actor
 
     def noise(self, *shape: int) -> Tensor:
-        return self.learner.noise(*shape)
+        """Of a whole round, (P, *shape)."""
+        if self.actor is not self.learner.actor:
+            for mine, theirs in zip(_tensors(self.actor), _tensors(self.learner.actor), strict=True):
+                mine.copy_(theirs)
+        return self.learner.noise(*shape).cpu()
 
     def explore(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """obs (P, W, obs_dim), noise (P, W, act_dim) -> action (P, W, act_dim)."""
-        if not self.learner.captured.fixed:
-            return self.learner.explore(obs, noise)
-        if self._obs.shape != obs.shape:
-            self._obs, self._noise = torch.empty_like(obs, device=self.device), torch.empty_like(noise)
-        self._obs.copy_(obs)
-        self._noise.copy_(noise)
-        return self.learner.captured(("explore", obs.shape), self._explore)["action"]
+        """obs (P, W, obs_dim), noise (P, W, act_dim) -> action (P, W, act_dim), all on the host."""
+        return self.learner.explore(obs, noise, self.actor)
 
-    def _explore(self) -> Outputs:
-        return {"action": self.learner.explore(self._obs, self._noise)}
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [tensor.detach() for tensor in (*module.parameters(), *module.buffers())]

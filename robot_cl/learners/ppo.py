@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from policies.actor import HALF_LOG_TWO_PI, ActorConfig, Distribution
+from policies.actor import HALF_LOG_TWO_PI, ActorConfig, Distribution, StackedGaussianActor
 from policies.critics import CriticConfig, StackedV
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
@@ -92,10 +92,11 @@ class PPO(Learner):
         """Nothing: a new policy's statistics come from its own rollouts, a loaded one keeps its own."""
 
     @torch.inference_mode()
-    def explore(self, obs: Tensor, noise: Tensor) -> Tensor:
+    def explore(self, obs: Tensor, noise: Tensor, actor: StackedGaussianActor | None = None) -> Tensor:
         """The sample as drawn: the world clips it, the ratio needs it unclipped."""
-        mean, log_std = self.actor(obs)
-        return self.actor.sample(mean, log_std, noise)[0]
+        actor = actor or self.actor
+        mean, log_std = actor(obs)
+        return actor.sample(mean, log_std, noise)[0]
 
     def update_online(self, fresh: Transitions, offline: Transitions | None = None) -> Metrics:
         """One rollout (P, T, W)."""

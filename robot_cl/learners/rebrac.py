@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from policies.actor import StackedGaussianActor
 from policies.critics import CriticConfig, StackedQ, polyak
 from policies.networks import StackedMLP
 from robot_cl.batch import Transitions
@@ -72,8 +73,8 @@ class ReBRAC(Learner):
         return OnlinePlan(updates=c.updates, warmup=c.warmup, capacity=c.capacity, offline_share=c.offline_share)
 
     @torch.inference_mode()
-    def explore(self, obs: Tensor, noise: Tensor) -> Tensor:
-        return (self.actor.mode(obs) + self.config.explore * noise).clamp(-1.0, 1.0)
+    def explore(self, obs: Tensor, noise: Tensor, actor: StackedGaussianActor | None = None) -> Tensor:
+        return ((actor or self.actor).mode(obs) + self.config.explore * noise).clamp(-1.0, 1.0)
 
     def target(self, batch: Transitions, z_next: Tensor) -> Tensor:
         """r + γ (1 − terminated) (min Q̄(s', a') − β2 |a' − μ(s')|²), (P, B); equation 5."""

@@ -43,6 +43,7 @@ class SACConfig(LearnerConfig):
     entropy_backup: bool = True  # the target value includes the next entropy
     actor_every: int = 1  # updates of the critics per update of the actor
     updates: float = 1.0  # online: updates per environment step
+    horizon: int = 1  # online: steps of the world at a time, and then the updates that are due
     warmup: int = 5000  # online: environment steps before the first update
     capacity: int = 1_000_000  # online: transitions kept per seed
 
@@ -50,7 +51,7 @@ class SACConfig(LearnerConfig):
         super().__post_init__()
         if not 1 <= self.subset <= self.critics:
             raise ValueError(f"subset is {self.subset}; expected between 1 and critics={self.critics}")
-        for name in ("lr", "temperature", "updates", "actor_every", "capacity"):
+        for name in ("lr", "temperature", "updates", "actor_every", "capacity", "horizon"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
         if not 0.0 <= self.discount < 1.0 or not 0.0 < self.tau <= 1.0:
@@ -199,7 +200,7 @@ def actor_due(learner: Learner) -> bool:
 
 def online_plan(config: SACConfig, offline_share: float = 0.0) -> OnlinePlan:
     return OnlinePlan(
-        updates=config.updates, warmup=config.warmup, capacity=config.capacity, offline_share=offline_share
+        horizon=config.horizon, updates=config.updates, warmup=config.warmup, capacity=config.capacity, offline_share=offline_share
     )
 
 

@@ -121,15 +121,19 @@ def test_captured_minibatches_of_ppo_are_the_plain_ones(device, transitions):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_captured_acting_follows_the_policy(device, transitions):
-    (plain, _), (fixed, sampler) = pair("sac", transitions(300), device)
-    acting, updates = Acting(fixed), Updates(fixed, sampler, None, 32)
-    for step in range(8):
-        obs, noise = transitions(2, 1, seed=step).obs.to(device), fixed.noise(1, 2)
-        fixed_action = acting.explore(obs, noise).clone()
-        torch.testing.assert_close(fixed_action, fixed.explore(obs, noise))
-        updates.offline()
-    assert plain.captured.recordings == {}
+@pytest.mark.parametrize("name", ["sac", "rebrac", "ppo"])
+def test_a_copy_on_the_host_acts_as_the_policy_does_when_a_round_begins(name, device, transitions):
+    learner = learner_class(name)(tiny(name), 4, 2, 2, 3, device)
+    learner.prepare(transitions(300).to(device))
+    acting, obs = Acting(learner, apart=True), transitions(2, 1).obs
+    for _ in range(2):
+        noise = acting.noise(1, 2)
+        found = acting.explore(obs, noise)
+        torch.testing.assert_close(found, learner.explore(obs.to(device), noise.to(device)).cpu())
+        with torch.no_grad():
+            for p in learner.actor.parameters():
+                p.add_(0.1)
+        assert torch.equal(acting.explore(obs, noise), found)  # not before the next round
 
 
 def test_updates_with_a_special_step_are_not_captured():
