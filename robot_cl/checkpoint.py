@@ -153,7 +153,7 @@ def load_adapted(folder: Path, member: int = 0) -> tuple[StackedGaussianActor, A
     the interface. Raises LookupError if no adapter was trained there, ValueError for damaged files."""
     if not (folder / ADAPTER).exists():
         raise LookupError(
-            f"{folder} holds no adapter; train a skill with learner.trainable=adapter init_from=RUN, or name such a run"
+            f"{folder} holds no adapter; train a skill with trainable=adapter base=RUN, or name such a run"
         )
     base, tensors = load_actor(folder / BASE).member(member), load_tensors(folder / ADAPTER)
     names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)

@@ -168,7 +168,7 @@ def write(
     label = options.name or f"compose-{task or dataset.name}".replace("/", "-")
     folder = new_run_folder(Path(options.out) if options.out else runs_root(), label)
     card = {
-        "step": 0, "task": task, "data": options.data, "learner": "compose", "interface": interface.to_dict(),
+        "step": 0, "task": task, "data": options.data, "learner": "compose", "shift": options.shift, "interface": interface.to_dict(),
         "label": f"{route.name.replace('_', '-')}: {route.said}",
     }  # fmt: skip
     write_json(folder / FILE, told(library, known, choice, dataset, options))

@@ -24,6 +24,7 @@ class TrainConfig:
     """Options of a training run, besides its learner's."""
 
     task: str | None = None  # where the policy acts: needed for online learning and for evaluation
+    shift: str | None = None  # a change of the world that is learned and evaluated in, such as gravity0.6+friction0.5
     data: str | None = None  # dataset to learn from offline, by name or folder
     init_from: str | None = None  # run or checkpoint whose policy (and values, where they fit) to continue
     seeds: int = 1  # runs trained side by side, with seeds seed, seed + 1, ...

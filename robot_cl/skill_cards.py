@@ -20,7 +20,8 @@ def card_of_run(checkpoint: Path, member: int = 0) -> SkillCard:
         return SkillCard("unnamed", learner=str(said.get("learner", "")))
     record = _read(run / "provenance.json")
     data = record.get("dataset")
-    scores, fingerprint = _scores(run, int(said["step"]), member, said.get("task"), record.get("simulator"))
+    where = " · ".join(str(said[key]) for key in ("task", "shift") if said.get(key))
+    scores, fingerprint = _scores(run, int(said["step"]), member, where, record.get("simulator"))
     return SkillCard(
         "unnamed",
         learner=str(said.get("learner", "")),
@@ -78,8 +79,9 @@ def _config(run: Path) -> dict[str, Any]:
     return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
 
 
-def _scores(run: Path, step: int, member: int, task: str | None, simulator: str | None) -> tuple[dict[str, float], str]:
-    """Mean return per task (and shift) of the checkpoint's own evaluations, else of the last one while it trained."""
+def _scores(run: Path, step: int, member: int, where: str, simulator: str | None) -> tuple[dict[str, float], str]:
+    """Mean return per task (and shift) of the checkpoint's own evaluations, else of the last one while it trained,
+    in `where`."""
     from robot_cl.curves import load_metrics
     from robot_cl.scores import read_scores
 
@@ -88,11 +90,11 @@ def _scores(run: Path, step: int, member: int, task: str | None, simulator: str 
         scores = {f"{e.task} · {e.shift}" if e.shift else e.task: float(np.mean(e.returns[member])) for e in entries}
         return scores, entries[-1].simulator
     metrics = load_metrics(run)
-    if task is None or "eval_return" not in metrics.names:
+    if not where or "eval_return" not in metrics.names:
         return {}, ""
     _, values = metrics.series("eval_return")
     found = float(values[-1][member])
-    return ({task: found}, simulator or "") if np.isfinite(found) else ({}, "")
+    return ({where: found}, simulator or "") if np.isfinite(found) else ({}, "")
 
 
 def _run_of(checkpoint: Path) -> Path | None:

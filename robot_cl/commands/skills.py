@@ -214,7 +214,7 @@ def run_log(call: Call, options: BaseOptions) -> Outcome:
 ADD = Verb(
     run=run_add,
     usage="RUN name=NAME [key=value ...]",
-    about="Take the skill out of a run that was trained with learner.trainable=adapter, and keep it in the library of\n"
+    about="Take the skill out of a run that was trained with trainable=adapter, and keep it in the library of\n"
     "its base, which is made if need be. The card says base, interface, data, seed, learner, scores and simulator. A\n"
     "copy of a skill that is there already is refused, one that does nearly the same is announced.",
     examples=(

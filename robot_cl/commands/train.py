@@ -54,8 +54,17 @@ def train_one(call: Call, overrides: list[str]) -> Path:
     overrides = [SHORT.get(key, key) + equals + value for key, equals, value in (w.partition("=") for w in overrides)]
     config, chosen = read_groups(TrainConfig, {"learner": config_classes()}, "train", overrides)
     name, learner = chosen["learner"]
-    config = only_its_parts(config, name, overrides)
+    config = replace(only_its_parts(config, name, overrides), init_from=start_of(config.init_from))
     return watched(call, f"training {name}", lambda progress: train(config, learner, progress))
+
+
+def start_of(word: str | None) -> str | None:
+    """The run or checkpoint named by init_from: a path, a run's name, or "last"."""
+    if word is None or Path(word).exists():
+        return word
+    from robot_cl.commands.runs import find_run
+
+    return str(find_run(word))
 
 
 def only_its_parts(config: Any, learner: str, overrides: list[str]) -> Any:

@@ -210,7 +210,7 @@ def test_adapters_travel_in_the_format_of_peft(typed: Cli) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["skills", "add", "base", "name=x"], "holds no adapter; train a skill with learner.trainable=adapter"),
+        (["skills", "add", "base", "name=x"], "holds no adapter; train a skill with trainable=adapter"),
         (["skills", "add", "hop"], "name=... is needed"),
         (["skills", "add", "hop", "name=../x"], "cannot name a skill"),
         (["skills", "add", "hop", "name=x", "member=7"], "no member 7"),
