@@ -18,7 +18,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from common import ROOT, Claim, arguments, report, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from few_shot_parts import walker
-from few_shot_parts.cheetah import CheetahSetting, cheetah_sizes  # noqa: E402
+from few_shot_parts.cheetah import CheetahSetting, cheetah_sizes
 from few_shot_parts.choice import choose
 from few_shot_parts.rows import LEARNED, TASKS, Play, Rows, Task
 from few_shot_parts.setting import FULL, SCORE_SEED, SMALL, TINY, Setting, Sizes
@@ -38,6 +38,8 @@ from robot_cl import stats
 KEPT = ROOT / "runs" / "benchmarks" / "few_shot"
 CHOICES = {"choice by loss": "by_loss", "choice by episodes": "by_return"}
 TEN = 10  # demonstrations, of the claims
+# Measured at every number of demonstrations; other rows at ten of them only.
+EVERY_COUNT = {"scratch", "full fine-tune", "fresh adapter", "fixed α", "learned α(s)", "residual", "composition"}
 
 
 class Bench:
@@ -53,16 +55,18 @@ class Bench:
     def seeds(self) -> list[int]:
         return [SCORE_SEED + i for i in range(self.sizes.episodes)]
 
-    def play(self, policy: Play, seeds: Sequence[int]) -> walker.Episodes:
-        """Each member from each start: row p · E + i is member p from seeds[i]."""
+    def play(self, policy: Play, seeds: Sequence[int], who: Sequence[int] | None = None) -> walker.Episodes:
+        """Each member, or those of `who`, from each start: row k · E + i is the k-th of them from seeds[i]."""
         members = self.rows.members
+        who = range(members) if who is None else who
+        rows = torch.zeros(members, len(seeds), self.setting.widths[0], device=self.setting.device)
 
         @torch.inference_mode()
         def act(obs: np.ndarray) -> np.ndarray:
-            rows = torch.from_numpy(obs).to(self.setting.device).view(members, len(seeds), -1)
-            return policy(rows).flatten(0, 1).cpu().numpy()
+            rows[list(who)] = torch.from_numpy(obs).to(rows.device).view(len(who), len(seeds), -1)
+            return policy(rows)[list(who)].flatten(0, 1).cpu().numpy()
 
-        return self.setting.roll(act, self.rows.task.name, list(seeds) * members)
+        return self.setting.roll(act, self.rows.task.name, list(seeds) * len(who))
 
     def measure_learned(self, row: str) -> None:
         if self.path(row).exists():
@@ -71,14 +75,14 @@ class Bench:
         print(f"{self.name}: {row}", flush=True)
         policy = LEARNED[row](self.rows)
         trained = time.monotonic()
-        episodes = self.play(policy, self.seeds())
+        members = self.sizes.members
+        who = [p for p, (_, count) in enumerate(members) if row in EVERY_COUNT or count == self.sizes.main_count]
+        episodes = self.play(policy, self.seeds(), who)
+        by_member = zip(who, *(x.reshape(len(who), -1) for x in (episodes.returns, episodes.fell)), strict=True)
         cells = [
-            {"draw": draw, "count": count, "returns": r.tolist(), "fell": f.tolist()}
-            for (draw, count), r, f in zip(
-                self.sizes.members, *(x.reshape(self.rows.members, -1) for x in (episodes.returns, episodes.fell)),
-                strict=True,
-            )
-        ]  # fmt: skip
+            {"draw": members[p][0], "count": members[p][1], "returns": r.tolist(), "fell": f.tolist()}
+            for p, r, f in by_member
+        ]
         self.keep(row, cells, train_s=trained - began, play_s=time.monotonic() - trained)
 
     def measure_given(self, row: str, act: walker.Act) -> None:
@@ -111,18 +115,21 @@ class Bench:
                      for c in sorted({cell["count"] for cell in cells})]  # fmt: skip
             print(f"    return at demonstrations {', '.join(means)} {seconds}", flush=True)
 
-    def measure(self, only: Sequence[str]) -> None:
+    def measure(self, only: Sequence[str], late: Callable[[], bool]) -> None:
+        """Every row, or those named in their order; none begins once it is `late`."""
         rows, task = self.rows, self.rows.task
         given = {"expert": rows.expert, "base zero-shot": lambda: rows.zero_shot({})}
         given |= {f"{s} skill zero-shot": lambda s=s: rows.zero_shot({s: 1.0}) for s in task.parents}
         for row, make in given.items():
             if (not only or row in only) and not self.path(row).exists():
                 self.measure_given(row, make())
-        for row in LEARNED:
-            if not only or row in only:
+        for row in only or [*LEARNED, "choice"]:
+            if late():
+                return
+            if row == "choice":
+                self.measure_choice()
+            elif row in LEARNED:
                 self.measure_learned(row)
-        if not only or "choice" in only:
-            self.measure_choice()
 
 
 class Results:
@@ -219,7 +226,8 @@ def claims_run(r: Results) -> list[Claim]:
 def claims_shift(r: Results) -> list[Claim]:
     """Skills of other physics, ten episodes in the standard one."""
     single, scratch, found = r.best_single(), r.scores("scratch", TEN), list[Claim]()
-    measured = {row: x for row in ("residual", "learned α(s)", "fresh adapter") if (x := r.scores(row, TEN)) is not None}
+    rows = ("residual", "learned α(s)", "fresh adapter")
+    measured = {row: x for row in rows if (x := r.scores(row, TEN)) is not None}
     if measured and single is not None and scratch is not None:
         best = max(measured, key=lambda row: measured[row].mean())
         gain = float(measured[best].mean() / max(single[1].mean(), 1.0))
@@ -247,8 +255,9 @@ CLAIMS = {"stand-walk": claims_walk, "stand-walk-run": claims_run, "shift": clai
 def setting_of(task: str, sizes: Sizes, folder: Path, args: argparse.Namespace) -> Setting:
     """Tasks of other bodies have a folder, sizes and a setting of their own."""
     if task != "shift":
-        return Setting(sizes, folder, args.device, args.threads, args.dart)
-    return CheetahSetting(cheetah_sizes(sizes), folder / "cheetah", args.device, args.threads, args.dart)
+        return Setting(sizes, folder, args.device, args.threads, args.dart, args.state)
+    state = args.state and args.state / "cheetah"
+    return CheetahSetting(cheetah_sizes(sizes), folder / "cheetah", args.device, args.threads, args.dart, state)
 
 
 def main() -> None:
@@ -262,9 +271,11 @@ def main() -> None:
         ("--dart", {"type": float, "default": 0.0, "help": "noise under which experts demonstrate"}),
         ("--device", {"default": "cpu"}),
         ("--threads", {"type": int, "default": 1, "help": "threads that step worlds"}),
+        ("--minutes", {"type": float, "default": 1e9, "help": "no row begins after so many"}),
+        ("--state", {"type": Path, "default": None, "help": "where recordings and weights lie; none: with the cells"}),
         ("--out", {"type": Path, "default": None}),
     )
-    args = arguments(__doc__ or "", extra)
+    args, began = arguments(__doc__ or "", extra), time.monotonic()
     sizes = TINY if args.tiny else SMALL if args.quick else FULL
     if args.kind != "diffusion":
         from dataclasses import replace
@@ -283,7 +294,7 @@ def main() -> None:
     details = {}
     for name, bench in benches.items():
         if not (args.table or args.prepare):
-            bench.measure(args.only)
+            bench.measure(args.only, lambda: time.monotonic() - began > 60.0 * args.minutes)
         results = Results(bench.path("x").parent, TASKS[name])
         lines = rows_of(results)
         if not lines:

@@ -38,7 +38,7 @@ class CheetahSetting(Setting):
     def expert(self, task: str) -> tuple[Behaviour, str]:
         if task == TARGET:
             return load_behaviour(DEMONSTRATOR), f"robot_cl/data/embedded/{DEMONSTRATOR}"
-        path = self.folder / "state" / f"source-{task}.safetensors"
+        path = self.kept / f"source-{task}.safetensors"
         if not path.exists():
             train_source(SHIFTS[task], path, self.steps, self.threads)
         return load_behaviour(path), str(path.name)

@@ -1,6 +1,6 @@
 """The library's own choice for a new task: zero-shot, composition, residual adapter or an adapter of its own.
 
-Candidates are trained without the held-out demonstrations and judged on them, relative to a fresh adapter; with
+Candidates are trained without the held-out demonstrations and judged on them by the rule of `robot-cl compose`; with
 episodes allowed, a stated number of them decides instead, because the noise-prediction loss does not rank bad policies.
 """
 
@@ -14,19 +14,12 @@ import torch
 from few_shot_parts import walker
 from few_shot_parts.rows import Play, Rows
 from few_shot_parts.setting import TRIAL_SEED
-from few_shot_parts.stacked import MemberConstants, Pools, StackedComposition
+from few_shot_parts.stacked import Loss, MemberConstants, Pools, StackedComposition, actor_loss
 
-from policies.networks import generators
+from robot_cl.compose import good_enough
 
 ORDER = ("zero-shot", "composition", "residual", "fresh adapter")  # from the least to the most that is new
-TOLERANCE = 1.05  # of a fresh adapter's held-out loss: up to here less that is new is preferred
-
-
-def by_loss(losses: dict[str, float]) -> str:
-    """The first of ORDER whose held-out loss is within TOLERANCE of the fresh adapter's, or the smallest if none is."""
-    near = [name for name in ORDER if losses[name] <= TOLERANCE * losses["fresh adapter"]]
-    better = [name for name in near if losses[name] <= losses["fresh adapter"] / TOLERANCE]
-    return (better or near)[0]
+TOLERANCE = 0.05  # within which of the lowest held-out loss less that is new is preferred
 
 
 def by_return(returns: dict[str, list[float]]) -> str:
@@ -43,25 +36,18 @@ def candidates(rows: Rows) -> dict[str, tuple[Play, Callable[[Pools], torch.Tens
     parent = {rows.task.parent: rows.skills[rows.task.parent]}
     alone = StackedComposition(rows.base, parent, [], one, rows.members)
     return {
-        "zero-shot": (alone.mode, lambda pools: composition_loss(alone, pools)),
-        "composition": (blend.mode, lambda pools: composition_loss(blend, pools)),
-        "residual": (residual.mode, lambda pools: actor_loss_of(residual, pools)),
-        "fresh adapter": (fresh.mode, lambda pools: actor_loss_of(fresh, pools)),
+        "zero-shot": (alone.mode, lambda pools: held_out(alone.member_losses, pools)),
+        "composition": (blend.mode, lambda pools: held_out(blend.member_losses, pools)),
+        "residual": (residual.mode, lambda pools: held_out(actor_loss(residual), pools)),
+        "fresh adapter": (fresh.mode, lambda pools: held_out(actor_loss(fresh), pools)),
     }
 
 
 @torch.no_grad()
-def actor_loss_of(actor: Any, pools: Pools, batches: int = 8, batch: int = 512) -> torch.Tensor:
-    """(M,) on CPU: mean loss over the same rows and the same noise for every candidate."""
-    rng, rngs = torch.Generator().manual_seed(0), generators(1, pools.members)
-    return torch.stack([actor.loss(*pools.draw(batch, rng), rngs) for _ in range(batches)]).mean(0).cpu()
-
-
-@torch.no_grad()
-def composition_loss(stack: StackedComposition, pools: Pools, batches: int = 8, batch: int = 512) -> torch.Tensor:
-    """As `actor_loss_of`."""
-    rng, rngs = torch.Generator().manual_seed(0), generators(1, pools.members)
-    return torch.stack([stack.member_losses(*pools.draw(batch, rng), rngs) for _ in range(batches)]).mean(0).cpu()
+def held_out(loss: Loss, pools: Pools, batches: int = 8) -> torch.Tensor:
+    """(M,) on the CPU: mean loss over the same rows under the same noise for every candidate."""
+    torch.manual_seed(0)
+    return torch.stack([loss(*pools.draw(512)) for _ in range(batches)]).mean(0).cpu()
 
 
 def choose(rows: Rows, play: Callable[[Play, list[int]], walker.Episodes]) -> list[dict[str, Any]]:
@@ -69,6 +55,7 @@ def choose(rows: Rows, play: Callable[[Play, list[int]], walker.Episodes]) -> li
     held = rows.setting.pools(rows.task.name, "held")
     seeds = [TRIAL_SEED + i for i in range(rows.sizes.trials)]
     losses, returns = {}, {}
+    bare = held_out(actor_loss(rows.base), held)
     for name, (act, loss) in candidates(rows).items():
         losses[name] = loss(held)
         returns[name] = play(act, seeds).returns.reshape(rows.members, -1)
@@ -76,6 +63,7 @@ def choose(rows: Rows, play: Callable[[Play, list[int]], walker.Episodes]) -> li
     for p, (draw, count) in enumerate(rows.sizes.members):
         loss_p = {name: float(losses[name][p]) for name in ORDER}
         returns_p = {name: returns[name][p].tolist() for name in ORDER}
-        chosen = {"by_loss": by_loss(loss_p), "by_return": by_return(returns_p)}
+        cheapest = good_enough(loss_p, float(bare[p]), TOLERANCE)
+        chosen = {"by_loss": cheapest, "by_return": by_return(returns_p), "bare": float(bare[p])}
         decisions.append({"draw": draw, "count": count, "losses": loss_p, "returns": returns_p} | chosen)
     return decisions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -72,7 +72,7 @@ class Rows:
     @cached_property
     def new(self) -> list[Adapter]:
         """Each member's new skill, learned alone on the base from its demonstrations; trained once and kept."""
-        path = self.setting.folder / "state" / f"new-{self.task.name}-dart{self.setting.dart:g}.safetensors"
+        path = self.setting.kept / f"new-{self.task.name}-dart{self.setting.dart:g}.safetensors"
         if not path.exists():
             actor = self.adapted(self.base, self.pools)
             save_adapters(path, {str(p): extract(actor, p) for p in range(self.members)})
@@ -82,9 +82,8 @@ class Rows:
     # Training
 
     def trained(self, actor: GenerativeActor, parameters: list[nn.Parameter], pools: Pools, plan: Schedule) -> None:
-        torch.manual_seed(2)  # dropout
         actor.train()
-        loss = fit(actor_loss(actor, 40), parameters, pools, plan, 3)
+        loss = fit(actor_loss(actor), parameters, pools, plan, 3)
         print(f"    ε-loss {loss:.4f} after {plan.steps} steps", flush=True)
         actor.eval()
 
@@ -110,10 +109,8 @@ class Rows:
         """A composition of shared and own skills under a composer trained on the demonstrations."""
         shared, new = self.skills if shared is None else shared, self.new if new is None else new
         stack = StackedComposition(self.base, shared, new, composer, self.members, level)
-        rng = torch.Generator().manual_seed(60)
-        parameters = list(stack.composer.parameters())
-        loss = fit(lambda o, a: stack.loss(o, a, rng) * self.members, parameters, pools or self.pools, plan, 4)
-        print(f"    loss {loss / self.members:.4f} after {plan.steps} steps", flush=True)
+        loss = fit(stack.loss, list(stack.composer.parameters()), pools or self.pools, plan, 4)
+        print(f"    loss {loss:.4f} after {plan.steps} steps", flush=True)
         return stack
 
     def gate(self, skills: int, blind: bool = False) -> MemberGate:
@@ -188,13 +185,8 @@ class Rows:
         actor = clone(self.base)
         dimension = sum(p[0].numel() for p in self.gate(self.count).parameters())
         theta = attach_member_subspaces(actor, dimension, self.members, 95)
-        torch.manual_seed(2)
-        actor.train()
-        rngs = generators(40, self.members)
-        plan = self.sizes.whole
-        loss = fit(lambda o, a: actor.loss(o, a, rngs), [theta], self.pools, Schedule(plan.steps, 1e-3, plan.batch), 3)
-        print(f"    ε-loss {loss:.4f} after {plan.steps} steps", flush=True)
-        return actor.eval().mode
+        self.trained(actor, [theta], self.pools, replace(self.sizes.whole, lr=1e-3))
+        return actor.mode
 
     @property
     def count(self) -> int:

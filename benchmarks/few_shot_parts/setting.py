@@ -53,6 +53,11 @@ class Sizes:
         return [(draw, count) for draw in range(self.draws) for count in self.counts]
 
     @property
+    def main_count(self) -> int:
+        """The number of demonstrations that the claims are about."""
+        return 10 if 10 in self.counts else self.counts[-1]
+
+    @property
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
@@ -80,9 +85,14 @@ class Setting:
     device: str = "cpu"
     threads: int = 1
     dart: float = 0.0
+    state: Path | None = None  # where recordings and weights lie; none: in folder
 
     widths: ClassVar[tuple[int, int]] = (walker.OBS, walker.ACT)
     known: ClassVar[tuple[str, ...]] = ("stand", "walk")  # skills of the library
+
+    @property
+    def kept(self) -> Path:
+        return self.state or self.folder / "state"
 
     def expert(self, task: str) -> tuple[Behaviour, str]:
         """Who demonstrates a task, and where it comes from."""
@@ -99,7 +109,7 @@ class Setting:
 
     def recording(self, name: str, task: str, seeds: Sequence[int], sigma: np.ndarray | float, label: bool) -> Tensor:
         """(E, T, OBS + ACT) of the task's expert, made at most once."""
-        path = self.folder / "state" / f"{name}.safetensors"
+        path = self.kept / f"{name}.safetensors"
         if not path.exists():
             episodes = self.roll(self.expert(task)[0].act, task, seeds, sigma, label, keep=True)
             rows = torch.from_numpy(np.concatenate([episodes.obs, episodes.action], -1))
@@ -155,13 +165,12 @@ class Setting:
 
     def base(self) -> GenerativeActor:
         """Trained on noisy standing; its exponential average, frozen."""
-        path, actor = self.folder / "state" / "base.safetensors", self.new_actor(0)
+        path, actor = self.kept / "base.safetensors", self.new_actor(0)
         if not path.exists():
-            torch.manual_seed(0)
             average = clone(actor)
             pools = self.lone_pools([self.base_data()])
             actor.train()
-            loss = fit(actor_loss(actor, 0), list(actor.parameters()), pools, self.sizes.base, 0,
+            loss = fit(actor_loss(actor), list(actor.parameters()), pools, self.sizes.base, 0,
                        list(average.parameters()))  # fmt: skip
             print(f"base: ε-loss {loss:.4f}", flush=True)
             write(path, average.state_dict())
@@ -171,14 +180,13 @@ class Setting:
     def skills(self, names: Sequence[str]) -> dict[str, Adapter]:
         """Adapters that imitate experts on the base, trained side by side on many demonstrations."""
         known = self.known
-        path = self.folder / "state" / "skills.safetensors"
+        path = self.kept / "skills.safetensors"
         if not path.exists():
             shown = [self.skill_data(name) for name in known]
             actor = self.base()
             parameters = attach(actor, RANK, generators(20, len(known)), SCALE)
-            torch.manual_seed(1)
             actor.train()
-            loss = fit(actor_loss(actor, 30), parameters, self.lone_pools(shown), self.sizes.skills, 1)
+            loss = fit(actor_loss(actor), parameters, self.lone_pools(shown), self.sizes.skills, 1)
             print(f"skills {', '.join(known)}: ε-loss {loss:.4f}", flush=True)
             save_adapters(path, {n: extract(actor, p) for p, n in enumerate(known)})
         found = load_adapters(path)

@@ -8,6 +8,7 @@ of shared and new skills, with coefficients that are zero for what is not theirs
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from policies.adapter import Adapter
 from policies.composed import LEVELS
-from policies.diffusion import GenerativeActor, generative_from_spec
+from policies.diffusion import Drawn, GenerativeActor, generative_from_spec
 from policies.lora import base_layer, linear_layers
 from policies.mixture import Mixture
 from policies.networks import StackedMLP, generators
@@ -42,9 +43,9 @@ class Pools:
     def members(self) -> int:
         return len(self.index)
 
-    def draw(self, batch: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, batch: int) -> tuple[Tensor, Tensor]:
         """obs (M, batch, obs_dim), action (M, batch, act_dim), uniformly with replacement."""
-        share = torch.rand(self.members, batch, generator=rng).to(self.obs.device)
+        share = torch.rand(self.members, batch, device=self.obs.device)
         picked = self.index.gather(1, (share * self.count[:, None]).long())
         return self.obs[picked], self.action[picked]
 
@@ -65,34 +66,84 @@ def fit(
     loss: Loss, parameters: Sequence[nn.Parameter], pools: Pools, plan: Schedule, seed: int,
     average: Sequence[nn.Parameter] = (),
 ) -> float:  # fmt: skip
-    """Train until the schedule ends -> mean loss of the last tenth. `average` follows as PSEC's does."""
-    rng = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(parameters, lr=plan.lr, fused=pools.obs.is_cuda)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, plan.steps)
-    last: list[Tensor] = []
-    for step in range(plan.steps):
-        value = loss(*pools.draw(plan.batch, rng))
+    """Train until the schedule ends -> mean loss of the last tenth. `average` follows as PSEC's does.
+
+    Everything is drawn on the device from torch's own generator; on a GPU a step is captured once and replayed.
+    """
+    torch.manual_seed(seed)
+    cuda = pools.obs.is_cuda
+    rate = torch.tensor(plan.lr, device=pools.obs.device)
+    optimiser = torch.optim.AdamW(parameters, lr=rate if cuda else plan.lr, fused=cuda, capturable=cuda)
+
+    def step() -> Tensor:
         optimiser.zero_grad()
-        value.sum().backward()
+        value = loss(*pools.draw(plan.batch)).sum()
+        value.backward()
         optimiser.step()
-        schedule.step()
+        return value.detach()
+
+    run, last = Replayed(step) if cuda else step, list[Tensor]()
+    for k in range(plan.steps):
+        now = 0.5 * plan.lr * (1.0 + math.cos(math.pi * k / plan.steps))
+        if cuda:
+            rate.fill_(now)
+        else:
+            optimiser.param_groups[0]["lr"] = now
+        value = run()
         if average:
             with torch.no_grad():
-                torch._foreach_lerp_(list(average), list(parameters), average_rate(step, 0.001))
-        if step >= plan.steps - max(1, plan.steps // 10):
-            last.append(value.detach().mean())
-    return float(torch.stack(last).mean())
+                torch._foreach_lerp_(list(average), list(parameters), average_rate(k, 0.001))
+        if k >= plan.steps - max(1, plan.steps // 10):
+            last.append(value.clone())
+    return float(torch.stack(last).mean()) / pools.members
 
 
-def actor_loss(actor: GenerativeActor, seed: int) -> Loss:
-    """The actor's own imitation loss, members drawing from generators of their own."""
-    members = max(actor.population, max(layer_members(actor), default=1))
-    rngs = generators(seed, members)
-    return lambda obs, action: actor.loss(obs, action, rngs)
+class Replayed:
+    """A step of training as a CUDA graph: three calls as they are, then captured, then replayed.
+
+    Where it cannot be captured it says so and goes on as it is.
+    """
+
+    WARMUP = 3
+
+    def __init__(self, step: Callable[[], Tensor]):
+        self.step, self.calls, self.graph = step, 0, cast("torch.cuda.CUDAGraph | None", None)
+        self.stream, self.value = torch.cuda.Stream(), torch.empty(0)
+
+    def __call__(self) -> Tensor:
+        self.calls += 1
+        if self.calls == self.WARMUP + 1:
+            self._capture()
+        if self.graph is not None:
+            self.graph.replay()
+            return self.value
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            value = self.step()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return value
+
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.value = self.step()
+            self.graph = graph
+        except RuntimeError as problem:
+            print(f"    not captured: {str(problem).splitlines()[0]}", flush=True)
 
 
-def layer_members(actor: nn.Module) -> list[int]:
-    return [cast(int, layer.population) for *_, layer in linear_layers(actor) if hasattr(layer, "population")]
+def drawn(actor: GenerativeActor, members: int, rows: int) -> Drawn:
+    """The random numbers of one loss, drawn on the device."""
+    home = actor.noise.device
+    seeds = torch.rand(members, actor.config.blocks, device=home) if actor.drops else None
+    return Drawn(torch.rand(members, rows, 1, device=home),
+                 torch.randn(members, rows, actor.act_dim, device=home), seeds)  # fmt: skip
+
+
+def actor_loss(actor: GenerativeActor) -> Loss:
+    """The actor's own imitation loss (M,)."""
+    return lambda obs, action: actor.loss_at(obs, action, drawn(actor, *obs.shape[:2]))
 
 
 @torch.no_grad()
@@ -174,20 +225,23 @@ class StackedComposition(nn.Module):
         hot[..., k] = 1.0
         return self.spread(hot)
 
-    def loss(self, obs: Tensor, action: Tensor, rng: torch.Generator) -> Tensor:
-        """The actor's imitation loss, or at level "action" the squared error of the composed action. Scalar."""
-        flat = action.flatten(0, 1)
+    def loss(self, obs: Tensor, action: Tensor) -> Tensor:
+        """(M,) the actor's imitation loss, or at level "action" the squared error of the composed action."""
         if self.level == "action":
-            return (self.mode(obs) - action).square().sum(-1).mean()
-        return self._compose(obs, lambda rows: self.actor.loss(rows, flat, [rng]))[0]
+            return (self.mode(obs) - action).square().sum(-1).mean(-1)
+        flat = action.flatten(0, 1)
+        whole = self._compose(obs, lambda rows: self.actor.loss_at(rows, flat, drawn(self.actor, 1, len(rows))))
+        return whole.expand(len(obs))  # the rows' mean is the members' mean, and its sum the members' sum
 
-    def member_losses(self, obs: Tensor, action: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-        """(M,) imitation losses at level "parameter", member p drawing from rngs[p] as a stacked actor does."""
+    def member_losses(self, obs: Tensor, action: Tensor) -> Tensor:
+        """(M,) each member's own loss at level "parameter", with the random numbers that a stacked actor draws."""
+        random = drawn(self.actor, *obs.shape[:2])
         alpha = self.spread(self.composer(self.actor.normalizer(obs))).unflatten(0, obs.shape[:2])
         losses = []
-        for p, rng in enumerate(rngs):
+        for p in range(len(obs)):
             with self.mixture.using(alpha[p]):
-                losses.append(self.actor.loss(obs[p], action[p], [rng])[0])
+                one = Drawn(random.share[p : p + 1], random.noise[p : p + 1])
+                losses.append(self.actor.loss_at(obs[p], action[p], one)[0])
         return torch.stack(losses)
 
     def mode(self, obs: Tensor) -> Tensor:
