@@ -139,10 +139,12 @@ class Mission:
             self.runner.finish()
 
     def _operate(self) -> None:
-        begin = time.monotonic()
+        begin, parent = time.monotonic(), os.getppid()
         kill_every = min(KILL_S, self.seconds / 3)
         due = {"swap": SWAP_S, "goal": 0.0, "kill": kill_every, "memory": 1.0}
         while (now := time.monotonic() - begin) < self.seconds - 2.0:
+            if os.getppid() != parent:
+                raise RuntimeError("whoever started this mission is gone")
             if now >= due["memory"]:
                 due["memory"] += 1.0
                 self.memory.append(resident_mb())

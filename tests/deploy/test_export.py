@@ -16,6 +16,7 @@ from policies.composers.composer import Composer, CompositionShape
 from policies.composers.context_gate import ContextGate
 from policies.composers.fixed import Fixed
 from policies.composers.self_activated import SelfActivated
+from policies.diffusion import DiffusionActor, FlowActor, GenerativeActor, GenerativeConfig
 from policies.lora import layer_shape, linear_layers
 from policies.mixture import Mixture
 from policies.networks import generators
@@ -100,6 +101,18 @@ def test_a_composer_travels_inside_the_graph(
     obs = (np.random.default_rng(3).standard_normal((16, 4)) * 5).astype(np.float32)
     np.testing.assert_allclose(bundle.act(obs), policy.act(obs), atol=1e-5)
     assert report.skills == ()
+
+
+@pytest.mark.parametrize("kind", [DiffusionActor, FlowActor])
+def test_generative_actors_export_with_all_their_steps_inside(
+    tmp_path: Path, arm_interface: Interface, kind: type[GenerativeActor]
+) -> None:
+    config = GenerativeConfig(steps=3, hidden=16, blocks=1, features=8, time_width=8, temperature=0.5)
+    actor = kind(4, 2, generators(0, 2), config)
+    actor.normalizer.fit(torch.randn(500, 4, generator=torch.Generator().manual_seed(1)) * WIDE + WIDE)
+    policy = ActorPolicy(actor, member=1, interface=arm_interface)  # type: ignore[arg-type]
+    bundle = check(export_policy(policy, tmp_path / "bundle"), policy)
+    assert bundle.contract.kind == kind.__name__
 
 
 class Wrong(nn.Module):
