@@ -7,12 +7,15 @@ one. They cannot be controlled, earn nothing, and are far larger than the pendul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from policies.networks import StackedMLP
 
 SPEED, TORQUE, DT, DISCOUNT = 8.0, 2.0, 0.05, 0.97
 ACTIONS = np.linspace(-1.0, 1.0, 9)
@@ -132,42 +135,52 @@ def collect(distractors: Distractors, count: int, true: TrueValue, rng: np.rando
     return SimpleNamespace(**named, terminated=torch.zeros(rows * steps), episodes=rows, steps=steps)
 
 
-def fit_critic(data: SimpleNamespace, true: TrueValue, seed: int, decay: float = 0.1, steps: int = 4000) -> nn.Module:
-    """A critic of the whole observation, 2×64 tanh, regressed on the true value of the states in the data.
+class Critics(nn.Module):
+    """P critics of the whole observation, 2×64 tanh: raw (P, B, obs_dim) -> (P, B); of one critic also (B, obs_dim)."""
 
-    `decay` is AdamW's weight decay: it settles how much the critic still depends on the distractors.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    net = Critic(data.obs)
-    target = torch.tensor(true(data.obs.numpy()), dtype=torch.float32)
-    net.scale.copy_(target.std())
-    net.shift.copy_(target.mean())
-    opt = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
-    for _ in range(steps):
-        rows = torch.randint(len(target), (256,), generator=rng)
-        opt.zero_grad()
-        ((net(data.obs[rows]) - target[rows]) / net.scale).square().mean().backward()
-        opt.step()
-        schedule.step()
-    return net.requires_grad_(False)
-
-
-class Critic(nn.Module):
-    """(B, obs_dim) raw observations -> (B,) values."""
-
+    mean: Tensor
+    std: Tensor
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, obs: Tensor):
+    def __init__(self, obs: Tensor, value: Tensor, seeds: Sequence[int]):
+        """Statistics of obs (P, N, obs_dim) and value (P, N)."""
         super().__init__()
-        self.register_buffer("mean", obs.mean(0))
-        self.register_buffer("std", obs.std(0))
-        self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("shift", torch.zeros(()))
-        width = obs.shape[-1]
-        self.net = nn.Sequential(nn.Linear(width, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+        for name, statistic in (("mean", obs.mean(1, keepdim=True)), ("std", obs.std(1, keepdim=True))):
+            self.register_buffer(name, statistic)
+        for name, statistic in (("shift", value.mean(1, keepdim=True)), ("scale", value.std(1, keepdim=True))):
+            self.register_buffer(name, statistic)
+        rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.net = StackedMLP(obs.shape[-1], (64, 64), 1, rngs, "tanh")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net((x - self.mean) / self.std).squeeze(-1) * self.scale + self.shift
+        value = self.net((x - self.mean) / self.std).squeeze(-1) * self.scale + self.shift
+        return value if x.dim() == 3 else value[0]
+
+
+def fit_critics(
+    data: Sequence[SimpleNamespace], true: TrueValue, seeds: Sequence[int], decay: float = 0.1, steps: int = 4000
+) -> Critics:
+    """Side by side, each regressed on the true value of the states in its data.
+
+    `decay` is AdamW's weight decay: it settles how much the critics still depend on the distractors.
+    """
+    rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+    obs = torch.stack([d.obs for d in data])
+    target = torch.stack([torch.tensor(true(d.obs.numpy()), dtype=torch.float32) for d in data])
+    critics = Critics(obs, target, seeds)
+    opt = torch.optim.AdamW(critics.parameters(), lr=3e-3, weight_decay=decay, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
+    for _ in range(steps):
+        rows = torch.stack([torch.randint(target.shape[1], (256,), generator=rng) for rng in rngs])
+        batch = obs.gather(1, rows.unsqueeze(-1).expand(-1, -1, obs.shape[-1]))
+        opt.zero_grad(set_to_none=True)
+        ((critics(batch) - target.gather(1, rows)) / critics.scale).square().mean(1).sum().backward()
+        opt.step()
+        schedule.step()
+    return critics.requires_grad_(False)
+
+
+def fit_critic(data: SimpleNamespace, true: TrueValue, seed: int, decay: float = 0.1, steps: int = 4000) -> Critics:
+    """One critic alone."""
+    return fit_critics([data], true, [seed], decay, steps)

@@ -52,8 +52,8 @@ class ModelLoss(StrEnum):
 class Ramp:
     """A number that goes from `begin` to `end` while the environment steps go from `start` to `stop`."""
 
-    begin: float
-    end: float
+    begin: float  # value before `start`
+    end: float  # value from `stop` on
     start: int = 0  # environment steps
     stop: int = 1  # environment steps
 

@@ -1,4 +1,4 @@
-"""Killed in the middle of the improvement, or between two meta steps, and gone on with: the same, bit for bit."""
+"""Killed in the middle of an improvement, between two meta steps or two retrainings: goes on the same, bit for bit."""
 
 import signal
 import subprocess
@@ -19,6 +19,7 @@ from dynamics.ensemble import EnsembleConfig
 from dynamics.fit import FitConfig
 from policies.critics import CriticConfig
 from robot_cl.learners.gate import GateConfig
+from robot_cl.learners.mbpo import MBPOConfig, ModelConfig
 from robot_cl.learners.moorl import MOORLConfig
 from robot_cl.learners.sac import tanh_actor
 from robot_cl.learners.uni_o4 import UniO4Config
@@ -30,10 +31,16 @@ LEARNERS = {
         critic_steps=20, behaviour_steps=10, improve_steps=20, dynamics=EnsembleConfig(3, 2, (8,), (8,)),
         fit=FitConfig(max_steps=5), gate=GateConfig(every=4, horizon=3, starts=4, end_steps=5),
     ),
+    "mbpo": MBPOConfig(
+        actor=replace(tanh_actor(), hidden=(16,)), critic=CRITIC, warmup=4,
+        model=ModelConfig(
+            ensemble=EnsembleConfig(3, 2, (8,), (8,)), every=12, first=5, steps=3, batch=16, rollouts=2.0, keep=60,
+        ),
+    ),
     "moorl": MOORLConfig(actor=replace(tanh_actor(), hidden=(16,)), critic=CRITIC, inner=3, warmup=4),
 }
 def options(out, data, name):
-    offline, online = {"uni_o4": (40, 32), "moorl": (0, 50)}[name]
+    offline, online = {"uni_o4": (40, 32), "mbpo": (20, 40), "moorl": (0, 50)}[name]
     return TrainConfig(task="hopper", data=data, offline_steps=offline, online_steps=online, batch=16, num_worlds=1,
         log_every=1, eval_every=0, checkpoint_every=16, threads=1, torch_threads=1, out=out, device="cpu",
         name=name, seeds=2, tensorboard=False)
@@ -68,7 +75,7 @@ def killed(tmp_path_factory) -> tuple[Path, str]:
     return root, str(data.path)
 
 
-@pytest.mark.parametrize("name", ["uni_o4", "moorl"])
+@pytest.mark.parametrize("name", ["uni_o4", "mbpo", "moorl"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(name, killed):
     root, data = killed
     scope: dict = {}
