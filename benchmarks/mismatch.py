@@ -8,6 +8,7 @@ attack on the last weights can destroy, and how much more the planner expects th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from dynamics import mismatch
 from dynamics.ensemble import Ensemble, EnsembleConfig
-from dynamics.fit import FitConfig, fit
+from dynamics.fit import gradient_step, optimiser
 from dynamics.losses import GradientCache, Loss, VaGraM, ValueDifference, mse, nll, normalised_mse
 from dynamics.planner import MPPI, ModelRollout, PlannerConfig
 from policies.networks import generators
@@ -67,12 +68,20 @@ def losses(critic: nn.Module) -> dict[str, Loss]:
     }
 
 
-def train(s: Setting, width: int, loss: str, steps: int) -> Ensemble:
+def trainings(s: Setting, width: int, loss: str, lengths: list[int]) -> Iterator[tuple[int, Ensemble]]:
+    """(steps, model) at every length of one training of MEMBERS networks; first weights and batches as for any loss."""
     config = EnsembleConfig(MEMBERS, MEMBERS, (width, width), (16, 16), gaussian=loss == "nll")
     model = Ensemble(3 + DIMS, 1, config, generators(17 * width, MEMBERS))
-    how = FitConfig(lr=3e-3, max_steps=steps, patience=10**6, weight_decay=(0.0,))
-    fit(model, s.data, losses(s.critic)[loss], how, torch.Generator().manual_seed(1))
-    return model
+    model.measure(s.data.obs, s.data.action, s.data.reward, s.data.next_obs)
+    rng, opt, how = torch.Generator().manual_seed(1), optimiser(model, 3e-3, (0.0,)), losses(s.critic)[loss]
+    for step in range(1, max(lengths) + 1):
+        gradient_step(model, opt, how, s.data, torch.randint(len(s.data.obs), (MEMBERS, 256), generator=rng))
+        if step in lengths:
+            yield step, model
+
+
+def train(s: Setting, width: int, loss: str, steps: int) -> Ensemble:
+    return next(model for _, model in trainings(s, width, loss, [steps]))
 
 
 def run_planner(s: Setting, model: Ensemble, episodes: int = EPISODES) -> tuple[float, float]:
@@ -121,9 +130,8 @@ def population(
     returns: list[float] = []
     columns: dict[str, list[float]] = {m: [] for m in mismatch.METRICS}
     for width in widths:
-        for steps in lengths:
-            for loss in losses(s.critic):
-                model = train(s, width, loss, steps)
+        for loss in losses(s.critic):
+            for steps, model in trainings(s, width, loss, lengths):
                 found = mismatch.scores(model, s.test, s.pieces, s.critic)
                 for k in range(MEMBERS):
                     names.append(f"2×{width} after {steps} steps, {loss}")
@@ -142,8 +150,7 @@ def slices(names: list[str]) -> dict[str, np.ndarray]:
 def by_epoch(s: Setting, lengths: list[int]) -> tuple[int, int, float]:
     """Steps at which the likelihood and the return are best, and the return lost between them."""
     errors, returns = [], []
-    for steps in lengths:
-        model = train(s, 16, "nll", steps)
+    for _, model in trainings(s, 16, "nll", lengths):
         errors.append(float(mismatch.one_step_errors(model, s.test)["nll"].mean()))
         returns.append(run_planner(s, model)[0])
     a, b, lost = mismatch.epoch_regret(np.array(errors), np.array(returns))

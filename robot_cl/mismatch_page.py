@@ -74,6 +74,8 @@ def _correlations(path: Path, found: Sequence[Correlation]) -> None:
 def scatter(path: Path, members: Sequence[Member]) -> None:
     """Return against every metric, one colour per loss."""
     pyplot = _pyplot()
+    from matplotlib import ticker
+
     figure, axes = pyplot.subplots(2, 4, figsize=(13, 6), sharey=True)
     for axis, metric in zip(axes.flat, METRICS, strict=False):
         for loss in dict.fromkeys(m.loss for m in members):
@@ -82,6 +84,9 @@ def scatter(path: Path, members: Sequence[Member]) -> None:
         axis.set_xlabel(metric.replace("_", " "))
         if metric not in LINEAR:
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes[0, 0].set_ylabel("return")
     axes.flat[-1].axis("off")
     axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center")
