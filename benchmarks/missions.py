@@ -83,7 +83,7 @@ def free_domain(taken: set[int]) -> int:
     raise RuntimeError("every DDS domain from 20 to 99 is taken")
 
 
-def fly(robots: list[str], minutes: float, folder: Path) -> list[dict[str, Any]]:
+def fly(robots: list[str], minutes: float, patient: bool, folder: Path) -> list[dict[str, Any]]:
     """All missions side by side."""
     domains: set[int] = set()
     missions = {}
@@ -95,6 +95,7 @@ def fly(robots: list[str], minutes: float, folder: Path) -> list[dict[str, Any]]
     running = []
     for robot, (robot_file, bundle, domain) in missions.items():
         words = [sys.executable, str(PARTS / "drive.py"), robot, robot_file, bundle, domain, minutes]
+        words += ["patient"] if patient else []
         running.append(subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, text=True))
     results = []
     for process in running:
@@ -111,7 +112,7 @@ def claims_of(result: dict[str, Any]) -> list[Claim]:
         Claim(f"{robot}: share of deadlines missed", result["missed_share"], 0.001, False),
         Claim(f"{robot}: commands outside box or rate", result["outside"], 0, False),
         Claim(f"{robot}: ticks that drove without an operator after a restart", result["self_starts"], 0, False),
-        Claim(f"{robot}: restarts of its process survived", result["kills"], max(1, min(4, result["kills"]))),
+        Claim(f"{robot}: restarts of its process survived", result["kills"], result["kills_due"]),
         Claim(f"{robot}: growth of memory from the second minute on, MB", result["memory_growth_mb"], 4.0, False),
         Claim(f"{robot}: goals reached", result["goals_reached"], 0.8),
     ]
@@ -120,6 +121,7 @@ def claims_of(result: dict[str, Any]) -> list[Claim]:
 def main() -> None:
     extra = [
         ("--minutes", {"type": float, "default": None, "help": "of each mission (10)"}),
+        ("--patient", {"action": "store_true", "help": "generous time limits, to try the script on a busy machine"}),
         ("--robots", {"nargs": "*", "choices": ROBOTS, "default": list(ROBOTS), "help": "these alone"}),
     ]
     args = arguments(__doc__ or "", extra)
@@ -127,7 +129,7 @@ def main() -> None:
     before = os.getloadavg()[0]
     print(f"load average {before:.2f} on {len(os.sched_getaffinity(0))} cores")
     with tempfile.TemporaryDirectory() as folder:
-        results = fly(args.robots, minutes, Path(folder))
+        results = fly(args.robots, minutes, args.patient, Path(folder))
     head = ("robot", "Hz", "ticks", "missed", "late p99 ms", "tick p99 ms", "policy p99 ms", "skill swaps", "kills",
             "held after, ms", "interruptions", "goals reached", "crashes", "memory MB")  # fmt: skip
     keys = ("robot", "hertz", "ticks", "missed", "late_p99_ms", "tick_p99_ms", "policy_p99_ms", "swaps", "kills",
@@ -137,7 +139,8 @@ def main() -> None:
     for result in results:
         if result["problem"]:
             print(f"{result['robot']}: the operator failed: {result['problem']}")
-    details = {"load_before": before, "load_after": os.getloadavg()[0], "minutes": minutes, "missions": results}
+    loads = {"load_before": before, "load_after": os.getloadavg()[0]}
+    details = loads | {"minutes": minutes, "patient": args.patient, "missions": results}
     report("missions", [claim for r in results for claim in claims_of(r)], args.json, details)
 
 

@@ -184,6 +184,46 @@ def test_a_policy_in_one_process_a_robot_in_another_and_an_operator_in_a_third(
     assert ran.json["statistics"].get("bad_order", 0) == ran.json["statistics"].get("refused_order", 0) == 0
 
 
+def test_a_run_that_is_terminated_sends_its_robot_the_stop_command(
+    cli: Callable[..., Ran], make_bundle: MakeBundle, robot_file: Path, arm_dict: dict
+) -> None:
+    pytest.importorskip("cyclonedds")
+    pytest.importorskip("rosbags")
+    import dds_peer
+
+    from robot_cl.deploy.clock import MonotonicClock
+    from robot_cl.deploy.dds_node import Node
+    from robot_cl.deploy.loopback import JointPlant
+    from robot_cl.deploy.robot_file import load_robot
+    from robot_cl.deploy.simulated import SimulatedRobot
+
+    for channel, stop in zip(arm_dict["command"][0]["channels"], (0.125, -0.25), strict=True):
+        channel["stop"] = stop
+    robot_file.write_text(yaml.safe_dump(arm_dict))
+    folder, domain, clock = make_bundle(), dds_peer.free_domain(), MonotonicClock()
+    assert cli("deploy", "rehearse", folder, f"robot={robot_file}", "seconds=1").code == 0
+    spec = load_robot(robot_file)
+    robot = SimulatedRobot(spec, JointPlant(spec), Node(**dds_peer.network(domain)), clock)
+    command = [sys.executable, "-m", "robot_cl.cli", "deploy", "run", str(folder), f"robot={robot_file}",
+               f"domain={domain}", "interface=lo", "peers=[127.0.0.1]", "armed=true", "ramp=0s", "stale=400ms",
+               "wait=20", "recording=false", "keyboard=false"]  # fmt: skip
+    run = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    try:
+        end = clock.now() + 60
+        while run.poll() is None and clock.now() < end:
+            robot.step()
+            if robot.count == 20:
+                run.terminate()
+            clock.sleep_until(clock.now() + 0.01)
+        robot.receive()
+        assert run.returncode == 0 and robot.count > 20
+        assert robot.command.tolist() == [0.125, -0.25], "the last word of a run is its stop command"
+    finally:
+        run.kill()
+        run.wait()
+        robot.node.close()
+
+
 def test_a_behaviour_becomes_a_bundle_with_one_line(cli: Callable[..., Ran]) -> None:
     ran = cli("export", "hopper-low", "--to", "bundle", "licence=Apache-2.0", "--json")
     assert ran.code == 0 and ran.json["parity"] <= 1e-5 and ran.json["next"] == "deploy rehearse bundle"

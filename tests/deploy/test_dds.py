@@ -184,6 +184,18 @@ def test_a_stop_over_the_network_reaches_the_robot(pair: Callable[[float], Pair]
     rig.until(lambda: np.allclose(_positions(rig), stopped, atol=1e-3))
 
 
+def test_a_shadow_beside_a_robot_in_another_process_sends_it_nothing(pair: Callable[[float], Pair]) -> None:
+    rig = pair(100.0)
+    rig.until(lambda: rig.transport.read() is not None, tick=False)
+    rig.until(lambda: rig.transport.listeners() == {"/commands": 1}, tick=False)
+    rig.runner.shadow()
+    rig.until(lambda: rig.runner.mind.caller.policy.calls > 20)
+    rig.runner.estop()
+    rig.until(lambda: rig.runner.mode is Mode.DISABLED)
+    rig.runner.close()
+    assert rig.report()["count"] == 0
+
+
 def _positions(rig: Pair) -> np.ndarray:
     """Measured elbow and waist, in the order of the commands."""
     state = rig.transport.read()
