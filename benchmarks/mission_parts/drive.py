@@ -245,7 +245,8 @@ class Mission:
             "late_p99_ms": 1e3 * stats.percentile("late", 99), "tick_p99_ms": 1e3 * stats.percentile("tick", 99),
             "policy_p99_ms": 1e3 * stats.percentile("policy", 99), "age_p99_ms": 1e3 * stats.percentile("age", 99),
             "commands": self.watch.commands, "outside": self.watch.outside + sums["outside"], "swaps": self.swaps,
-            "kills": self.kills, "kills_due": int((self.seconds - 10.0) / self.kill_every), "hold_ms_max": max(self.holds_ms, default=float("nan")),
+            "kills": self.kills, "kills_due": int((self.seconds - 10.0) / self.kill_every),
+            "hold_ms_max": max(self.holds_ms, default=float("nan")),
             "self_starts": self.watch.self_starts, "interruptions": self.interruptions, "crashes": sums["crashes"],
             "goals": len(self.misses), "goals_reached": float(np.mean(np.array(self.misses) < REACHED_M[self.robot]))
             if self.misses else float("nan"), "miss_median_m": float(np.median(self.misses or [np.nan])),
