@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dynamics.ensemble import Ensemble
 from dynamics.losses import Errors, Loss, errors, normalised_mse
+from dynamics.repeat import Repeated
 from policies.networks import StackedLinear
 
 
@@ -75,7 +76,8 @@ def optimiser(model: Ensemble, lr: float, weight_decay: Sequence[float]) -> torc
             groups.setdefault(weight_decay[min(i, len(weight_decay) - 1)], []).append(layer.weight)
             groups.setdefault(0.0, []).append(layer.bias)
     listed = [{"params": params, "weight_decay": decay} for decay, params in groups.items()]
-    return torch.optim.Adam(listed, lr=lr, fused=True)  # fused: one call per group instead of a dozen small ones
+    # fused: one call per group instead of a dozen small ones; capturable: a graph may hold it
+    return torch.optim.Adam(listed, lr=lr, fused=True, capturable=model.elites.is_cuda)
 
 
 def member_errors(model: Ensemble, data: Data, index: Tensor) -> Errors:
@@ -122,11 +124,18 @@ def fit(model: Ensemble, data: Data, loss: Loss, config: FitConfig, rng: torch.G
     opt = optimiser(model, config.lr, config.weight_decay)
     index = _bootstraps(train_rows, model.config.members, config.bootstrap, rng)
     best = _Best(model, score(model, data, held_rows, loss))
+    rows = torch.zeros(len(index), config.batch, dtype=torch.int64, device=index.device)
+    step = Repeated(lambda: gradient_step(model, opt, loss, data, rows), rows.device)
     steps, epochs, patience, history = 0, 0, config.patience, []
     while steps < config.max_steps and (patience > 0 or epochs < config.min_epochs):
         index = _shuffled(index, rng)
         for start in range(0, index.shape[1], config.batch):
-            gradient_step(model, opt, loss, data, index[:, start : start + config.batch])
+            part = index[:, start : start + config.batch]
+            if part.shape == rows.shape:
+                rows.copy_(part)
+                step()
+            else:
+                gradient_step(model, opt, loss, data, part)
             steps += 1
             if steps == config.max_steps:
                 break

@@ -17,6 +17,7 @@ from dynamics.ensemble import Ensemble, EnsembleConfig
 from dynamics.fit import FitConfig, fit
 from dynamics.imagine import widened
 from dynamics.losses import nll
+from dynamics.repeat import Repeated
 from policies.networks import StackedMLP
 from robot_cl.batch import Transitions
 
@@ -73,31 +74,40 @@ def scores(
     n, E = policies, models[0].config.members
     rngs = [torch.Generator().manual_seed(seed) for seed in noise_seeds]
     low, high = widened(models[0].obs_low, models[0].obs_high, config.margin)
-    obs = starts[:, None, None].expand(P, E, n, K, width)
+    obs = starts[:, None, None].repeat(1, E, n, 1, 1)
     alive = torch.ones(P, E, n, K, device=starts.device)
     total, clamped, steps = torch.zeros_like(alive), torch.zeros_like(alive), torch.zeros_like(alive)
-    for _ in range(config.horizon):
+    drawn = torch.zeros(P, E, 1, K, width, device=starts.device)
+    ahead = [torch.stack([torch.randn(drawn.shape[1:], generator=g) for g in rngs]) for _ in range(config.horizon)]
+    every = torch.stack(ahead).to(starts.device) if config.noise else None  # (T, P, E, 1, K, width)
+
+    def forward() -> None:
         action = act(obs.transpose(1, 2).reshape(P * n, E * K, width)).view(P, n, E, K, -1).transpose(1, 2)
-        total += alive * value(obs.reshape(P, -1, width), action.reshape(P, E * n * K, -1)).view(P, E, n, K)
-        drawn = [torch.randn(E, 1, K, width, generator=g) if config.noise else None for g in rngs]
-        raw = torch.stack([_advance(models[p], obs[p], action[p], drawn[p]) for p in range(P)])
+        total.add_(alive * value(obs.reshape(P, -1, width), action.reshape(P, E * n * K, -1)).view(P, E, n, K))
+        raw = torch.stack([_advance(models[p], obs[p], action[p], drawn[p], config.noise) for p in range(P)])
         raw = torch.where(raw.isfinite(), raw, obs)
-        obs = torch.maximum(torch.minimum(raw, high), low)
-        clamped += alive * (obs != raw).any(-1)
-        steps += alive
+        obs.copy_(torch.maximum(torch.minimum(raw, high), low))
+        clamped.add_(alive * (obs != raw).any(-1))
+        steps.add_(alive)
         if ends is not None:
-            alive = alive * ~ends(obs.reshape(P, -1, width)).view(P, E, n, K)
+            alive.mul_(~ends(obs.reshape(P, -1, width)).view(P, E, n, K))
+
+    step = Repeated(forward, starts.device)
+    for t in range(config.horizon):
+        if every is not None:
+            drawn.copy_(every[t])
+        step()
     each = (total / config.horizon).mean(-1).transpose(1, 2)
     return Scores(each, clamped.sum((1, 3)) / steps.sum((1, 3)))
 
 
-def _advance(model: Ensemble, obs: Tensor, action: Tensor, noise: Tensor | None) -> Tensor:
+def _advance(model: Ensemble, obs: Tensor, action: Tensor, noise: Tensor, noisy: bool) -> Tensor:
     """Every member its own rows: obs (E, n, K, obs_dim), action likewise, noise (E, 1, K, obs_dim) -> next obs."""
     E, n, K, width = obs.shape
     said = model(obs.reshape(E, n * K, width), action.reshape(E, n * K, -1))
     delta = said.delta.view(obs.shape)
-    if noise is not None and said.delta_log_var is not None:
-        delta = delta + noise.to(obs) * torch.exp(0.5 * said.delta_log_var.view(obs.shape)) * model.delta_scale
+    if noisy and said.delta_log_var is not None:
+        delta = delta + noise * torch.exp(0.5 * said.delta_log_var.view(obs.shape)) * model.delta_scale
     return model.advance(obs, delta)
 
 
