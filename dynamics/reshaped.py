@@ -46,8 +46,8 @@ class ReshapeConfig:
     trigger: float = 3.0  # standard deviations of the model; below, nothing is touched
     quiet: int = 2  # telling transitions in a row, foretold by the model, after which the change counts as over
     telling: float = 0.3  # standard deviations of the data's changes by which what was expected must differ
-    trust: float = 2.0  # largest change of one action dimension once there is evidence enough, half of it at first
-    enough: int = 2  # transitions of evidence
+    trust: float = 2.0  # largest change of one action dimension, growing from half of it with the evidence
+    enough: int = 2  # transitions of evidence for all of it
     patience: float = 0.9  # memory of the running errors by which flow, judge and model are compared
     apprenticeship: int = 16  # transitions a judge learns from before it may reject or lead
     handover: float = 0.5  # the judge takes the lead when its error falls below this share of the flow's
@@ -188,8 +188,9 @@ class ReshapedPolicy:
         for counted in (self._count, self._calm, self._errors, self._weights):
             counted[new] = 0
         self._followed &= ~new
-        if self.judge is not None and new.any():
+        if self.judge is not None and begins.any():
             self.judge.forget(begins)
+        if self.judge is not None and ends.any():
             self.judge.reset(ends.numpy())
 
     def _size(self, difference: Tensor) -> Tensor:
