@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import Claim, arguments, report, table
-from flow_learning import KEPT, LIMITS, TESTS, material, tests_of
+from flow_learning import KEPT, TESTS, material, tests_of
 from flow_missions import METHODS, build, mission
 from flow_one_step import one_step
 
@@ -46,8 +46,8 @@ def cells(robots: list[str], quick: bool) -> list[str]:
     """Names of all cells, those first that others wait for."""
     seeds, maps = range(1 if quick else 3), ("yard",) if quick else ("field", "yard")
     pairs = [f"{robot}/{seed}" for robot in reversed(robots) for seed in seeds]
-    flown = [f"{pair}/{m}/{method}" for m in maps for pair in pairs for method in METHODS]
-    return [*(f"{pair}/learned" for pair in pairs), "one_step", *flown]
+    missions = [f"{pair}/{m}/{method}" for m in maps for pair in pairs for method in METHODS]
+    return [*(f"{pair}/learned" for pair in pairs), "one_step", *missions]
 
 
 def path_of(cell: str, quick: bool) -> Path:
@@ -64,11 +64,11 @@ def measure(cell: str, quick: bool) -> dict[str, Any]:
         robot, seed, _ = cell.split("/")
         found = {"card": material(robot, int(seed), quick).learned.card}
     else:
-        found = fly(*cell.split("/"), quick)
+        found = flown(*cell.split("/"), quick)
     return {"cell": cell, "seconds": round(time.process_time() - start, 1), **found}
 
 
-def fly(robot: str, seed: str, map_name: str, method: str, quick: bool) -> dict[str, Any]:
+def flown(robot: str, seed: str, map_name: str, method: str, quick: bool) -> dict[str, Any]:
     known, regimes = material(robot, int(seed), quick), [*[UNCHANGED] * COPIES, *tests_of(robot)]
     outcome = mission(known, method, map_name, regimes, int(seed))
     columns = {k: np.asarray(v, dtype=float).round(4).tolist() for k, v in asdict(outcome).items()}
@@ -178,7 +178,7 @@ def claims_of(found: Cells, robot: str) -> list[Claim]:
 
 def main() -> None:
     extra = [
-        ("--robots", {"nargs": "*", "default": None, "help": f"of {', '.join(LIMITS)}"}),
+        ("--robots", {"nargs": "*", "default": None, "help": f"of {', '.join(TESTS)}"}),
         ("--only", {"default": "*", "help": "cells to measure, patterns separated by ';'"}),
         ("--workers", {"type": int, "default": 1, "help": "processes at a time"}),
         ("--minutes", {"type": float, "default": 1e9, "help": "begin no cell after these"}),
@@ -186,7 +186,7 @@ def main() -> None:
     ]
     args = arguments(__doc__ or "", extra)
     torch.set_num_threads(1)
-    robots = args.robots if args.robots is not None else (["vehicle"] if args.quick else list(LIMITS))
+    robots = args.robots if args.robots is not None else (["vehicle"] if args.quick else list(TESTS))
     names = cells(robots, args.quick)
     chosen = [c for c in names if any(fnmatch(c, pattern) for pattern in args.only.split(";"))]
     missing = [] if args.table else [c for c in chosen if not path_of(c, args.quick).exists()]

@@ -20,7 +20,7 @@ from dynamics.ensemble import Ensemble
 from dynamics.fit import gradient_step, optimiser
 from dynamics.losses import normalised_mse
 from robot_cl.adapt.explore import Exploration, explore
-from robot_cl.adapt.learn import LearnConfig, Learned, fit_model, learn
+from robot_cl.adapt.learn import LearnConfig, Learned, adapted, fit_model, learn
 from robot_cl.adapt.robots import Prepared
 from sim.robots.regimes import QUADROTOR_COUPLED, QUADROTOR_GAINS, VEHICLE_COUPLED, VEHICLE_GAINS, Regime
 
@@ -29,8 +29,6 @@ TESTS: dict[str, dict[str, tuple[Regime, ...]]] = {
     "vehicle": {"gains": VEHICLE_GAINS, "coupled": VEHICLE_COUPLED},
     "quadrotor": {"gains": QUADROTOR_GAINS, "coupled": QUADROTOR_COUPLED},
 }
-# Steps allowed: about two and a half times what an unchanged robot needs.
-LIMITS = {"vehicle": {"yard": 400, "field": 700}, "quadrotor": {"yard": 1000, "field": 1800}}
 SMALL = LearnConfig(nominal=60, regimes=200, model_steps=2000, first_updates=1000, flow_updates=3000)
 
 
@@ -64,7 +62,9 @@ def _learn(robot: str, seed: int, quick: bool, folder: Path) -> None:
     p, rng = learned.robot, np.random.default_rng(seed)
     drawn = [p.draw(rng) for _ in range(config.regimes)]
     fit_model(p, explore(p, drawn, seed + 2), config.model_steps, seed + 4).save(folder / "randomised.safetensors")
-    own = explore(p, tests_of(robot), seed + 5, 300)
+    helped = adapted(p, learned.model, learned.coder, learned.flow, seed)
+    own = explore(p, tests_of(robot), seed + 5, 200)
+    own = own.then(explore(p, tests_of(robot), seed + 6, 200, helped, (0.05, 0.4)))
     regime_models(p, learned.model, own, 1500).save(folder / "oracle.safetensors")
     (folder / "done.json").write_text(json.dumps({"robot": robot, "seed": seed, "quick": quick}))
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from flow_learning import LIMITS, Material, which
+from flow_learning import Material, which
 from torch import Tensor
 
 from dynamics.adaptation import RecursiveGains, RowModels
@@ -17,6 +16,7 @@ from dynamics.ensemble import Ensemble
 from dynamics.fit import OnlineConfig
 from dynamics.reshaped import ReshapedPolicy
 from robot_cl.adapt.chase import Chase, chase, cost
+from robot_cl.adapt.missions import Outcome, fly
 from sim.robots.fleet import Fleet
 from sim.robots.regimes import Regime
 
@@ -110,44 +110,15 @@ def build(method: str, known: Material, member: np.ndarray, seed: int) -> tuple[
 # -- missions ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Outcome:
-    """Per robot: share of waypoints, success, steps taken, early progress, mean one-step miss while changed."""
-
-    fraction: np.ndarray
-    success: np.ndarray
-    steps: np.ndarray
-    early: np.ndarray  # mean over the first 100 steps after the switch of the waypoints reached since then
-    miss: np.ndarray  # of the planned effect, in standard deviations of the changes
-
-
 def mission(known: Material, method: str, map_name: str, regimes: list[Regime], seed: int) -> Outcome:
     """One robot per regime on one map, all at once."""
     name, p, model = known.learned.name, known.learned.robot, known.learned.model
     member = which(name, regimes)
-    fleet = Fleet(p.robot, map_name, regimes, seed=11 + seed)
     controller, planner, oracle = build(method, known, member, seed=3 + seed)
-    n = fleet.count
-    steps, since, early, miss, counted, first = (np.zeros(n) for _ in range(6))
-    for _ in range(LIMITS[name][map_name]):
-        if fleet.over.all():
-            break
-        pose, changed, going = fleet.pose(), fleet.changed, ~fleet.over
-        planner.goal = fleet.goal.astype(np.float32)
+
+    def tell(changed: np.ndarray) -> None:
         if oracle is not None:
             oracle.changed = torch.as_tensor(changed & (member >= 0))
-        action = controller.act(pose.astype(np.float32))
-        with torch.no_grad():
-            told = torch.as_tensor(pose, dtype=torch.float32), torch.as_tensor(planner.last)
-            wanted = model.belief(*told)[0]
-        after = torch.as_tensor(fleet.step(action), dtype=torch.float32)
-        error = (model.wrap_angles(after - wanted) / model.delta_scale).norm(dim=-1).numpy()
-        miss += np.where(changed & going, error, 0.0)
-        counted += changed & going
-        steps += going
-        began = (since > 0) | changed
-        first = np.where(changed & (since == 0), fleet.reached, first)
-        since += began
-        early += np.where(began & (since <= 100), fleet.reached - first, 0.0)
-    fraction = fleet.reached / fleet.way.shape[1]
-    return Outcome(fraction, fleet.arrived, steps, early / 100.0, miss / np.maximum(counted, 1))
+
+    fleet = Fleet(p.robot, map_name, regimes, seed=11 + seed)
+    return fly(fleet, controller, planner, model, p.limits[map_name], tell)

@@ -32,7 +32,7 @@ class Prepared:
     steer: Steer | None = None  # explores, and proposes to the planner; None: actions at random
     explore_steps: int = 60
     scales: tuple[float, float] = (0.3, 0.6)  # least and largest noise of an explorer
-    weights: dict[str, float] = field(default_factory=dict)  # of the cost beside the distance
+    limits: dict[str, int] = field(default_factory=dict)  # steps allowed per map, two and a half times what it needs
 
 
 def vehicle_regime(rng: np.random.Generator) -> Regime:
@@ -77,6 +77,7 @@ def vehicle() -> Prepared:
     return Prepared(
         vehicle_robot(), 5, 2, 2, (2,), (0, 1), vehicle_regime,
         lambda model: body_frame(2, 0, 1, model.delta_scale, (3, 4)), PlannerConfig(128, 8, 0.5, 0.3),
+        limits={"yard": 400, "field": 700},
     )  # fmt: skip
 
 
@@ -85,6 +86,7 @@ def quadrotor() -> Prepared:
     return Prepared(
         quadrotor_robot(), 12, 4, 3, (6, 7, 8), (0, 1, 2), quadrotor_regime, plain_coder,
         PlannerConfig(128, 10, 0.25, 0.6, policy_share=0.2), fly, 80, (0.05, 0.3),
+        {"yard": 1000, "field": 1800},
     )  # fmt: skip
 
 
