@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import Claim, arguments, report, table
-from offline_cells import EXPERTS, FRACTIONS, QUICK, SIZES, Plan, dataset, measure, slug
+from offline_cells import EXPERTS, FRACTIONS, QUICK, SIZES, Plan, cell_path, dataset, measure
 from offline_workers import spread
 
 from robot_cl.data.doctor import recommend
@@ -27,7 +27,7 @@ LEARNERS = ("bc", "iql", "lcb")
 
 def reached(plan: Plan, name: str) -> dict[str, float]:
     """Learner -> mean return, of what has been measured."""
-    paths = {learner: plan.kept / name / f"{slug(learner)}.json" for learner in LEARNERS}
+    paths = {learner: cell_path(plan, name, learner) for learner in LEARNERS}
     return {m: float(np.mean(json.loads(path.read_text())["returns"])) for m, path in paths.items() if path.exists()}
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     flags: list[tuple[str, dict[str, Any]]] = [
         ("--tasks", {"default": ",".join(EXPERTS)}),
         ("--table", {"action": "store_true", "help": "measure nothing, print what is there"}),
-        ("--sizes", {"default": "full", "choices": list(SIZES)}),
+        ("--sizes", {"default": "sweep", "choices": list(SIZES)}),
         ("--device", {"default": "cpu", "choices": ["cpu", "cuda"]}),
         ("--workers", {"type": int, "default": 1, "help": "processes at once, one cell each"}),
         ("--minutes", {"type": float, "default": 1e9, "help": "with workers: begin no cell after these"}),
@@ -52,7 +52,7 @@ def main() -> None:
     names = [f"{task}-expert-{percent}" for task in args.tasks.split(",") for percent in FRACTIONS]
     cells = [(name, learner) for name in names for learner in LEARNERS]
     if not args.table and args.workers > 1:
-        spread(cells, plan, args.workers, args.minutes)
+        spread(cells, plan, args.workers, args.minutes, together=args.device == "cuda")
     elif not args.table:
         for cell in cells:
             measure(plan, *cell)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,28 +36,36 @@ from robot_cl.learners.rlpd import RLPDConfig
 from robot_cl.learners.sac import SACConfig
 from robot_cl.learners.uni_o4 import UniO4Config
 from robot_cl.learners.wsrl import WSRLConfig
+from robot_cl.run import Run
 from robot_cl.run_config import TrainConfig
-from robot_cl.train import resume, train
+from robot_cl.train import begin, take_up
 
 SHARED = ROOT.parent / "shared" / "data" / "behaviours"
 KEPT = Path(os.environ.get("ROBOT_CL_BENCHMARKS", ROOT / "runs" / "benchmarks")) / "offline_online"
 SEEDS = 3
 EPISODES = 20  # per seed, of the last policy
 ONLINE = 100_000  # environment steps per seed
+Cell = tuple[str, str]  # dataset, method
 EARLY = 20_000  # steps within which the dip is looked for
 
 
 @dataclass(frozen=True)
 class Sizes:
     """What every method gets alike: `width` of every hidden layer, `updates` per environment step off-policy (published
-    ratios are 1 to 20), and the factor on all numbers of offline updates."""
+    ratios are 1 to 20), made after every ROUND steps."""
 
     width: int
     updates: float
-    scale: float = 1.0
+    scale: float = 1.0  # of all numbers of offline updates
 
 
-SIZES = {"quick": Sizes(128, 0.25, 0.02), "small": Sizes(128, 0.25), "full": Sizes(256, 1.0)}
+SIZES = {
+    "quick": Sizes(128, 0.25, 0.02),
+    "small": Sizes(128, 0.25),
+    "full": Sizes(256, 0.25),
+    "sweep": Sizes(256, 0.25, 0.5),
+}
+ROUND = 50
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,11 @@ class Method:
     cost: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def from_scratch(self) -> bool:
+        """Whether it knows nothing of a dataset: the same on all of a task."""
+        return not self.uses_data and self.start is None
+
 
 def _ppo_from_bc() -> PPOConfig:
     """Uni-O4's online part without what its offline phases give: its values are its own, learned from the start."""
@@ -116,8 +131,8 @@ def _ppo_from_bc() -> PPOConfig:
 
 OFFLINE = 50_000
 METHODS = {
-    "bc": Method(BCConfig, 10_000, cost=0.5),
-    "10 % bc": Method(PercentBCConfig, 10_000, cost=0.5),
+    "bc": Method(BCConfig, 20_000, cost=0.5),
+    "10 % bc": Method(PercentBCConfig, 20_000, cost=0.5),
     "iql": Method(IQLConfig, OFFLINE),
     "rebrac": Method(ReBRACConfig, OFFLINE),
     "lcb": Method(LCBConfig, OFFLINE),
@@ -175,6 +190,7 @@ class Plan:
     online: int = ONLINE
     episodes: int = EPISODES
     device: str = "cpu"
+    checkpoint: int = 10_000  # steps between checkpoints
 
     @property
     def kept(self) -> Path:
@@ -190,39 +206,70 @@ QUICK = Plan("quick", seeds=2, steps=20_000, online=8192, episodes=4)
 
 def measure(plan: Plan, data_name: str, method_name: str) -> dict[str, Any]:
     """One cell: from its JSON, or trained, evaluated and written."""
-    path = plan.kept / data_name / f"{slug(method_name)}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    method, data = METHODS[method_name], dataset(data_name, plan.steps)
-    print(f"== {data_name} {method_name}", flush=True)
-    began = time.monotonic()
-    run = _run(plan, data, data_name, method_name, method)
-    task = str(data.meta.task)
-    last = [evaluate(run, task, plan.episodes, member=p, threads=1).mean for p in range(plan.seeds)]
+    measure_together(plan, [(data_name, method_name)])
+    return json.loads(cell_path(plan, data_name, method_name).read_text())
+
+
+def measure_together(plan: Plan, cells: Sequence[Cell], deadline: float = math.inf) -> None:
+    """Cells in one process, turn by turn; on a GPU each on a stream of its own, so that their updates run side by side.
+
+    Those that have their JSON are left out. At the deadline (of time.monotonic) all stop, and are recorded as cut.
+    """
+    todo = [cell for cell in cells if not cell_path(plan, *cell).exists()]
+    begun = {cell: _begin(plan, *cell) for cell in todo}
+    cuda = plan.device == "cuda"
+    streams = {cell: torch.cuda.stream(torch.cuda.Stream()) if cuda else nullcontext() for cell in todo}
+    turns = {cell: run.turns() for cell, (run, _) in begun.items()}
+    if cuda:
+        torch.cuda.synchronize()
+    while turns:
+        late = time.monotonic() > deadline
+        for cell in list(turns):
+            with streams[cell]:
+                over = late or next(turns[cell], cell) is cell
+            if over:
+                turns.pop(cell).close()
+                if late:
+                    begun[cell][0].save()
+                _record(plan, cell, *begun[cell], beside=len(todo) - 1)
+
+
+def cell_path(plan: Plan, data_name: str, method_name: str) -> Path:
+    return plan.kept / data_name / f"{slug(method_name)}.json"
+
+
+def _record(plan: Plan, cell: Cell, run: Run, folder: Path, beside: int) -> None:
+    """Evaluate the last policy and write the JSON; `beside` cells shared the process, so minutes are not its own."""
+    data_name, method_name = cell
+    method, task = METHODS[method_name], str(run.config.task)
+    last = [evaluate(folder, task, plan.episodes, member=p, threads=1).mean for p in range(plan.seeds)]
     record: dict[str, Any] = {
-        "dataset": data.name,
+        "dataset": dataset(data_name, plan.steps).name,
         "method": method_name,
         "returns": last,
         "scores": [score(task, r) for r in last],
-        "minutes": (time.monotonic() - began) / 60,
+        "minutes": run.seconds / 60,
+        "beside": beside,
+        "cut_at": run.step if run.step < run.total else None,
         "episodes_for_selection": method.episodes_for_selection,
         "device": device_name(plan.device),
         **asdict(plan.size),
-        "run": str(run.relative_to(plan.kept)),
+        "run": str(folder.relative_to(plan.kept)),
     }
     if method.online:
-        record |= _curve(run, task, plan.seeds)
+        record |= _curve(folder, task, plan.seeds)
+    path = cell_path(plan, *cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1))
-    return record
 
 
-def _run(plan: Plan, data: StoredDataset, data_name: str, method_name: str, method: Method) -> Path:
-    """The run folder of a cell, trained to its end; one that was interrupted is resumed."""
-    out = plan.kept / "runs" / data_name
+def _begin(plan: Plan, data_name: str, method_name: str) -> tuple[Run, Path]:
+    """A cell's run and folder; one that was interrupted is taken up."""
+    method, out = METHODS[method_name], plan.kept / "runs" / data_name
     begun = sorted(out.glob(f"*-{slug(method_name)}"))
     if begun:
-        return resume(begun[-1], _progress)
+        return take_up(begun[-1], _progress)
+    data = dataset(data_name, plan.steps)
     start = measure(plan, data_name, method.start)["run"] if method.start else None
     config = TrainConfig(
         task=str(data.meta.task),
@@ -235,14 +282,14 @@ def _run(plan: Plan, data: StoredDataset, data_name: str, method_name: str, meth
         torch_threads=1,
         eval_every=5000 if method.online else 0,
         eval_episodes=5,
-        checkpoint_every=10_000,
+        checkpoint_every=plan.checkpoint,
         out=str(out),
         name=slug(method_name),
         device=plan.device,
         tensorboard=False,
         **method.options,
     )
-    return train(config, _scaled(sized(method.config(), plan.size), plan.size.scale), _progress)
+    return begin(config, _scaled(sized(method.config(), plan.size), plan.size.scale), _progress)
 
 
 def sized(config: LearnerConfig, size: Sizes) -> LearnerConfig:
@@ -253,6 +300,8 @@ def sized(config: LearnerConfig, size: Sizes) -> LearnerConfig:
         changes["critic"] = replace(config.critic, hidden=layers)
     if hasattr(config, "updates"):
         changes["updates"] = size.updates
+    if isinstance(config, SACConfig):
+        changes["horizon"] = ROUND
     if isinstance(config, UniO4Config):
         changes["dynamics"] = replace(config.dynamics, hidden=(min(size.width, 200),) * 3)
     return replace(config, **changes)

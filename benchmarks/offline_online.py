@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import Claim, arguments, report, table
-from offline_cells import DATASETS, METHODS, QUICK, SIZES, Plan, dataset, measure, score, slug
+from offline_cells import DATASETS, METHODS, QUICK, SIZES, Plan, cell_path, dataset, measure, score
 from offline_workers import spread
 
 from robot_cl import stats
@@ -33,9 +33,16 @@ def kept(plan: Plan) -> dict[str, dict[str, dict[str, Any]]]:
     """Dataset -> method -> record, of everything measured so far."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name in DATASETS:
-        paths = {m: plan.kept / name / f"{slug(m)}.json" for m in METHODS}
+        paths = {m: cell_path(plan, home(name, m), m) for m in METHODS}
         found[name] = {m: json.loads(p.read_text()) for m, p in paths.items() if p.exists()}
     return found
+
+
+def home(data_name: str, method_name: str) -> str:
+    """The dataset under which a cell is measured: from scratch, the first one of its task."""
+    task = DATASETS[data_name].task
+    first = next(name for name, mixture in DATASETS.items() if mixture.task == task)
+    return first if METHODS[method_name].from_scratch else data_name
 
 
 def print_tables(plan: Plan, records: dict[str, dict[str, dict[str, Any]]]) -> None:
@@ -58,7 +65,8 @@ def _row(name: str, record: dict[str, Any]) -> list[Any]:
     scores = np.array(record["scores"])
     interval = stats.stratified_bootstrap(scores, np.random.default_rng(0), stats.mean)
     bounds = f"{interval.low:.1f} to {interval.high:.1f}"
-    return [name, float(scores.mean()), bounds, record["minutes"], record["episodes_for_selection"]]
+    cut = f" (cut at {record['cut_at']})" if record["cut_at"] else ""
+    return [name + cut, float(scores.mean()), bounds, record["minutes"], record["episodes_for_selection"]]
 
 
 def _online_columns(record: dict[str, Any]) -> list[float]:
@@ -106,13 +114,15 @@ def main() -> None:
     )
     torch.set_num_threads(1)
     plan = replace(QUICK if args.quick else Plan(args.sizes), device=args.device)
-    cells = [(d, m) for d in DATASETS for m in METHODS if d == "halfcheetah-ppo" or not args.quick]
+    cells = [(d, m) for d in DATASETS for m in METHODS if home(d, m) == d]
+    if args.quick:
+        cells = [cell for cell in cells if cell[0] == "halfcheetah-ppo"]
     if args.only:
         cells = [_cell(text) for text in args.only.split(";")]
     if args.table:
         cells = []
     if args.workers > 1:
-        spread(cells, plan, args.workers, args.minutes)
+        spread(cells, plan, args.workers, args.minutes, together=args.device == "cuda")
     else:
         for data_name, method_name in cells:
             measure(plan, data_name, method_name)

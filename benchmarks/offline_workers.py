@@ -1,43 +1,59 @@
-"""Cells of offline_cells as processes side by side; run as a script it measures one."""
+"""Cells of offline_cells as processes side by side; run as a script it measures those of one process."""
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
-from offline_cells import METHODS, Plan, dataset, measure, slug
+from offline_cells import METHODS, Cell, Plan, dataset, measure_together, slug
 
-Cell = tuple[str, str]  # dataset, method
+Job = tuple[Cell, ...]  # the cells of one process
+OFFLINE_ONLY = ("10 % bc", "iql", "rebrac", "lcb")  # nothing waits for them: all in one process, where they may be
 
 
-def spread(cells: list[Cell], plan: Plan, workers: int, minutes: float) -> None:
+def spread(cells: Sequence[Cell], plan: Plan, workers: int, minutes: float, together: bool = False) -> None:
     """Cells as processes, `workers` at a time, those first on which most time hangs, a cell after its start.
 
-    A process writes its log beside its JSON. After `minutes` none is begun; those that run are let finish.
+    `together`: one process for all cells of a method, except where phases block. A process writes its log beside its
+    JSON. After `minutes` none is begun, and what runs is cut and recorded as it is.
     """
     for name in dict.fromkeys(data_name for data_name, _ in cells):
         dataset(name, plan.steps)
-    began, running = time.monotonic(), dict[Cell, subprocess.Popen[bytes]]()
-    waiting, over = sorted(cells, key=lambda cell: -_hanging_on(cell[1])), set[Cell]()
+    deadline = time.monotonic() + 60.0 * minutes
+    began, running = time.monotonic(), dict[Job, subprocess.Popen[bytes]]()
+    waiting, over = sorted(_jobs(cells, together), key=lambda job: -_hanging_on(job[0][1])), set[Cell]()
     while waiting or running:
-        for cell in [c for c, process in running.items() if process.poll() is not None]:
-            code = running.pop(cell).returncode
-            over.add(cell)
+        for job in [j for j, process in running.items() if process.poll() is not None]:
+            code = running.pop(job).returncode
+            over.update(job)
             failed = f" failed ({code}), see its log" if code else ""
-            print(f"{time.monotonic() - began:6.0f} s  {'/'.join(cell)}{failed}", flush=True)
-        late = time.monotonic() - began > 60 * minutes
-        ready = [c for c in waiting if _start(c) is None or _start(c) in over or _start(c) not in cells]
-        for cell in [] if late else ready[: workers - len(running)]:
-            waiting.remove(cell)
-            running[cell] = _process(cell, plan)
+            print(f"{time.monotonic() - began:6.0f} s  {_label(job)}{failed}", flush=True)
+        late = time.monotonic() > deadline
+        ready = [j for j in waiting if all((s := _start(c)) is None or s in over or s not in cells for c in j)]
+        for job in [] if late else ready[: workers - len(running)]:
+            waiting.remove(job)
+            running[job] = _process(job, plan, deadline)
         if late and waiting:
-            print(f"no time left for {', '.join('/'.join(cell) for cell in waiting)}", flush=True)
+            print(f"no time left for {', '.join(map(_label, waiting))}", flush=True)
             waiting = []
         time.sleep(0.2)
+
+
+def _jobs(cells: Sequence[Cell], together: bool) -> list[Job]:
+    jobs: dict[object, list[Cell]] = {}
+    for cell in cells:
+        if together and cell[1] in OFFLINE_ONLY:
+            jobs.setdefault("offline", []).append(cell)
+        else:
+            shared = together and not cell[1].startswith("uni_o4")
+            jobs.setdefault(cell[1] if shared else cell, []).append(cell)
+    return [tuple(job) for job in jobs.values()]
 
 
 def _hanging_on(method_name: str) -> float:
@@ -51,13 +67,25 @@ def _start(cell: Cell) -> Cell | None:
     return None if start is None else (cell[0], start)
 
 
-def _process(cell: Cell, plan: Plan) -> subprocess.Popen[bytes]:
-    path = plan.kept / cell[0] / f"{slug(cell[1])}.log"
+def _label(job: Job) -> str:
+    return ", ".join(f"{data_name}/{method_name}" for data_name, method_name in job)
+
+
+def _process(job: Job, plan: Plan, deadline: float) -> subprocess.Popen[bytes]:
+    path = plan.kept / job[0][0] / f"{slug(job[0][1])}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
+    left = deadline - time.monotonic() if math.isfinite(deadline) else None
     with path.open("ab") as log:
-        return subprocess.Popen([sys.executable, __file__, json.dumps(asdict(plan)), *cell], stdout=log, stderr=log)
+        command = [sys.executable, __file__, json.dumps({"plan": asdict(plan), "cells": job, "left": left})]
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    deadline = math.inf if order["left"] is None else time.monotonic() + order["left"]
+    measure_together(Plan(**order["plan"]), [tuple(cell) for cell in order["cells"]], deadline)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    measure(Plan(**json.loads(sys.argv[1])), *sys.argv[2:])
+    main()

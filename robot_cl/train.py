@@ -58,6 +58,13 @@ def resume(run: Path | str, progress: Progress | None = None) -> Path:
 
     Raises FileNotFoundError, LookupError or ValueError if it is not a run, or its dataset has changed.
     """
+    again, folder = take_up(run, progress)
+    again.go()
+    return folder
+
+
+def take_up(run: Path | str, progress: Progress | None = None) -> tuple[Run, Path]:
+    """An interrupted run as it was at its newest checkpoint. For errors see `resume`."""
     folder = Path(run)
     config, learner = _ours(folder)
     _check_dataset(folder, config)
@@ -70,8 +77,7 @@ def resume(run: Path | str, progress: Progress | None = None) -> Path:
     else:
         again = Run(config, learner, load_actor(checkpoint), progress)
         again.restore(folder, checkpoint)
-    again.go()
-    return folder
+    return again, folder
 
 
 @dataclass(frozen=True)
