@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from policies.products import by_onednn, product
+
 
 def tanh(x: Tensor) -> Tensor:
     """tanh(x) = 2 σ(2x) − 1 on the CPU, where torch's sigmoid is several times faster than its tanh (equal to 2e-7)."""
@@ -67,10 +69,15 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.population == 1:  # one GEMM is faster than a batched one of size one
-            y = nn.functional.linear(x, self.weight.flatten(0, 1), self.bias.flatten())
+            weight, bias = self.weight.flatten(0, 1), self.bias.flatten()
+            if not torch.is_grad_enabled() and by_onednn(x, weight):
+                return product(_rows(x, 1), weight, bias).view(-1, x.shape[-2], self.d_out)
+            y = nn.functional.linear(x, weight, bias)
             return y if y.dim() == 3 else y.unsqueeze(0)
         if x.dim() == 2:
             x = x.expand(self.population, *x.shape)
+        if not torch.is_grad_enabled():
+            return product(x, self.weight, self.bias)
         return torch.baddbmm(self.bias, x, self.weight.transpose(1, 2))
 
 
@@ -141,43 +148,47 @@ class FusedMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: str, *weights: Tensor) -> Tensor:
         """x as in StackedMLP, weights (weight, bias) layer by layer -> (P, B, d_out)."""
-        act, population = IN_PLACE[activation][0], weights[0].shape[0]
-        h = _rows(x, population)
-        kept = []
-        for i in range(0, len(weights), 2):
-            kept.append(h)
-            if population == 1:
-                h = torch.addmm(weights[i + 1].flatten(), h, weights[i].flatten(0, 1).t())
-            else:
-                h = torch.baddbmm(weights[i + 1], h, weights[i].transpose(1, 2))
-            if i + 2 < len(weights):
-                act(h)
-        ctx.save_for_backward(*kept, *weights[::2])
+        act, lone = IN_PLACE[activation][0], weights[0].shape[0] == 1
+        kept, outputs = [], []
+        for h, layers in _parts(_rows(x, len(weights[0])), weights):
+            for i in range(0, len(layers), 2):
+                kept.append(h)
+                h = product(h, layers[i], layers[i + 1])
+                if i + 2 < len(layers):
+                    act(h)
+            outputs.append(h)
+        ctx.save_for_backward(*kept, *weights)
         ctx.activation, ctx.lead = activation, x.shape[:-1]
-        if population > 1:
-            return h
-        return h.unsqueeze(0) if x.dim() == 2 else h.view(*x.shape[:-1], -1)
+        if lone:
+            return outputs[0].unsqueeze(0) if x.dim() == 2 else outputs[0].view(*ctx.lead, -1)
+        return outputs[0] if len(outputs) == 1 else torch.stack(outputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        count = len(ctx.saved_tensors) // 2
-        kept, weights = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        undo, population = IN_PLACE[ctx.activation][1], weights[0].shape[0]
-        grads: list[Tensor | None] = [None] * (2 * count)
-        g = grad.reshape(-1, grad.shape[-1]) if population == 1 else grad
-        for i in range(count - 1, -1, -1):
-            if ctx.needs_input_grad[2 + 2 * i]:
-                grads[2 * i] = (g.t() @ kept[i]).unsqueeze(0) if g.dim() == 2 else g.transpose(1, 2) @ kept[i]
-            if ctx.needs_input_grad[3 + 2 * i]:
-                grads[2 * i + 1] = g.sum(-2, keepdim=True).view(population, 1, -1)
-            if i or ctx.needs_input_grad[0]:
-                g = g @ (weights[i].flatten(0, 1) if population == 1 else weights[i])
-            if i:
-                g = undo(g, kept[i])
-        if not ctx.needs_input_grad[0]:
-            return None, None, *grads
-        return (g.sum(0) if g.dim() > len(ctx.lead) + 1 else g.view(*ctx.lead, -1)), None, *grads
+        needs = ctx.needs_input_grad
+        count, undo = len(needs) - 2, IN_PLACE[ctx.activation][1]
+        kept, weights = ctx.saved_tensors[:-count], ctx.saved_tensors[-count:]
+        grads: list[list[Tensor]] = [[] for _ in range(count)]
+        inputs = []
+        lone = len(weights[0]) == 1
+        for p, (g, layers) in enumerate(_parts(grad.reshape(-1, grad.shape[-1]) if lone else grad, weights)):
+            for i in range(count - 2, -1, -2):
+                h = kept[(p * count + i) // 2]
+                if needs[2 + i]:
+                    grads[i].append(product(g.mT, h.mT))
+                if needs[3 + i]:
+                    grads[i + 1].append(g.sum(-2, keepdim=True))
+                if i or needs[0]:
+                    g = product(g, layers[i].mT)
+                if i:
+                    g = undo(g, h)
+            inputs.append(g)
+        joined = [_joined(parts, w.shape) if parts else None for parts, w in zip(grads, weights, strict=True)]
+        if not needs[0]:
+            return None, None, *joined
+        gx = _joined(inputs, (len(weights[0]), -1, weights[0].shape[-1]))
+        return (gx.sum(0) if len(gx) > 1 and len(ctx.lead) == 1 else gx.view(*ctx.lead, -1)), None, *joined
 
 
 def _rows(x: Tensor, population: int) -> Tensor:
@@ -185,3 +196,17 @@ def _rows(x: Tensor, population: int) -> Tensor:
     if population == 1:
         return x.reshape(-1, x.shape[-1])
     return x.expand(population, *x.shape) if x.dim() == 2 else x
+
+
+def _parts(h: Tensor, weights: Sequence[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
+    """(input, weights) of what is multiplied at once: all members, or each where products are large."""
+    if len(weights[0]) == 1:
+        return [(h, [w.flatten(0, 1) for w in weights])]
+    if not any(by_onednn(h, w) for w in weights[::2]):
+        return [(h, list(weights))]
+    return [(h[p], [w[p] for w in weights]) for p in range(len(h))]
+
+
+def _joined(parts: list[Tensor], shape: Sequence[int]) -> Tensor:
+    """The parts as one tensor of all members."""
+    return (parts[0] if len(parts) == 1 else torch.stack(parts)).view(shape)
