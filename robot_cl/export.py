@@ -156,7 +156,8 @@ def onnx_bytes(module: nn.Module, obs_dim: int, skills: int = 0, memory: int = 0
     if memory:
         example = tuple(torch.zeros(1, width) for width in (obs_dim, act_dim, act_dim, memory))
         shapes, names, outputs = [None] * 4, [*names, "planned", "taken", "memory"], [*outputs, "memory_out"]
-    with _quiet(), tempfile.TemporaryDirectory() as scratch, torch.no_grad():
+    # With gradients enabled layers take their plain form, without the choice by batch size that eager mode makes.
+    with _quiet(), tempfile.TemporaryDirectory() as scratch, torch.enable_grad():
         path = Path(scratch) / MODEL_FILE
         torch.onnx.export(
             module, example, str(path), input_names=names, output_names=outputs,
