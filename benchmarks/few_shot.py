@@ -32,6 +32,7 @@ from few_shot_parts.cheetah import CheetahSetting, cheetah_sizes
 from few_shot_parts.choice import choose
 from few_shot_parts.rows import LEARNED, TASKS, Play, Rows, Task
 from few_shot_parts.setting import FULL, SCORE_SEED, SMALL, TINY, Setting, Sizes
+from few_shot_parts.speed import SpeedSetting, speed_sizes
 
 from robot_cl import stats
 
@@ -182,7 +183,7 @@ def rows_of(results: Results) -> list[tuple[object, ...]]:
         for count in results.counts(row):
             x, fell = results.scores(row, count), results.scores(row, count, "fell")
             assert x is not None and fell is not None
-            kept = f"{1.0 - fell.mean():.2f}"
+            kept = f"{fell.mean() if results.task is TASKS['speed-limit'] else 1.0 - fell.mean():.2f}"
             lines.append((row, count or "none", str(interval(x)), f"{stats.iqm(x.ravel()):.0f}", kept,
                           " ".join(f"{m:.0f}" for m in x.mean(1))))  # fmt: skip
     return lines
@@ -236,6 +237,18 @@ def claims_shift(r: Results) -> list[Claim]:
     return found + interventions(r, "shift")
 
 
+def claims_speed(r: Results) -> list[Claim]:
+    """Reward and cost skill under a speed limit: the composition is safe and faster than the cost skill."""
+    careful, found = r.scores("cost skill zero-shot", 0), list[Claim]()
+    for row in ("composition", "learned α(s)"):
+        reward, cost = r.scores(row, TEN), r.scores(row, TEN, "fell")
+        if reward is not None and cost is not None and careful is not None:
+            found.append(Claim(f"speed limit: normalised cost of {row}", float(cost.mean()), 1.0, at_least=False))
+            found.append(Claim(f"speed limit: reward of {row} above the cost skill's",
+                               float(reward.mean() - careful.mean()), 0.0))  # fmt: skip
+    return found
+
+
 def interventions(r: Results, label: str) -> list[Claim]:
     base, gate = r.scores("base zero-shot", 0), r.scores("learned α(s)", TEN)
     random, permuted = r.scores("I1 random skills", TEN), r.scores("I3 permuted", TEN)
@@ -249,15 +262,16 @@ def interventions(r: Results, label: str) -> list[Claim]:
     return found
 
 
-CLAIMS = {"stand-walk": claims_walk, "stand-walk-run": claims_run, "shift": claims_shift}
+CLAIMS = {"stand-walk": claims_walk, "stand-walk-run": claims_run, "shift": claims_shift, "speed-limit": claims_speed}
 
 
 def setting_of(task: str, sizes: Sizes, folder: Path, args: argparse.Namespace) -> Setting:
     """Tasks of other bodies have a folder, sizes and a setting of their own."""
-    if task != "shift":
+    kinds = {"shift": (CheetahSetting, cheetah_sizes), "speed-limit": (SpeedSetting, speed_sizes)}
+    if task not in kinds:
         return Setting(sizes, folder, args.device, args.threads, args.dart, args.state)
-    state = args.state and args.state / "cheetah"
-    return CheetahSetting(cheetah_sizes(sizes), folder / "cheetah", args.device, args.threads, args.dart, state)
+    (cls, sized), state = kinds[task], args.state and args.state / task
+    return cls(sized(sizes), folder / task, args.device, args.threads, args.dart, state)
 
 
 def main() -> None:
@@ -300,7 +314,8 @@ def main() -> None:
         if not lines:
             continue
         print(f"\n{name} ({', '.join(results.experts)})\n")
-        head = ("row", "demonstrations", "mean return [95 %]", "IQM", "episodes without a fall", "mean of each draw")
+        third = "normalised cost" if name == "speed-limit" else "episodes without a fall"
+        head = ("row", "demonstrations", "mean return [95 %]", "IQM", third, "mean of each draw")
         print(table(head, lines))
         claims += CLAIMS[name](results)
         details[name] = {"rows": lines, "decisions": results.decisions}

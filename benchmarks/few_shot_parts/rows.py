@@ -47,6 +47,7 @@ TASKS = {
     "stand-walk": Task("walker-walk", ("stand",)),
     "stand-walk-run": Task("walker-run", ("stand", "walk")),
     "shift": Task("halfcheetah", ("friction", "gravity", "thigh")),
+    "speed-limit": Task("halfcheetah", ("reward", "cost")),
 }
 
 

@@ -110,8 +110,15 @@ class Setting:
     def recording(self, name: str, task: str, seeds: Sequence[int], sigma: np.ndarray | float, label: bool) -> Tensor:
         """(E, T, OBS + ACT) of the task's expert, made at most once."""
         path = self.kept / f"{name}.safetensors"
+        return self.kept_rows(path, self.expert(task)[0].act, seeds, sigma, task, label)
+
+    def kept_rows(
+        self, path: Path, act: walker.Act, seeds: Sequence[int], sigma: np.ndarray | float, task: str = "",
+        label: bool = True,
+    ) -> Tensor:  # fmt: skip
+        """(E, T, obs and action) of a policy, from disk where it was recorded before."""
         if not path.exists():
-            episodes = self.roll(self.expert(task)[0].act, task, seeds, sigma, label, keep=True)
+            episodes = self.roll(act, task, seeds, sigma, label, keep=True)
             rows = torch.from_numpy(np.concatenate([episodes.obs, episodes.action], -1))
             write(path, {"rows": rows, "returns": torch.from_numpy(episodes.returns)})
         return load_file(path)["rows"]
