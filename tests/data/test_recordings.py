@@ -182,6 +182,15 @@ def test_a_lerobot_folder_reads_back_as_it_was_written(hops: StoredDataset, tmp_
     assert info["features"]["observation.state"]["names"][0] == "rootz.position" and info["fps"] == 125
 
 
+def test_a_dataset_is_exported_by_one_line(hops: StoredDataset, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from robot_cl.cli import main
+
+    assert main(["data", "export", hops.name, "--to", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["next"] == f"data import {tmp_path / 'out'}"
+    assert main(["data", "export", hops.name, "--to", str(tmp_path / "out")]) == 2
+    assert "choose another folder" in capsys.readouterr().err
+
+
 def test_without_a_task_a_lerobot_set_is_scaled_by_what_it_holds(hops: StoredDataset, tmp_path: Path) -> None:
     report = import_dataset(export_lerobot(hops, tmp_path / "hops"))
     assert report.dataset.name == "lerobot/hops-v0" and report.dataset.interface.action[0].name == "thigh_joint.effort"
