@@ -33,7 +33,7 @@ class CollectOptions:
     """Options of `data collect`."""
 
     task: str = REQUIRED  # as in `robot-cl list tasks`
-    policy: Any = REQUIRED  # a behaviour's name, a run, an SB3 zip, an npz; a list [a,b] mixes several
+    policy: Any = REQUIRED  # a behaviour's name, random, a run, an SB3 zip, an npz; a list [a,b] mixes several
     name: str = REQUIRED  # of the new dataset, such as hopper/medium-v0
     steps: int = 100_000  # transitions to record
     noise: Any = 0.0  # standard deviation added to each action; a list gives one for each policy
@@ -66,11 +66,11 @@ def run_collect(call: Call, options: CollectOptions) -> Outcome:
 
 def mixture(options: CollectOptions) -> list[Any]:
     """The parts that the options name. Raises ValueError where lists differ in length."""
-    from robot_cl.data.collect import Part, replay_like
+    from robot_cl.data.collect import Part, UniformPolicy, random_part, replay_like
     from robot_cl.evaluate import load
 
     names = options.policy if isinstance(options.policy, list) else [options.policy]
-    policies = [load(str(name)) for name in names]
+    policies = [random_part(options.task).policy if name == UniformPolicy.name else load(str(name)) for name in names]
     if options.replay:
         return replay_like(policies)
     noises = options.noise if isinstance(options.noise, list) else [options.noise] * len(names)
@@ -79,7 +79,10 @@ def mixture(options: CollectOptions) -> list[Any]:
         if len(given) != len(names):
             raise ValueError(f"{what} has {len(given)} entries for {len(names)} policies; give one for each")
     rows = zip(policies, noises, shares, strict=True)
-    return [Part(policy, float(noise), float(share), options.stochastic) for policy, noise, share in rows]
+    return [
+        Part(policy, float(noise), float(share), options.stochastic or isinstance(policy, UniformPolicy))
+        for policy, noise, share in rows
+    ]
 
 
 @dataclass
@@ -169,6 +172,7 @@ COLLECT = Verb(
         "robot-cl data collect task=hopper policy=hopper-medium name=hopper/medium-v0 steps=100000",
         "robot-cl data collect task=halfcheetah policy=agent.zip name=halfcheetah/mine-v0 noise=0.1",
         "robot-cl data collect task=hopper policy=hopper-medium name=hopper/replay-v0 replay=true",
+        "robot-cl data collect task=arm-reach policy=random name=arm/random-v0 steps=20000",
     ),
     options=lambda: CollectOptions,
 )

@@ -227,7 +227,7 @@ class Learner:
             prefix = f"{opt}."
             adam.load_state_dict({k.removeprefix(prefix): v for k, v in parts["opts"].items() if k.startswith(prefix)})
         for p, rng in enumerate(self.rng):
-            rng.set_state(parts["rng"][str(p)].cpu())
+            rng.set_state(parts["rng"][str(p)].cpu().clone())  # torch crashes on a view of a larger buffer
         self.extra = {name: value.to(self._home(name)).clone() for name, value in parts["extra"].items()}
         self.step = int(state["step"])
 

@@ -50,6 +50,14 @@ def test_every_option_of_every_verb_says_what_it_means() -> None:
             assert not silent, f"{name}: {silent}"
 
 
+def test_a_dataset_of_random_actions_needs_no_policy(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBOT_CL_DATA", str(tmp_path))
+    ran = cli("data", "collect", "task=hopper", "policy=random", "name=hopper/random-v0", "steps=300", "--json")
+    dataset = json.loads(ran.out)["dataset"]
+    assert dataset["steps"] == 300
+    assert [(part["policy"], part["stochastic"]) for part in dataset["source"]["parts"]] == [("random", True)]
+
+
 def test_the_overview_lists_every_verb(cli: Cli) -> None:
     assert cli("--help").out == cli().out
     assert all(re.search(rf"^  {verb} ", cli("--help").out, re.MULTILINE) for verb in VERBS)

@@ -81,6 +81,15 @@ def test_state_goes_out_and_comes_back_bit_for_bit(name, transitions):
     assert first.step == second.step == 6
 
 
+def test_a_state_cut_out_of_one_buffer_is_as_good_as_any():
+    learner = build("bc", seeds=2, seed=1)
+    state = learner.state_dict()
+    rng = torch.cat([torch.zeros(3, dtype=torch.uint8), state["rng.0"]])[3:]
+    other = build("bc", seeds=2, seed=5)
+    other.load_state_dict(state | {"rng.0": rng})
+    assert torch.equal(other.noise(4)[0], learner.noise(4)[0])
+
+
 def test_state_of_other_options_is_refused_by_name(transitions):
     state = build("iql").state_dict()
     with pytest.raises(ValueError, match="missing"):
