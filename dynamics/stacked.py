@@ -88,8 +88,8 @@ class EnsembleStack(Ensemble):
         The largest distance of an elite from their mean, as root mean square over the dimensions.
         """
         P, E = self.population, self.each.members
-        shared = [x.unsqueeze(1).expand(-1, E, -1, -1).flatten(0, 1) for x in (obs, action)]
-        delta = self.means(*shared, with_reward=False)[0] / self.delta_scale
+        obs, action = (x.unsqueeze(1).expand(-1, E, -1, -1).flatten(0, 1) for x in (obs, action))
+        delta = self.means(obs, action, with_reward=False)[0] / self.delta_scale
         delta = delta.view(P, E, *delta.shape[1:])
         delta = delta[torch.arange(P, device=delta.device).unsqueeze(1), self.elites]  # (P, elites, B, obs_dim)
         return (delta - delta.mean(1, keepdim=True)).square().mean(-1).amax(1).sqrt()

@@ -74,7 +74,7 @@ class ModelConfig:
     batch: int = 256  # transitions per network and gradient step
     rows: int = 50_000  # transitions a retraining works on, drawn anew, at most
     lr: float = 1e-3  # Adam's learning rate; its moments persist
-    decay: float = 5e-5  # L2 penalty of the weights
+    decay: float = 5e-5  # L2 penalty of weights and biases
     floor: float = 1e-3  # share of normalised error that value-gradient weights never fall below
     plain: int = 1000  # updates during which losses of values get normalised error added
     rollouts: float = 40.0  # imagined rollouts per environment step (offline: per update)
@@ -103,6 +103,7 @@ class MBPOConfig(SACConfig):
     share: Ramp = field(default_factory=lambda: Ramp(0.05, 0.05))  # online: imagined part of each batch; 0 is SAC
     offline_imagined: float = 0.5  # offline: imagined part of each batch
     penalty: float = 1.0  # offline: reward deviations taken per deviation the elites disagree by
+    cloning: float = 1.0  # offline: weight of the squared distance to the data's actions; 0: none
     offline_share: float = 0.5  # online, with a dataset: its part of the real data
     warmup: int = 1000  # online: environment steps before the first update
 
@@ -111,16 +112,19 @@ class MBPOConfig(SACConfig):
         for name in ("offline_imagined", "offline_share"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 to below 1")
-        if not all(0.0 <= x < 1.0 for x in (self.share.begin, self.share.end)) or self.penalty < 0.0:
-            raise ValueError(f"share {self.share} must stay in [0, 1) and penalty {self.penalty} not be negative")
+        if not all(0.0 <= x < 1.0 for x in (self.share.begin, self.share.end)):
+            raise ValueError(f"share goes from {self.share.begin} to {self.share.end}; expected 0 to below 1")
+        if min(self.penalty, self.cloning) < 0.0:
+            raise ValueError(f"penalty {self.penalty} and cloning {self.cloning} must not be negative")
 
 
 class MBPO(Learner):
     """Janner et al. 2019, "When to Trust Your Model", with the losses of Voelcker et al. 2022 (VaGraM).
 
     Every `model.every` environment steps: fit the ensemble to the real data, imagine short rollouts of the policy from
-    states of it; every update: soft actor-critic on a batch of which `share` was imagined. Offline the imagined reward
-    is lowered by the elites' disagreement (Yu et al. 2020, MOPO), since nobody will correct it.
+    states of it; every update: soft actor-critic on a batch of which `share` was imagined. Offline, where nobody
+    corrects what is wrong, imagined rewards are lowered by the elites' disagreement (Yu et al. 2020, MOPO) and the
+    actor is kept near the data's actions.
     Remembers, beside what all learners do, the imagined transitions (a ring in `extra`); the real ones are the run's.
     """
 
@@ -165,7 +169,9 @@ class MBPO(Learner):
         c, more = self.config, {}
         if c.offline_imagined > 0.0 and self.step % c.model.every == 0:
             more = self.retrain(False, 0.0)
-        return more | self._update(batch, None, c.offline_imagined)
+        self.step += 1
+        more |= sac.update(self.soft, c, self.mixed(batch, None, c.offline_imagined), move_actor=False)
+        return more | (self.stay_near(batch) if self.step % c.actor_every == 0 else {})
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         c, done, more = self.config, int(self.extra["online"]), {}
@@ -175,7 +181,9 @@ class MBPO(Learner):
         if max(c.share.begin, c.share.end) > 0.0 and done % max(1, round(c.model.every * c.updates)) == 0:
             more = self.retrain(True, step)
         self.extra["online"] += 1
-        return more | self._update(fresh, offline, c.share(step))
+        self.step += 1
+        batch = self.mixed(fresh, offline, c.share(step))
+        return more | sac.update(self.soft, c, batch, self.step % c.actor_every == 0)
 
     def _begin_online(self, fresh: Transitions) -> None:
         self.extra["total"].zero_()  # what an offline part imagined has its penalty in it
@@ -183,10 +191,24 @@ class MBPO(Learner):
             seen = self.real(False, True).obs if self.replay is not None else fresh.obs
             self.actor.normalizer.fit(seen)
 
-    def _update(self, fresh: Transitions, offline: Transitions | None, share: float) -> Metrics:
-        self.step += 1
-        batch = self.mixed(fresh, offline, share)
-        return sac.update(self.soft, self.config, batch, self.step % self.config.actor_every == 0)
+    def stay_near(self, real: Transitions) -> Metrics:
+        """The offline actor's step: Q − α log π, scaled to size one, less the squared distance to the data's actions.
+
+        Fujimoto & Gu 2021, equation 3: nobody corrects what is believed about actions that the data do not have.
+        """
+        c, soft = self.config, self.soft
+        z = self.actor.normalizer(real.obs)
+        action, log_prob = soft.sample(z)
+        q = sac.ensemble_value(soft.critic(z, action))
+        soft_q = q - soft.temperature().detach() * log_prob
+        size = q.detach().abs().mean(-1, keepdim=True).clamp_min(1e-6)
+        apart = (action - real.action).square().mean(-1)
+        loss = (c.cloning * apart - soft_q / size).mean(-1)
+        loss.sum().backward(inputs=soft.opts["actor"].parameters)
+        soft.opts["actor"].step()
+        entropy = -log_prob.detach().mean(-1)
+        sac.step_temperature(soft, entropy, c.entropy_per_action * real.act_dim)
+        return {"actor_loss": loss.detach(), "entropy": entropy, "cloning": apart.detach().mean(-1)}
 
     def mixed(self, fresh: Transitions, offline: Transitions | None, share: float) -> Transitions:
         """Both batches with the part `share` of their rows (P, B) replaced by imagined ones."""
@@ -261,7 +283,8 @@ class MBPO(Learner):
     def model_step(self, loss: Loss, flat: Transitions, index: Tensor) -> None:
         loss(member_errors(self.model, flat, index)).sum().backward()
         opt = self.opts["model"]
-        torch._foreach_add_([p.grad for p in opt.parameters], opt.parameters, alpha=self.config.model.decay)
+        values: list[Tensor] = list(opt.parameters)
+        torch._foreach_add_([p.grad for p in values if p.grad is not None], values, alpha=self.config.model.decay)
         opt.step()
 
     def judge(self, held: Transitions) -> tuple[Tensor, Tensor]:

@@ -196,6 +196,18 @@ def test_offline_the_imagined_reward_is_lowered_by_disagreement_and_online_it_is
     assert int(made.extra["total"]) == 40  # what was imagined with the penalty is gone
 
 
+def test_offline_the_actor_is_kept_near_the_actions_of_the_data(transitions):
+    data, apart = transitions(200), []
+    data.action.fill_(0.5)
+    for cloning in (0.0, 20.0):
+        made = learner(cloning=cloning, offline_imagined=0.0, lr=3e-3)
+        made.prepare(data)
+        for _ in range(60):
+            made.update_offline(Transitions.unpack(data.pack().unsqueeze(0), OBS, ACT))
+        apart.append((made.policy().mode(data.obs) - 0.5).square().mean().item())
+    assert apart[1] < 0.05 and apart[0] > 3 * apart[1]
+
+
 def test_where_the_data_end_the_imagined_episodes_end(transitions):
     data = transitions(2000)
     data.terminated.copy_((data.next_obs[:, 0] > 3.0).float())
@@ -230,6 +242,8 @@ def test_senseless_options_are_refused():
         ModelConfig(horizon=Ramp(0.0, 1.0))
     with pytest.raises(ValueError, match="share"):
         MBPOConfig(share=Ramp(0.0, 1.0))
+    with pytest.raises(ValueError, match="cloning"):
+        MBPOConfig(cloning=-1.0)
     with pytest.raises(ValueError, match="offline_imagined"):
         MBPOConfig(offline_imagined=1.0)
     with pytest.raises(ValueError, match="no real data"):
