@@ -11,6 +11,14 @@ from policies.adapter import Adapter, Factors, Header, compress, linear_combinat
 from policies.lora import LowRank, attach, extract, linear_layers, load_into
 
 
+def part_way(slow: Adapter, fast: Adapter, rate: float, rank: int | None = None) -> Adapter:
+    """(1 − rate) ΔW_slow + rate ΔW_fast, cut back to `rank` (None: as much as it takes). Raises ValueError for a rate
+    outside (0, 1] or adapters of different bases."""
+    if not 0.0 < rate <= 1.0:
+        raise ValueError(f"rate is {rate}; expected a share in (0, 1]")
+    return compress(linear_combination([slow, fast], [1.0 - rate, rate]), rank).with_header(slow.header)
+
+
 class FastSlow:
     """OFS (Qi et al. 2024, online fast-slow preference optimisation), for skills on a robot.
 
@@ -45,8 +53,7 @@ class FastSlow:
 
     def candidate(self) -> Adapter:
         """Where the slow adapter would move: part of the way to the fast one."""
-        fast = extract(self.module, header=self.header)
-        return compress(linear_combination([self.slow, fast], [1.0 - self.rate, self.rate]), self.rank)
+        return part_way(self.slow, extract(self.module, header=self.header), self.rate, self.rank)
 
     def promote(self, gate: Callable[[Adapter, Adapter], bool]) -> bool:
         """Move the slow adapter if `gate(candidate, slow)` accepts; else it stays bit for bit. Returns the verdict."""
