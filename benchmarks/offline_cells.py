@@ -129,10 +129,10 @@ def _ppo_from_bc() -> PPOConfig:
     return PPOConfig(critic=CriticConfig(), critic_lr=like.critic_lr, value_warmup=5, **shared)
 
 
-OFFLINE = 50_000
+OFFLINE, CLONING = 50_000, 20_000  # updates; Uni-O4 clones for as long and at the same rate
 METHODS = {
-    "bc": Method(BCConfig, 20_000, cost=0.5),
-    "10 % bc": Method(PercentBCConfig, 20_000, cost=0.5),
+    "bc": Method(lambda: BCConfig(lr=1e-3, decay=CLONING), CLONING, cost=0.5),
+    "10 % bc": Method(lambda: PercentBCConfig(lr=1e-3, decay=CLONING), CLONING, cost=0.5),
     "iql": Method(IQLConfig, OFFLINE),
     "rebrac": Method(ReBRACConfig, OFFLINE),
     "lcb": Method(LCBConfig, OFFLINE),
@@ -314,6 +314,8 @@ def _scaled(config: LearnerConfig, scale: float) -> LearnerConfig:
         lengths = {name: round(getattr(config, name) * scale) for name in names}
         fit = replace(config.fit, max_steps=round(config.fit.max_steps * scale))
         return replace(config, **lengths, fit=fit, gate=replace(config.gate, every=20, horizon=50))
+    if isinstance(config, BCConfig):
+        return replace(config, decay=round(config.decay * scale))
     return config
 
 

@@ -202,6 +202,7 @@ def main() -> None:
         [
             ("--datasets", {"default": "halfcheetah-ppo,halfcheetah-mixture"}),
             ("--sizes", {"default": "small", "choices": list(table.SIZES)}),
+            ("--ranking", {"action": "store_true", "help": "no speeds: they want a quiet machine"}),
         ],
     )
     torch.set_num_threads(1)
@@ -224,6 +225,8 @@ def main() -> None:
             Claim(f"{name}: share of candidates accepted", accepted, 0.7, at_least=False),
         ]
     print(markdown(("dataset", "horizon", "policies", "rank correlation", "worst return", "best return"), rows))
+    if args.ranking:
+        return report("uni_o4_gate", claims, args.json, rows)
     repeats = 5 if args.quick else 20
     claims.append(Claim("cloning four policies of 256 x 3, times faster", behaviour_speed(17, 6, repeats), 2.0))
     for width in (256, 1024):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics
+from robot_cl.learners.optim import cosine
 
 
 class CloningLoss(StrEnum):
@@ -25,6 +26,7 @@ class BCConfig(LearnerConfig):
 
     loss: CloningLoss = CloningLoss.nll  # nll (−log π) or mse (of the deterministic action)
     lr: float = 3e-4  # Adam's learning rate
+    decay: int = 0  # updates over which the learning rate falls to zero along a cosine, 0: constant
     clip: float | None = None  # largest gradient norm per member, none: unbounded
 
     def __post_init__(self) -> None:
@@ -52,7 +54,12 @@ class BC(Learner):
     def graph_key(self, online: bool = False) -> str:
         return "update"
 
+    def schedule(self) -> None:
+        if self.config.decay:
+            self.opts["actor"].lr = cosine(self.config.lr, self.step, self.config.decay)
+
     def update_offline(self, batch: Transitions) -> Metrics:
+        self.schedule()
         loss = self.loss(batch)
         loss.sum().backward()
         self.opts["actor"].step()

@@ -2,7 +2,8 @@
 
 Uni-O4 (Lei et al. 2024), section 4.2, scores a policy by the mean of min Q over the states that it visits in the model
 (AM-Q) and accepts a new policy whose score is higher. Here old and new start from the same states with the same noise,
-and the difference must be larger than what the models disagree about.
+the difference must be larger than what the models disagree about, and the policy must not have gone farther from its
+clone than the data tells of: values and models that saw one narrow behaviour agree on what they do not know.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from robot_cl.batch import Transitions
 Act = Callable[[Tensor], Tensor]
 Value = Callable[[Tensor, Tensor], Tensor]
 Ends = Callable[[Tensor], Tensor]
+Away = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -34,6 +36,7 @@ class GateConfig:
     horizon: int = 200  # steps of each imagined rollout
     starts: int = 32  # start states from the data, the same for all tests
     confidence: float = 1.0  # standard deviations over the models that a gain must exceed; 0: any gain
+    reach: float = 0.5  # farthest mean distance from the clone, in the clone's own deviations per action
     margin: float = 0.1  # share of the data's range by which imagined states may leave it
     noise: bool = True  # draw the models' noise, the same for all policies; false: their mean
     end_steps: int = 1500  # gradient steps of the model of where episodes end, if the data has such ends
@@ -41,16 +44,21 @@ class GateConfig:
     def __post_init__(self) -> None:
         if min(self.every, self.horizon, self.starts, self.end_steps) < 1:
             raise ValueError("gate.every, gate.horizon, gate.starts and gate.end_steps must be at least 1")
-        if self.confidence < 0.0 or self.margin < 0.0:
-            raise ValueError(f"gate.confidence {self.confidence} and gate.margin {self.margin} must not be negative")
+        for name in ("confidence", "margin", "reach"):
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"gate.{name} is {getattr(self, name)}; it must not be negative")
 
 
 @dataclass
 class Scores:
-    """`each` (P, n, E): policy n of seed p in model e. `clamped` (P, n): share of steps brought back to the data."""
+    """`each` (P, n, E): policy n of seed p in model e. `clamped` (P, n): share of steps brought back to the data.
+
+    `away` (P, n): root mean square distance from the clones over the visited states, 0 where nobody measured it.
+    """
 
     each: Tensor
     clamped: Tensor
+    away: Tensor
 
 
 @torch.no_grad()
@@ -63,12 +71,14 @@ def scores(
     config: GateConfig,
     noise_seeds: Sequence[int],
     ends: Ends | None = None,
+    away: Away | None = None,
 ) -> Scores:
     """AM-Q of P·n policies in the E members of their seed's model: Σ_t alive · min Q(s_t, π(s_t)) / horizon.
 
     `act` maps raw observations (P·n, R, obs_dim) to actions in [-1, 1], policy by policy; `value` maps raw observations
     and actions (P, R, ·) to (P, R); `ends` raw next observations (P, R, obs_dim) to bool (P, R), after which a rollout
-    earns nothing; starts (P, K, obs_dim). All policies of seed p meet the noise of noise_seeds[p], in every call.
+    earns nothing; `away` raw observations and actions (P·n, R, ·) to squared distances (P·n, R); starts
+    (P, K, obs_dim). All policies of seed p meet the noise of noise_seeds[p], in every call.
     """
     P, K, width = starts.shape
     n, E = policies, models[0].config.members
@@ -76,13 +86,17 @@ def scores(
     low, high = widened(models[0].obs_low, models[0].obs_high, config.margin)
     obs = starts[:, None, None].repeat(1, E, n, 1, 1)
     alive = torch.ones(P, E, n, K, device=starts.device)
-    total, clamped, steps = torch.zeros_like(alive), torch.zeros_like(alive), torch.zeros_like(alive)
+    total, clamped, steps, far = (torch.zeros_like(alive) for _ in range(4))
     drawn = torch.zeros(P, E, 1, K, width, device=starts.device)
     ahead = [torch.stack([torch.randn(drawn.shape[1:], generator=g) for g in rngs]) for _ in range(config.horizon)]
     every = torch.stack(ahead).to(starts.device) if config.noise else None  # (T, P, E, 1, K, width)
 
     def forward() -> None:
-        action = act(obs.transpose(1, 2).reshape(P * n, E * K, width)).view(P, n, E, K, -1).transpose(1, 2)
+        seen = obs.transpose(1, 2).reshape(P * n, E * K, width)
+        done = act(seen)
+        action = done.view(P, n, E, K, -1).transpose(1, 2)
+        if away is not None:
+            far.add_(alive * away(seen, done).view(P, n, E, K).transpose(1, 2))
         total.add_(alive * value(obs.reshape(P, -1, width), action.reshape(P, E * n * K, -1)).view(P, E, n, K))
         raw = torch.stack([_advance(models[p], obs[p], action[p], drawn[p], config.noise) for p in range(P)])
         raw = torch.where(raw.isfinite(), raw, obs)
@@ -98,7 +112,8 @@ def scores(
             drawn.copy_(every[t])
         step()
     each = (total / config.horizon).mean(-1).transpose(1, 2)
-    return Scores(each, clamped.sum((1, 3)) / steps.sum((1, 3)))
+    lived = steps.sum((1, 3))
+    return Scores(each, clamped.sum((1, 3)) / lived, (far.sum((1, 3)) / lived).sqrt())
 
 
 def _advance(model: Ensemble, obs: Tensor, action: Tensor, noise: Tensor, noisy: bool) -> Tensor:
@@ -184,16 +199,18 @@ class Gate(nn.Module):
             self.noise_seeds[p] = torch.randint(2**31, (), generator=rng)
         return losses
 
-    def judge(self, act: Act, value: Value) -> Scores:
+    def judge(self, act: Act, value: Value, away: Away | None = None) -> Scores:
         """AM-Q of all P·n policies; see `scores`."""
         models = [m for m in self.models if isinstance(m, Ensemble)]
         ends = self.ends if bool(self.ends.log_odds.isfinite()) else None
-        return scores(models, act, value, self.starts, self.policies, self.config, self.noise_seeds.tolist(), ends)
+        seeds = self.noise_seeds.tolist()
+        return scores(models, act, value, self.starts, self.policies, self.config, seeds, ends, away)
 
     def test(self, found: Scores, paired: bool = True) -> Tensor:
         """Which candidates pass (P, n); their scores become those to beat. Not paired: any higher mean passes."""
         gain = found.each.mean(-1) > self.scores.mean(-1)
-        passed = accepts(found.each, self.scores, self.config.confidence) if paired else gain
+        sure = accepts(found.each, self.scores, self.config.confidence) & (found.away <= self.config.reach)
+        passed = sure if paired else gain
         self.scores = torch.where(passed.unsqueeze(-1), found.each, self.scores)
         self.made += 1.0
         self.passed += passed.float()

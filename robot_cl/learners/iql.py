@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from policies.critics import CriticConfig, StackedQ, StackedV, polyak
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
+from robot_cl.learners.optim import cosine
 
 MAX_WEIGHT = 100.0  # of one action in the policy's loss, as in the authors' code
 
@@ -114,8 +114,7 @@ class IQL(Learner):
 
     def schedule(self) -> None:
         if self.config.decay:
-            done = min(1.0, self.step / self.config.decay)
-            self.opts["actor"].lr = 0.5 * self.config.lr * (1.0 + math.cos(math.pi * done))
+            self.opts["actor"].lr = cosine(self.config.lr, self.step, self.config.decay)
 
     def update_offline(self, batch: Transitions) -> Metrics:
         self.schedule()

@@ -6,10 +6,16 @@ several times the step itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+
+
+def cosine(lr: float, step: int, steps: int) -> float:
+    """`lr` at step 0, falling to zero at `steps` along half a cosine."""
+    return 0.5 * lr * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
 
 
 class FlatAdam:

@@ -20,7 +20,7 @@ from robot_cl.batch import Transitions
 from robot_cl.learners.base import Metrics, OnlinePlan, Trainable, merged
 from robot_cl.learners.gate import Gate, GateConfig
 from robot_cl.learners.iql import reward_scale
-from robot_cl.learners.optim import FlatAdam
+from robot_cl.learners.optim import FlatAdam, cosine
 from robot_cl.learners.ppo import PPO, PPOConfig
 from robot_cl.learners.sac import bellman_target, td_loss
 from robot_cl.learners.stacks import copy_rows, repeat_members
@@ -51,9 +51,10 @@ def _actor(hidden: tuple[int, ...] = (256, 256)) -> ActorConfig:
 # Field -> (cpu, reference); a field that is given wins. Lei et al. 2024, appendix.
 PROFILES: Mapping[str, tuple[Any, Any]] = {
     "critic_steps": (50_000, 2_000_000),
-    "behaviour_steps": (10_000, 400_000),
+    "behaviour_steps": (20_000, 400_000),
     "improve_steps": (3_000, 10_000),
     "offline_lr": (3e-4, 1e-4),
+    "behaviour_lr": (1e-3, 1e-4),
 }
 
 
@@ -72,7 +73,8 @@ class UniO4Config(PPOConfig):
     critic_steps: int | None = None  # updates of Q and V
     behaviour_steps: int | None = None  # updates of the cloned policies, beside the critics'
     improve_steps: int | None = None  # offline policy gradient steps
-    offline_lr: float | None = None  # Adam's learning rate of Q, V and cloning
+    offline_lr: float | None = None  # Adam's learning rate of Q and V
+    behaviour_lr: float | None = None  # Adam's learning rate of cloning, falling to zero along a cosine
     improve_lr: float = 1e-4  # of the offline policy gradient, falling linearly to 0
     improve_clip: float = 0.25  # of the probability ratio, offline
     dynamics: EnsembleConfig = field(default_factory=lambda: EnsembleConfig(4, 3, (200, 200, 200)))  # of the gate
@@ -165,12 +167,14 @@ class UniO4(PPO):
         self.target_q = self.add("target_q", copy.deepcopy(self.q).requires_grad_(False))
         self.members = self.add("members", self._members())
         self.accepted = self.add("accepted", copy.deepcopy(self.members).requires_grad_(False))
-        self.members.normalizer = self.accepted.normalizer = self.actor.normalizer
+        self.clones = self.add("clones", copy.deepcopy(self.members).requires_grad_(False))
+        for actor in (self.members, self.accepted, self.clones):
+            actor.normalizer = self.actor.normalizer
         sizes = (self.obs_dim, self.act_dim, self.seeds, c.behaviours)
         self.gate = self.add("gate", Gate(*sizes, c.gate, c.dynamics, self.actor.normalizer))
         assert c.offline_lr is not None
         self.opts["q"] = self.optimiser([self.q], c.offline_lr)
-        self.opts["members"] = FlatAdam(self.members.parameters(), self.seeds * c.behaviours, c.offline_lr)
+        self.opts["members"] = FlatAdam(self.members.parameters(), self.seeds * c.behaviours, c.behaviour_lr or 0.0)
         self.extra["rollouts"] = torch.zeros((), dtype=torch.int64)
         self.extra["chosen"] = torch.zeros(self.seeds, dtype=torch.int64)
         self.data: Transitions | None = None
@@ -226,6 +230,8 @@ class UniO4(PPO):
         if self.step >= c.fit_steps:
             left = 1.0 - (self.step - c.fit_steps) / max(1, c.improve_steps or 1)
             self.opts["members"].lr, self.opts["members"].clip = c.improve_lr * max(0.0, left), c.max_grad_norm
+        elif self.step < (c.behaviour_steps or 0):
+            self.opts["members"].lr = cosine(c.behaviour_lr or 0.0, self.step, c.behaviour_steps or 1)
 
     # -- phases 1 and 3 -----------------------------------------------------------------------------------------------
 
@@ -275,7 +281,8 @@ class UniO4(PPO):
         loss.sum().backward()
         self.opts["members"].step()
         if self.step + 1 == c.behaviour_steps:
-            copy_rows(self.accepted, self.members)
+            for kept in (self.accepted, self.clones):
+                copy_rows(kept, self.members)
         return {"behaviour_loss": loss.detach().mean(1)}
 
     def _each(self, x: Tensor) -> Tensor:
@@ -327,11 +334,16 @@ class UniO4(PPO):
         """min Q at raw observations (P, R, obs_dim) and actions -> (P, R)."""
         return self.q(self.actor.normalizer(obs), action).amin(1)
 
+    def away(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Squared distance from the clones' means in their deviations, mean over actions: (P·n, R, ·) -> (P·n, R)."""
+        mean, log_std = self.clones(obs)
+        return ((action - mean.clamp(-1.0, 1.0)) * torch.exp(-log_std)).square().mean(-1)
+
     @torch.no_grad()
     def pass_gate(self) -> Metrics:
         """Members that are surely better become π_old; the others go back to it."""
         ours = self.config.compat is Compat.ours
-        found = self.gate.judge(self.members.mode, self.value)
+        found = self.gate.judge(self.members.mode, self.value, self.away)
         rows = torch.nonzero(self.gate.test(found, paired=ours).flatten())[:, 0]
         copy_rows(self.accepted, self.members, rows, rows)
         if ours:
@@ -339,6 +351,7 @@ class UniO4(PPO):
         return {
             "accepted": (self.gate.passed / self.gate.made).mean(1),
             "clamped": found.clamped.mean(1),
+            "away": found.away.mean(1),
             "score": self.gate.scores.mean(-1).amax(1),
         }
 
