@@ -21,7 +21,7 @@ from robot_cl.learners.rollout import Collector
 
 SHIFTS = {"friction": "friction0.25", "gravity": "gravity2", "thigh": "size.bthigh1.25"}
 TARGET, DEMONSTRATOR = "halfcheetah", "halfcheetah-expert"
-WORLDS, STEPS = 64, 2_000_000  # of the training of a source's own policy
+WORLDS, STEPS = 64, 1_000_000  # of the training of a source's own policy
 
 
 class CheetahSetting(Setting):
