@@ -32,6 +32,7 @@ def write_study(folder: Path, study: Study, about: dict[str, Any]) -> None:
     plots.mkdir(exist_ok=True)
     scatter(plots / "metrics.png", study.members)
     lengths(plots / "lengths.png", study.members)
+    gaps(plots / "gaps.png", study)
     (folder / "mismatch.html").write_text(page(folder, study, about), encoding="utf-8")
 
 
@@ -116,6 +117,29 @@ def lengths(path: Path, members: Sequence[Member]) -> None:
     pyplot.close(figure)
 
 
+def gaps(path: Path, study: Study) -> None:
+    """What the planner expects beyond what it gets, model by model, and what the attack did to one of them."""
+    pyplot = _pyplot()
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.6), width_ratios=(2, 1))
+    for loss in dict.fromkeys(m.loss for m in study.members):
+        own = [m for m in study.members if m.loss == loss]
+        left.scatter([m.gap for m in own], [m.ret for m in own], s=16, label=loss)
+    left.axvline(0.0, color="grey", linewidth=0.8)
+    left.set_xlabel("expected − realised return of a plan")
+    left.set_ylabel("return")
+    left.legend()
+    if study.attack is not None:
+        a = study.attack
+        names = [f"before\nnll {a.nll_before:.3g}", f"after\nnll {a.nll_after:.3g}"]
+        right.bar(names, [a.before, a.after], color=["C0", "C3"], width=0.6)
+        right.set_ylabel("return, likelihood kept")
+    else:
+        right.axis("off")
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
 def _pyplot() -> Any:
     import matplotlib
 
@@ -146,7 +170,7 @@ def page(folder: Path, study: Study, about: dict[str, Any]) -> str:
         }
         for name in slices
     ]
-    pictures = {name: _embedded(folder / "plots" / f"{name}.png") for name in ("metrics", "lengths")}
+    pictures = {name: _embedded(folder / "plots" / f"{name}.png") for name in ("metrics", "lengths", "gaps")}
     css = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
     written = datetime.now(UTC).astimezone().strftime("%d %B %Y, %H:%M")
     return environment.get_template("mismatch.html.j2").render(

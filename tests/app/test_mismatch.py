@@ -61,9 +61,9 @@ def test_a_study_of_a_dataset_prints_what_it_writes(cli: Cli, place: Path) -> No
     assert written["attack"]["after"] <= written["attack"]["before"]
     assert len(written["epochs"]) == 4 and all(row["return_lost"] >= 0.0 for row in written["epochs"])
     assert f"{float(found['all', 'vagram']['spearman']):+.2f}" in ran.out
-    assert all((folder / "plots" / f"{name}.png").stat().st_size > 1000 for name in ("metrics", "lengths"))
+    assert all((folder / "plots" / f"{name}.png").stat().st_size > 1000 for name in ("metrics", "lengths", "gaps"))
     page = (folder / "mismatch.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 and "<svg" in page
+    assert page.count("data:image/png;base64,") == 3 and "<svg" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # nothing is fetched
 
 
