@@ -31,16 +31,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from common import Claim, arguments, report, table  # noqa: E402
 
 from benchmarks.bridge_parts import echo, fuzz, inference  # noqa: E402
+from robot_cl.deploy.bundle import PolicyBundle  # noqa: E402
 from robot_cl.deploy.caller import ThreadCaller  # noqa: E402
 from robot_cl.deploy.cdr import ReadTemplate, WriteTemplate, encode  # noqa: E402
 from robot_cl.deploy.clock import MonotonicClock, VirtualClock  # noqa: E402
 from robot_cl.deploy.extract import command_paths, command_template, state_paths, write_state  # noqa: E402
-from robot_cl.deploy.loopback import JointPlant, Loopback  # noqa: E402
+from robot_cl.deploy.loopback import Loopback  # noqa: E402
 from robot_cl.deploy.modes import RunnerConfig  # noqa: E402
 from robot_cl.deploy.realtime import punctual  # noqa: E402
 from robot_cl.deploy.record import Recorder  # noqa: E402
 from robot_cl.deploy.runner import Runner  # noqa: E402
 from robot_cl.deploy.transport import open_transport  # noqa: E402
+from robot_cl.export import export_policy  # noqa: E402
 
 RATES = (50.0, 100.0, 200.0, 500.0)
 POLL_S = 0.0001
@@ -102,9 +104,8 @@ class Echoing:
 
 def round_trips(seconds: float) -> tuple[list[list[object]], list[Claim]]:
     rows, claims = [], []
-    domain = int(np.random.default_rng().integers(1, 230))
-    for number, codec in enumerate(("fast", "public")):
-        place = echo.network(domain + number)
+    for codec in ("fast", "public"):
+        place = echo.network(echo.free_domain())
         with far_side("dds", str(place["domain"]), codec):
             transport = connected(open_transport("dds", echo.spec(100.0), codec=codec, **place))
             for hertz in RATES:
@@ -176,32 +177,30 @@ def _each(call: Callable[[], Any], count: int) -> float:
 
 
 def loop_times(hertz: float, seconds: float, priority: int | None) -> dict[str, float] | None:
-    """Milliseconds of wake lateness and of the whole tick, recording included; None if FIFO is not permitted."""
-    policy = inference.gaussian((256, 256))
-    robot, clock = fuzz.robot(hertz), MonotonicClock()
+    """Milliseconds of wake lateness and of the whole tick; None if FIFO is not permitted.
 
-    class Fitting:
-        obs_dim, act_dim = 24, 12
-
-        def act(self, obs: np.ndarray) -> np.ndarray:
-            return policy.act(np.tile(obs, 2))
-
-        def reset(self, rows: np.ndarray | None = None) -> None:
-            pass
-
-    with tempfile.TemporaryDirectory() as folder, punctual(priority) as refusal:
+    A tick reads a robot in another process through DDS, asks an exported network of 512×512×512 in its own thread,
+    judges, limits, sends and records.
+    """
+    robot, contract, place = fuzz.robot(hertz), fuzz.contract(hertz), echo.network(echo.free_domain())
+    actor = inference.gaussian((512, 512, 512), 24, 12)
+    with tempfile.TemporaryDirectory() as folder, far_side("robot", str(place["domain"]), str(hertz)):
+        bundle = PolicyBundle.load(export_policy(actor, Path(folder) / "bundle", contract.interface).folder)
+        clock, transport = MonotonicClock(), open_transport("dds", robot, **place)
+        recorder = Recorder(Path(folder) / "a.mcap", contract, robot)
+        config = RunnerConfig(stale_s=0.4, late_hold=1000, late_damp=10_000)
+        runner = Runner(bundle, contract, transport, clock, config, ThreadCaller(bundle, clock), (recorder,))
+        with punctual(priority) as refusal:
+            if refusal is None:
+                while transport.read() is None or transport.age() > 0.1:
+                    time.sleep(0.002)
+                runner.enable()
+                runner.start()
+                runner.run(seconds)
+        recorder.close()
+        transport.close()
         if refusal:
             return None
-        contract = fuzz.contract(hertz)
-        recorder = Recorder(Path(folder) / "a.mcap", contract, robot)
-        caller = ThreadCaller(Fitting(), clock)
-        config = RunnerConfig(stale_s=0.4, late_hold=1000, late_damp=10_000)
-        transport = Loopback(robot, JointPlant(robot), clock)
-        runner = Runner(Fitting(), contract, transport, clock, config, caller, (recorder,))
-        runner.enable()
-        runner.start()
-        runner.run(seconds)
-        recorder.close()
         found = {f"{q}_p{p}": 1e3 * runner.stats.percentile(q, p) for q in ("late", "tick") for p in (50, 99)}
         return found | {"missed": runner.stats.events["missed"], "dropped": recorder.dropped}
 

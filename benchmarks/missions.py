@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from common import Claim, arguments, report, table  # noqa: E402
+
+from benchmarks.bridge_parts.echo import free_domain  # noqa: E402
 
 PARTS = ROOT / "benchmarks" / "mission_parts"
 ROBOTS = ("arm", "vehicle", "quadrotor")
@@ -69,29 +70,14 @@ def robot_latency(robot_file: Path) -> float:
     return 0.5 * load_robot(robot_file).control_dt
 
 
-def free_domain(taken: set[int]) -> int:
-    """A DDS domain in which nobody is on this machine."""
-    for domain in range(20, 100):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind(("127.0.0.1", 7400 + 250 * domain + 10))
-            except OSError:
-                continue
-        if domain not in taken:
-            taken.add(domain)
-            return domain
-    raise RuntimeError("every DDS domain from 20 to 99 is taken")
-
-
 def fly(robots: list[str], minutes: float, patient: bool, folder: Path) -> list[dict[str, Any]]:
     """All missions side by side."""
-    domains: set[int] = set()
     missions = {}
     for robot in robots:
         robot_file, bundle = ROOT / "configs" / "robot" / f"{robot}.yaml", export_bundle(robot, folder)
         if not rehearsed(bundle, robot_file):
             raise SystemExit(f"{robot} did not pass its rehearsal; nothing can be armed")
-        missions[robot] = (robot_file, bundle, free_domain(domains))
+        missions[robot] = (robot_file, bundle, free_domain())
     running = []
     for robot, (robot_file, bundle, domain) in missions.items():
         words = [sys.executable, str(PARTS / "drive.py"), robot, robot_file, bundle, domain, minutes]

@@ -2,6 +2,7 @@
 
     python benchmarks/bridge_parts/echo.py dds DOMAIN CODEC
     python benchmarks/bridge_parts/echo.py rosbridge PORT
+    python benchmarks/bridge_parts/echo.py robot DOMAIN HZ      a robot at its own pace instead
 
 Prints "ready" and goes on until it is killed. It waits for data, so that the time measured is the bridge's.
 """
@@ -9,6 +10,7 @@ Prints "ready" and goes on until it is killed. It waits for data, so that the ti
 from __future__ import annotations
 
 import importlib.util
+import socket
 import sys
 import time
 from pathlib import Path
@@ -44,6 +46,23 @@ def network(domain: int) -> dict[str, Any]:
     return {"domain": domain, "interface": "lo", "peers": ("127.0.0.1",), "multicast": False}
 
 
+_taken: set[int] = set()
+
+
+def free_domain() -> int:
+    """A DDS domain in which nobody is on this machine, and that this process has not been given before."""
+    for domain in range(20, 100):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("127.0.0.1", 7400 + 250 * domain + 10))
+            except OSError:
+                continue
+        if domain not in _taken:
+            _taken.add(domain)
+            return domain
+    raise RuntimeError("every DDS domain from 20 to 99 is taken")
+
+
 def standin() -> Any:
     """The stand-in for rosbridge_server that the tests use."""
     path = ROOT / "tests" / "deploy" / "rosbridge_standin.py"
@@ -75,6 +94,19 @@ def echo_dds(domain: int, codec: str) -> None:
             writer.write(encode(states.type, message) if node.fast else message)
 
 
+def play_robot(domain: int, hertz: float) -> None:
+    """Joints that are at once where they are told to be, published at a fixed rate."""
+    from robot_cl.deploy.clock import MonotonicClock
+    from robot_cl.deploy.dds_node import Node
+    from robot_cl.deploy.loopback import JointPlant
+    from robot_cl.deploy.simulated import SimulatedRobot
+
+    robot = spec(hertz)
+    simulated = SimulatedRobot(robot, JointPlant(robot), Node(**network(domain)), MonotonicClock())
+    print("ready", flush=True)
+    simulated.run(float("inf"))
+
+
 def echo_rosbridge(port: int) -> None:
     robot = spec(50.0)
     states, commands = robot.state[0], robot.command[0]
@@ -102,5 +134,7 @@ def echo_rosbridge(port: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "dds":
         echo_dds(int(sys.argv[2]), sys.argv[3])
+    elif sys.argv[1] == "robot":
+        play_robot(int(sys.argv[2]), float(sys.argv[3]))
     else:
         echo_rosbridge(int(sys.argv[2]))

@@ -31,10 +31,10 @@ def interface() -> Interface:
     return Interface(obs, tuple(Channel(f"a{k}", "1", -1.0, 1.0) for k in range(ACT)), 0.005)
 
 
-def gaussian(hidden: tuple[int, ...]) -> ActorPolicy:
+def gaussian(hidden: tuple[int, ...], obs_dim: int = OBS, act_dim: int = ACT) -> ActorPolicy:
     config = ActorConfig(hidden=hidden, init="orthogonal", out_gain=0.5)
-    actor = StackedGaussianActor(OBS, ACT, generators(0, 1), config)
-    actor.normalizer.fit(torch.randn(1000, OBS, generator=torch.Generator().manual_seed(1)))
+    actor = StackedGaussianActor(obs_dim, act_dim, generators(0, 1), config)
+    actor.normalizer.fit(torch.randn(1000, obs_dim, generator=torch.Generator().manual_seed(1)))
     return ActorPolicy(actor, interface=interface())
 
 

@@ -50,7 +50,7 @@ class Plan:
 
 
 PLANS = {
-    "arm": Plan("arm-reach", 1_000_000, 200_000, {"weak-motors": "gain=0.7", "late": "latency1"}),
+    "arm": Plan("arm-reach", 260_000, 80_000, {"weak-motors": "gain=0.7", "late": "latency1"}),
     "vehicle": Plan("vehicle-waypoint", 400_000, 100_000, {"slippery": "friction0.4", "weak-motors": "gain=0.7"}),
     "quadrotor": Plan("quadrotor-hover", 1_500_000, 200_000, {"loaded": "payload0.08", "late": "latency1"}),
 }

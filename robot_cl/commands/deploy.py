@@ -86,9 +86,9 @@ def run_rehearse(call: Call, options: RehearseWords) -> Outcome:
     bundle = Path(call.words[0])
     robot = find_robot(options.robot, bundle)
     times = {name: seconds(name, getattr(options, name)) for name in ("latency", "jitter", "ramp")}
-    plain = {k: v for k, v in vars(options).items() if k not in ("robot", *times)}
+    plain: dict[str, Any] = {k: v for k, v in vars(options).items() if k not in ("robot", *times)}
     with call.working("rehearsing"):
-        found = rehearse(bundle, robot, RehearseOptions(**plain, **times))
+        found = rehearse(bundle, robot, RehearseOptions(**plain | times))
     call.say(f"robot: {robot}" if robot else "robot: made from the contract alone; nothing can be armed with this")
     show_checks(call, found.checks)
     for note in found.notes:

@@ -119,12 +119,12 @@ def _drive(
     runner: Runner, recorder: Recorder | None, options: RunOptions, say: Say, orders: Iterable[str] | None
 ) -> RunReport:
     begin = runner.clock.now()
-    _await_state(runner, options.wait)
     if orders is not None:
         threading.Thread(target=_listen, args=(runner, orders, say), name="orders", daemon=True).start()
     with stop_on_signals(runner), punctual(options.priority) as refusal:
         if refusal:
             say(refusal)
+        _await_state(runner, options.wait)  # last of all, so that nothing has grown stale when the robot is enabled
         if options.armed:
             runner.enable()
             if options.start:
