@@ -191,6 +191,7 @@ class Plan:
     episodes: int = EPISODES
     device: str = "cpu"
     checkpoint: int = 10_000  # steps between checkpoints
+    captured: bool = True  # on a GPU, updates as graphs
 
     @property
     def kept(self) -> Path:
@@ -218,6 +219,8 @@ def measure_together(plan: Plan, cells: Sequence[Cell], deadline: float = math.i
     todo = [cell for cell in cells if not cell_path(plan, *cell).exists()]
     begun = {cell: _begin(plan, *cell) for cell in todo}
     cuda = plan.device == "cuda"
+    for run, _ in begun.values():
+        run.learner.captured.fixed &= plan.captured
     streams = {cell: torch.cuda.stream(torch.cuda.Stream()) if cuda else nullcontext() for cell in todo}
     turns = {cell: run.turns() for cell, (run, _) in begun.items()}
     if cuda:

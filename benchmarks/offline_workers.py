@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from offline_cells import METHODS, Cell, Plan, dataset, measure_together, slug
@@ -21,24 +21,30 @@ def spread(cells: Sequence[Cell], plan: Plan, workers: int, minutes: float, toge
     """Cells as processes, `workers` at a time, those first on which most time hangs, a cell after its start.
 
     `together`: one process for all cells of a method, except where phases block. A process writes its log beside its
-    JSON. After `minutes` none is begun, and what runs is cut and recorded as it is.
+    JSON. After `minutes` none is begun, and what runs is cut and recorded as it is. Cells that fail together are tried
+    alone, and one that fails alone, once without graphs.
     """
     for name in dict.fromkeys(data_name for data_name, _ in cells):
         dataset(name, plan.steps)
     deadline = time.monotonic() + 60.0 * minutes
     began, running = time.monotonic(), dict[Job, subprocess.Popen[bytes]]()
     waiting, over = sorted(_jobs(cells, together), key=lambda job: -_hanging_on(job[0][1])), set[Cell]()
+    plain = set[Job]()
     while waiting or running:
         for job in [j for j, process in running.items() if process.poll() is not None]:
             code = running.pop(job).returncode
-            over.update(job)
             failed = f" failed ({code}), see its log" if code else ""
             print(f"{time.monotonic() - began:6.0f} s  {_label(job)}{failed}", flush=True)
+            if code and (len(job) > 1 or job not in plain):
+                waiting[:0] = [(cell,) for cell in job]
+                plain.update([job] if len(job) == 1 else [])
+            else:
+                over.update(job)
         late = time.monotonic() > deadline
         ready = [j for j in waiting if all((s := _start(c)) is None or s in over or s not in cells for c in j)]
         for job in [] if late else ready[: workers - len(running)]:
             waiting.remove(job)
-            running[job] = _process(job, plan, deadline)
+            running[job] = _process(job, replace(plan, captured=job not in plain), deadline)
         if late and waiting:
             print(f"no time left for {', '.join(map(_label, waiting))}", flush=True)
             waiting = []
