@@ -170,8 +170,8 @@ def following(study: Study, sources: list[Source], task: str) -> str:
     for m in study.members:
         by_loss.setdefault(m.loss, []).append(m.ret)
     best = max(by_loss, key=lambda loss: sum(by_loss[loss]) / len(by_loss[loss]))
-    data = next((f" data={s.name}" for s in sources if s.policy is None), "")
-    return f"train learner=mbpo learner.model.loss={best}{data} task={task}"
+    data = next((f"data={s.name}" for s in sources if s.policy is None), "online_steps=50000")
+    return f"train learner=mbpo learner.model.loss={best} {data} task={task}"
 
 
 def facts(sources: list[Source], task: str, options: MismatchOptions) -> list[tuple[str, str]]:
