@@ -42,10 +42,10 @@ class Sizes:
     kind: str = "diffusion"
     base: Schedule = field(default_factory=lambda: Schedule(6000, 3e-4, 1024))
     skills: Schedule = field(default_factory=lambda: Schedule(4000, 1e-3, 512))
-    new: Schedule = field(default_factory=lambda: Schedule(2000, 1e-3))  # a new adapter
+    new: Schedule = field(default_factory=lambda: Schedule(3000, 1e-3))  # a new adapter
     gate: Schedule = field(default_factory=lambda: Schedule(1000, 3e-4))  # coefficients by a network
     constants: Schedule = field(default_factory=lambda: Schedule(1000, 1e-2))  # one coefficient per skill
-    whole: Schedule = field(default_factory=lambda: Schedule(3000, 3e-4))  # as adapter and gate together
+    whole: Schedule = field(default_factory=lambda: Schedule(4000, 3e-4))  # as adapter and gate together
 
     @property
     def members(self) -> list[tuple[int, int]]:
@@ -131,11 +131,12 @@ class Setting:
         return rows.view(s.draws, max(s.counts), s.horizon, -1)
 
     def base_data(self) -> Tensor:
-        """What the base learns from: the standing expert under noise of several strengths, as executed."""
+        """What the base learns from: what the standing expert meant to do while noise of several strengths, up to what
+        throws it over, shook what it did. States are wide, and the statistics that every row shares with them."""
         count = self.sizes.base_episodes
-        sigma = np.resize([0.1, 0.2, 0.3, 0.5], count)
+        sigma = np.resize([0.1, 0.3, 0.6, 1.0], count)
         seeds = range(BASE_SEED, BASE_SEED + count)
-        return self.recording("base-data", "walker-stand", list(seeds), sigma, True)
+        return self.recording("base-data", "walker-stand", list(seeds), sigma, False)
 
     def skill_data(self, name: str) -> Tensor:
         """What the expert of a skill does, under a little noise."""
