@@ -135,7 +135,7 @@ def write_policy(folder: Path, actor: Any, card: dict[str, Any]) -> None:
 def write_adapted(folder: Path, actor: Any, card: dict[str, Any]) -> None:
     """The skill in training, apart from what it was trained on: base/ is a policy like any other, adapter.safetensors
     holds LAYER.down (P, r, d_in) and LAYER.up (P, d_out, r), the scale inside."""
-    tensors, bare = {}, {}
+    tensors, bare = dict[str, Tensor](), dict[str, Tensor]()
     for name, _, _, layer in linear_layers(actor):
         if isinstance(layer, LowRank):
             tensors[f"{name}.down"], tensors[f"{name}.up"] = layer.down, layer.up * layer.scale
