@@ -51,7 +51,7 @@ class Bench:
         self.rows, self.sizes = Rows(setting, TASKS[name]), setting.sizes
 
     def path(self, row: str) -> Path:
-        return self.setting.folder / f"{self.name}-dart{self.setting.dart:g}" / f"{row.replace(' ', '_')}.json"
+        return self.setting.folder / f"{self.name}-dart{self.setting.dart:g}" / f"{row.replace(' ', '_').replace('α', 'alpha')}.json"
 
     def seeds(self) -> list[int]:
         return [SCORE_SEED + i for i in range(self.sizes.episodes)]
@@ -109,7 +109,8 @@ class Bench:
         facts |= {"device": self.setting.device, "expert": self.setting.expert(self.rows.task.name)[1]}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(facts | {"cells": cells} | {k: round(v, 1) for k, v in seconds.items()}))
+        facts |= {"cells": cells} | {k: round(v, 1) for k, v in seconds.items()}
+        part.write_text(json.dumps(facts), encoding="utf-8")
         part.replace(path)
         if cells and "fell" in cells[0]:
             means = [f"{c}: {np.mean([x for cell in cells if cell['count'] == c for x in cell['returns']]):.0f}"
@@ -138,7 +139,8 @@ class Results:
 
     def __init__(self, folder: Path, task: Task):
         self.task = task
-        records = {path.stem.replace("_", " "): json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+        read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+        records = {record["row"]: record for record in read}
         self.decisions = records.pop("choice", {"cells": []})["cells"]
         self.experts = sorted({record["expert"] for record in records.values()})
         self.cells = {row: record["cells"] for row, record in records.items()}
