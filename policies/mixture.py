@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from policies.adapter import Adapter, check_same_base
 from policies.lora import linear_layers
 from policies.networks import StackedLinear
+from policies.products import by_onednn, product
+
+MANY_ROWS = 16  # from which another library may be faster (policies.products)
 
 Gate: TypeAlias = Callable[[Tensor, "MixedLinear"], Tensor]  # a layer's activations (..., R) -> coefficients (..., R)
 Coefficients: TypeAlias = Tensor | Gate  # (K,), (B, K), (B, K, L), (B, K, L, R), or computed inside each layer
@@ -69,15 +72,21 @@ class MixedLinear(nn.Module):
         lone = x.dim() == 3 and x.shape[0] == 1
         if lone:
             x = x[0]
-        y = nn.functional.linear(x, weight, bias)
-        rows = self.active.rows
-        if rows is not None:
-            h = nn.functional.linear(x, down)
+        rows, plain = self.active.rows, torch.is_grad_enabled() or x.dim() > 2
+        # A base's own layer decides by which library it multiplies, and coefficients of 0 must give its very bits.
+        large = not plain and len(x) >= MANY_ROWS and self.stacked and by_onednn(x, weight)
+        if rows is None:
+            y = product(x, weight, bias) if large else nn.functional.linear(x, weight, bias)
+        else:
+            h = product(x, down) if large else nn.functional.linear(x, down)
             coefficients = rows[self.index] if type(rows) is list else rows(h, self)  # type: ignore[operator]
-            if torch.is_grad_enabled() or y.dim() > 2:
-                y = y + (h * coefficients) @ up
+            if large:  # the skills' part first, which the large product then adds to while it is in the cache
+                change = product(h.mul_(coefficients), up.T, bias)
+                y = torch.ops.mkldnn._linear_pointwise.binary(x, change, weight, None, "add")
+            elif plain:
+                y = nn.functional.linear(x, weight, bias) + (h * coefficients) @ up
             else:  # nothing to differentiate: no copies, the cheapest form for single observations
-                y.addmm_(h.mul_(coefficients), up)
+                y = nn.functional.linear(x, weight, bias).addmm_(h.mul_(coefficients), up)
         return y.unsqueeze(0) if lone or (self.stacked and y.dim() == 2) else y
 
 

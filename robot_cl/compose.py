@@ -45,6 +45,13 @@ class Judged:
     def name(self) -> str:
         return self.route.name
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {
+            "name": self.name, "made_of": self.route.said, "loss": self.loss, "relative": self.relative,
+            "returns": list(self.returns),
+        }  # fmt: skip
+
     @property
     def mean_return(self) -> float:
         return float(np.mean(self.returns)) if self.returns else math.nan

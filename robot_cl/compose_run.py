@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import yaml
 
+from policies.actor import ActorPolicy
+from policies.card import Parent, SkillCard
 from policies.composed import ComposedActor
 from policies.hashing import output_hash
 from policies.library import Library, Published
@@ -68,33 +70,56 @@ class Composed:
     published: Published | None
 
 
+@dataclass(frozen=True)
+class Job:
+    """What the options name: the library and base, its skills, the demonstrations, and the task."""
+
+    options: ComposeOptions
+    library: Library
+    base: ActorPolicy
+    known: Known
+    dataset: StoredDataset
+    demos: Demonstrations
+    task: str
+
+
 def compose(options: ComposeOptions, progress: Progress | None = None) -> Composed:
     """Raises ValueError, LookupError or OSError in one sentence, before anything is written."""
-    library, names = find_library(options)
-    base, dataset = base_policy(library), open_dataset(options.data)
-    task = options.task or dataset.meta.task or base.task
-    check_demonstrations(dataset, base, library)
+    job = read(options)
     routes = tuple(as_list(options.routes) or ROUTES)
     if set(routes) - set(ROUTES):
         raise LookupError(f"no route {sorted(set(routes) - set(ROUTES))[0]!r}; routes: {', '.join(ROUTES)}")
-    known = what_is_known(library, names, base.actor, options.preference)
     choice = choose(
-        known,
-        Demonstrations.of(dataset, options.demos, options.pick),
+        job.known,
+        job.demos,
         options.settings(),
         held_out=options.held_out,
         tolerance=options.tolerance,
         refit=options.refit,
-        play=player(str(task), options) if options.episodes else None,
+        play=player(job.task, options) if options.episodes else None,
         routes=routes,
-        wrap=lambda route: route.policy(base.interface, task),
+        wrap=lambda route: route.policy(job.base.interface, job.task),
         progress=progress,
     )
-    published = None
-    if options.publish:
-        published = publish(library, choice.chosen.route, known, options, dataset)
-    folder = write(options, library, known, choice, dataset, base.interface, task)
-    return Composed(folder, choice, published)
+    published = publish(job, choice.chosen.route) if options.publish else None
+    return Composed(write(job, choice), choice, published)
+
+
+def read(options: ComposeOptions) -> Job:
+    library, names = find_library(options)
+    base, dataset = base_policy(library), open_dataset(options.data)
+    widths = (dataset.meta.obs_dim, dataset.meta.act_dim)
+    if widths != (base.obs_dim, base.act_dim):
+        raise ValueError(
+            f"dataset {dataset.name} has {widths[0]} observations and {widths[1]} actions, base {library.folder.name} "
+            f"reads {base.obs_dim} and gives {base.act_dim}; demonstrations must come from the base's own robot"
+        )
+    task = options.task or dataset.meta.task or base.task
+    if not task:
+        raise ValueError(f"neither {dataset.name} nor base {library.folder.name} says its task; add task=NAME")
+    known = what_is_known(library, names, base.actor, options.preference)
+    demos = Demonstrations.of(dataset, options.demos, options.pick)
+    return Job(options, library, base, known, dataset, demos, str(task))
 
 
 def find_library(options: ComposeOptions) -> tuple[Library, list[str]]:
@@ -121,15 +146,6 @@ def what_is_known(library: Library, names: list[str], base: Any, preference: Any
     )
 
 
-def check_demonstrations(dataset: StoredDataset, base: Policy, library: Library) -> None:
-    widths = (dataset.meta.obs_dim, dataset.meta.act_dim)
-    if widths != (base.obs_dim, base.act_dim):
-        raise ValueError(
-            f"dataset {dataset.name} has {widths[0]} observations and {widths[1]} actions, base {library.folder.name} "
-            f"reads {base.obs_dim} and gives {base.act_dim}; demonstrations must come from the base's own robot"
-        )
-
-
 def player(task: str, options: ComposeOptions) -> Play:
     from robot_cl.evaluate import evaluate
 
@@ -139,76 +155,66 @@ def player(task: str, options: ComposeOptions) -> Play:
     return play
 
 
-def publish(library: Library, route: Route, known: Known, options: ComposeOptions, dataset: StoredDataset) -> Published:
+def publish(job: Job, route: Route) -> Published:
     """The chosen route as a skill. Raises ValueError where it cannot be one."""
-    from policies.card import Parent, SkillCard
-
-    adapter = whole(route, known.skills)
+    adapter, name = whole(route, job.known.skills), str(job.options.publish)
     if adapter is None:
         why = "is the bare base" if route.weights is not None else "weighs its skills by the observation"
         raise ValueError(f"the chosen {route.name} {why} and is no skill of its own; leave out publish=")
-    parents = tuple(
-        Parent(name, library.card(name).content, weight) for name, weight in (route.weights or {}).items() if weight
-    )
+    weights = {skill: weight for skill, weight in (route.weights or {}).items() if weight}
     card = SkillCard(
-        str(options.publish), description=f"{route.name}: {route.said}", learner="compose", seed=options.seed,
-        datasets={dataset.meta.id: dataset.meta.hash}, parents=parents,
-    )  # fmt: skip
-    return library.publish(str(options.publish), adapter.with_header(library.header), card)
+        name,
+        description=f"{route.name}: {route.said}",
+        learner="compose",
+        seed=job.options.seed,
+        interface=job.base.interface.to_dict(),
+        control_dt=job.base.interface.control_dt,
+        datasets={job.dataset.meta.id: job.dataset.meta.hash},
+        parents=tuple(Parent(skill, job.library.card(skill).content, weight) for skill, weight in weights.items()),
+    )
+    return job.library.publish(name, adapter.with_header(job.library.header), card)
 
 
-def write(
-    options: ComposeOptions, library: Library, known: Known, choice: Choice, dataset: StoredDataset, interface: Any,
-    task: str | None,
-) -> Path:  # fmt: skip
+def write(job: Job, choice: Choice) -> Path:
     """The run folder: provenance, what was chosen and why, and the policy."""
-    route = choice.chosen.route
-    record = provenance(task, dataset, options.seed, torch.get_num_threads(), "cpu")
-    config = plain(options) | {"task": task, "learner": {"name": "compose"}}
-    label = options.name or f"compose-{task or dataset.name}".replace("/", "-")
+    options, route = job.options, choice.chosen.route
+    record = provenance(job.task, job.dataset, options.seed, torch.get_num_threads(), "cpu")
+    config = plain(options) | {"task": job.task, "learner": {"name": "compose"}}
+    label = options.name or f"compose-{job.task}".replace("/", "-")
     folder = new_run_folder(Path(options.out) if options.out else runs_root(), label)
     card = {
-        "step": 0, "task": task, "data": options.data, "learner": "compose", "shift": options.shift, "interface": interface.to_dict(),
+        "step": 0,
+        "task": job.task,
+        "shift": options.shift,
+        "data": options.data,
+        "learner": "compose",
+        "interface": job.base.interface.to_dict(),
         "label": f"{route.name.replace('_', '-')}: {route.said}",
-    }  # fmt: skip
-    write_json(folder / FILE, told(library, known, choice, dataset, options))
-    write_run(
-        folder, interface, record, yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        lambda checkpoint: write_route(checkpoint, route, known, card),
-    )  # fmt: skip
+    }
+    write_json(folder / FILE, told(job, choice))
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    write_run(folder, job.base.interface, record, text, lambda inside: write_route(inside, route, job.known, card))
     return folder
 
 
-def told(
-    library: Library, known: Known, choice: Choice, dataset: StoredDataset, options: ComposeOptions
-) -> dict[str, Any]:
+def told(job: Job, choice: Choice) -> dict[str, Any]:
     """composition.json: plain data about the choice, for people and for the report."""
-    demos = Demonstrations.of(dataset, options.demos, options.pick)
     route = choice.chosen.route
     return {
         "chosen": route.name,
         "made_of": route.said,
         "why": choice.why,
         "measure": choice.measure,
-        "routes": [
-            {
-                "name": j.name,
-                "made_of": j.route.said,
-                "loss": j.loss,
-                "relative": j.relative,
-                "returns": list(j.returns),
-            }
-            for j in choice.judged
-        ],
+        "routes": [judged.to_dict() for judged in choice.judged],
         "refused": choice.refused,
         "left_out": choice.left_out,
-        "coefficients": coefficients(route, demos),
-        "library": str(library.folder),
-        "base": library.header.base,
-        "skills": {name: library.card(name).content for name in known.skills},
-        "demonstrations": {"data": dataset.meta.id, "episodes": demos.episodes, "steps": len(demos)},
-        "outputs": output_hash(route.policy().act, demos.obs[:64].numpy()),
-        "composer": asdict(options.settings()),
+        "coefficients": coefficients(route, job.demos),
+        "library": str(job.library.folder),
+        "base": job.library.header.base,
+        "skills": {name: job.library.card(name).content for name in job.known.skills},
+        "demonstrations": {"data": job.dataset.meta.id, "episodes": job.demos.episodes, "steps": len(job.demos)},
+        "outputs": output_hash(route.policy().act, job.demos.obs[:64].numpy()),
+        "composer": asdict(job.options.settings()),
     }
 
 

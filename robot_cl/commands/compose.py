@@ -52,10 +52,7 @@ def show(call: Call, choice: Choice) -> None:
 
 
 def plain(choice: Choice) -> dict[str, Any]:
-    routes = [
-        {"name": j.name, "made_of": j.route.said, "loss": j.loss, "relative": j.relative, "returns": list(j.returns)}
-        for j in choice.judged
-    ]
+    routes = [judged.to_dict() for judged in choice.judged]
     facts = {key: value for key, value in vars(choice).items() if key not in ("judged", "chosen")}
     return {"chosen": choice.chosen.name, "routes": routes, **facts}
 

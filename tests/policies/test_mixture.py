@@ -2,9 +2,11 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from policies.lora import merge_into
 from policies.mixture import Mixture
+from policies.networks import StackedMLP, generators
 
 
 @pytest.fixture
@@ -36,6 +38,30 @@ def test_coefficients_zero_give_the_base_bit_for_bit(base, mixture, obs):
     assert torch.equal(_run(mixture, None, obs), bare)
     with mixture.using(torch.zeros(7, 3)):
         assert torch.equal(mixture.actor(obs), bare)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 64, 256])
+@pytest.mark.parametrize("wide", ["stacked", "plain"])
+def test_the_laws_hold_whichever_library_multiplies(wide, rows, make_skill):
+    """Large products go to another library than small ones, and that must not show."""
+    if wide == "stacked":
+        base = StackedMLP(64, (256, 256), 8, generators(0, 1)).requires_grad_(False)
+    else:
+        base = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 8))
+    skills = {f"s{k}": make_skill(base, k, rank=8) for k in range(3)}
+    mixture, x = Mixture(base, skills), torch.randn(rows, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(_run(mixture, torch.zeros(3), x), base(x))
+        weights = torch.randn(rows, 3, generator=torch.Generator().manual_seed(1))
+        learned = mixture.using(weights)
+    with learned:
+        expected = mixture.actor(x).detach()  # with gradients: the plain formula
+    torch.testing.assert_close(_run(mixture, weights, x), expected, rtol=1e-4, atol=1e-4)
+    alone = Mixture(base, {"s1": skills["s1"]})
+    with torch.no_grad():
+        merged = merge_into(copy.deepcopy(base), skills["s1"])(x)
+    torch.testing.assert_close(_run(alone, torch.ones(1), x), merged, rtol=1e-4, atol=1e-4)
+    assert torch.equal(_run(mixture, torch.eye(3)[1], x).argmax(-1), merged.argmax(-1))
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, -1.0, 2.0)])
