@@ -51,7 +51,8 @@ class Bench:
         self.rows, self.sizes = Rows(setting, TASKS[name]), setting.sizes
 
     def path(self, row: str) -> Path:
-        return self.setting.folder / f"{self.name}-dart{self.setting.dart:g}" / f"{row.replace(' ', '_').replace('α', 'alpha')}.json"
+        folder = self.setting.folder / f"{self.name}-dart{self.setting.dart:g}"
+        return folder / f"{row.replace(' ', '_').replace('α', 'alpha')}.json"
 
     def seeds(self) -> list[int]:
         return [SCORE_SEED + i for i in range(self.sizes.episodes)]
