@@ -44,7 +44,7 @@ Cells = dict[str, dict[str, Any]]
 
 def cells(robots: list[str], quick: bool) -> list[str]:
     """Names of all cells, those first that others wait for."""
-    seeds, maps = range(1 if quick else 3), ("yard",) if quick else ("field", "yard")
+    seeds, maps = range(1 if quick else 3), ("yard",) if quick else ("yard", "field")
     pairs = [f"{robot}/{seed}" for robot in reversed(robots) for seed in seeds]
     missions = [f"{pair}/{m}/{method}" for m in maps for pair in pairs for method in METHODS]
     return [*(f"{pair}/learned" for pair in pairs), "one_step", *missions]

@@ -31,6 +31,7 @@ METHODS = {
     "oracle": "oracle",
 }
 ONLINE = OnlineConfig(capacity=64, batch=32, lr=3e-3, steps=4)
+LEARNER = OnlineConfig(capacity=128, batch=32, lr=1e-3, steps=2)  # little is left to learn where a flow acts
 
 # -- controllers ------------------------------------------------------------------------------------------------------
 
@@ -100,11 +101,11 @@ def build(method: str, known: Material, member: np.ndarray, seed: int) -> tuple[
     if method == "flow_fixed":
         planner = chase(p, model, rng)
         return ReshapedPolicy(planner, model, known.learned.flow, known.learned.coder), planner, None
-    rows = RowModels(model, ONLINE, rng)
+    rows = RowModels(model, ONLINE if method == "online" else LEARNER, rng)
     planner = chase(p, model, rng, rows.returns(reward))
     if method == "online":
         return Online(rows, planner), planner, None
-    return ReshapedPolicy(planner, model, known.learned.flow, known.learned.coder, judge=rows), planner, None
+    return ReshapedPolicy(planner, model, known.learned.flow, known.learned.coder, learner=rows), planner, None
 
 
 # -- missions ---------------------------------------------------------------------------------------------------------

@@ -97,10 +97,10 @@ class RowModels:
         """One model per row: its own where it leads, the nominal one elsewhere."""
         if self.leads.all():
             return self.models
-        asked = self.nominal.subset(torch.zeros(len(self.leads), dtype=torch.int64))
-        for each, mine in zip(asked.parameters(), self.models.parameters(), strict=True):
-            each[self.leads] = mine[self.leads]
-        return asked
+        trios = zip(self._mixed.parameters(), self.models.parameters(), self.nominal.parameters(), strict=True)
+        for mixed, mine, original in trios:
+            mixed.copy_(torch.where(self.leads.view(-1, *[1] * (mine.dim() - 1)), mine, original))
+        return self._mixed
 
     def _loss(self, e: Errors) -> Tensor:
         """Normalised state error; a row that has seen nothing yet learns nothing."""
@@ -108,6 +108,7 @@ class RowModels:
 
     def _begin(self, rows: int) -> None:
         self.models = self.nominal.subset(torch.zeros(max(rows, 1), dtype=torch.int64))
+        self._mixed = self.nominal.subset(torch.zeros(max(rows, 1), dtype=torch.int64))
         self._opt = optimiser(self.models, self.config.lr, (0.0,))
         size, d = rows * self.config.capacity, self.nominal.obs_dim
         self.obs, self.next_obs = torch.zeros(size, d), torch.zeros(size, d)

@@ -65,14 +65,18 @@ class ContextModel(nn.Module):
         return base + self.correction(torch.cat([x, latent], -1))[0] * self.nominal.delta_scale
 
     def fit(self, runs: Runs, rng: torch.Generator) -> list[float]:
-        """Minimise the normalised error of single steps given other transitions of the same regime. Returns losses."""
+        """Minimise the normalised error of single steps given others, consecutive ones, of the same regime.
+
+        Returns the loss of every update.
+        """
         c, (regimes, count) = self.config, runs.action.shape[:2]
         mine = [*self.encoder.parameters(), *self.correction.parameters()]
         opt = torch.optim.Adam(mine, lr=c.lr, fused=True)
         decay, losses = torch.optim.lr_scheduler.CosineAnnealingLR(opt, c.updates), []
         for _ in range(c.updates):
             r, q = (torch.randint(n, (c.batch,), generator=rng) for n in (regimes, count))
-            pick = torch.randint(count, (c.batch, c.evidence), generator=rng)
+            start = q + 1 + torch.randint(max(count - c.evidence, 1), (c.batch,), generator=rng)  # never q itself
+            pick = (start.unsqueeze(1) + torch.arange(c.evidence)) % count
             mask = torch.arange(c.evidence) < torch.randint(1, c.evidence + 1, (c.batch, 1), generator=rng)
             latent = pooled(self.encoder, runs.evidence[r.unsqueeze(1), pick], mask)
             obs = runs.obs[r, q]

@@ -16,10 +16,10 @@ from policies.policy import Policy
 MODEL, JUDGE, FLOW = range(3)  # columns of the running errors
 
 
-class Judge(Protocol):
-    """A second opinion on what an action does here and now: a model that is updated while the robot runs.
+class Online(Protocol):
+    """A model per row that is updated while the robots run; `dynamics.adaptation.RowModels` is one.
 
-    `leads` (B,) is set before every decision: rows whose planner should plan with the judge instead of the model.
+    `leads` (B,) is set before every decision: rows whose planner should plan with it instead of the nominal model.
     """
 
     leads: Tensor
@@ -49,14 +49,13 @@ class ReshapeConfig:
     trust: float = 2.0  # largest change of one action dimension, growing from half of it with the evidence
     enough: int = 2  # transitions of evidence for all of it
     patience: float = 0.9  # memory of the running errors by which flow, judge and model are compared
-    apprenticeship: int = 16  # transitions a judge learns from before it may reject or lead
-    handover: float = 0.5  # the judge takes the lead when its error falls below this share of the flow's
+    apprenticeship: int = 16  # transitions a judge learns from before it may reject
 
     def __post_init__(self) -> None:
-        if min(self.trigger, self.telling, self.trust, self.handover) <= 0 or not 0 <= self.patience < 1:
-            raise ValueError("trigger, telling, trust and handover must be positive and patience in [0, 1)")
-        if min(self.quiet, self.enough) < 1:
-            raise ValueError("quiet and enough must be at least 1")
+        if min(self.trigger, self.telling, self.trust) <= 0 or not 0 <= self.patience < 1:
+            raise ValueError("trigger, telling and trust must be positive and patience in [0, 1)")
+        if min(self.quiet, self.enough, self.apprenticeship) < 1:
+            raise ValueError("quiet, enough and apprenticeship must be at least 1")
 
 
 @dataclass
@@ -66,20 +65,21 @@ class Decision:
     surprise: np.ndarray  # (B,) standard deviations, root mean square over dimensions
     active: np.ndarray  # (B,) bool: the robot counts as changed
     followed: np.ndarray  # (B,) bool: the flow's action was taken
-    led: np.ndarray  # (B,) bool: the judge leads, the flow rests
     moved: np.ndarray  # (B,) largest change of an action dimension
 
 
 class ReshapedPolicy:
     """Wraps a policy or planner that acts by `model`: action (B, act_dim) in [-1, 1], always finite.
 
-    Remembers per row the last state, executed action and what it was expected to do, the evidence since the change was
-    noticed, and how judge, model and flow have done since. Evidence begins when a step surprises the model by more than
-    `trigger`; the change is over after steps that the model foretold and that flow or judge would not have. The flow's
-    action is clipped to bounds and to the trust region, and dropped for the policy's own when it is not finite or when
-    the judge, provided it has predicted better than the model, expects a worse miss from it. Once the judge foretells
-    much better than the flow lands, which is so where no action has the planned effect, the judge leads: a planner
-    that asks it plans with what the robot has become, and its actions are left as they are.
+    Remembers per row the last state, planned and executed action, the evidence since the change was noticed, and how
+    model, judge and flow have done since. Evidence begins when a step surprises the model by more than `trigger`; the
+    change is over after steps that the model foretold and the flow would not have. The flow's action is clipped to
+    bounds and to the trust region, and dropped for the policy's own when it is not finite or when the `judge`, a model
+    that learns what executed actions do and has foretold better than model and flow, expects a worse miss from it.
+
+    Some of what is planned no action can bring about: a weaker robot stays weaker, wind blows on. The `learner` is a
+    model that starts as the nominal one and learns, while a change lasts, what *planned* actions lead to, flow
+    included; a planner that asks it plans with the robot as the flow makes it, of which little is left to learn.
     """
 
     remembers = True
@@ -94,22 +94,25 @@ class ReshapedPolicy:
         flow: ActionFlow,
         coder: Coder,
         config: ReshapeConfig | None = None,
-        judge: Judge | None = None,
+        judge: Online | None = None,
+        learner: Online | None = None,
     ):
-        self.policy, self.model, self.flow, self.coder, self.judge = policy, model, flow, coder, judge
+        self.policy, self.model, self.flow, self.coder = policy, model, flow, coder
+        self.judge, self.learner = judge, learner
         self.config = config or ReshapeConfig()
         self.obs_dim, self.act_dim = policy.obs_dim, policy.act_dim
         self._forget_all(0)
 
     def reset(self, rows: np.ndarray | None = None) -> None:
         self.policy.reset(rows)
-        if self.judge is not None:
-            self.judge.reset(rows)
+        for beside in (self.judge, self.learner):
+            if beside is not None:
+                beside.reset(rows)
         if rows is None:
             self._forget_all(0)
             return
         at = torch.as_tensor(rows)
-        for remembered in (self._known, self._active, self._followed, self._leads):
+        for remembered in (self._known, self._active, self._followed):
             remembered[at] = False
         for counted in (self._count, self._calm, self._errors, self._weights):
             counted[at] = 0
@@ -123,30 +126,32 @@ class ReshapedPolicy:
         # A row that cannot be read acts on the last state that could.
         state = torch.where(sound.unsqueeze(-1), state, self._obs)
         surprise = self._learn(state, sound)
-        self._choose_leader()
+        if self.learner is not None:
+            self.learner.leads = self._ripe()
         planned = torch.as_tensor(np.asarray(self.policy.act(state.numpy())), dtype=torch.float32)
         planned = planned.nan_to_num(0.0, 0.0, 0.0).clamp(-1.0, 1.0)
         action, self._followed = planned, torch.zeros_like(sound)
-        if (self._active & ~self._leads).any():
+        if self._active.any():
             action, self._followed = self._reshaped(state, planned)
-        self._obs, self._action, self._known = state, action, sound.clone()
-        self._expected = self._expectation(state, planned)
+        self._obs, self._action, self._planned, self._known = state, action, planned, sound.clone()
+        self._expected = self.model.belief(state, planned)[0]
         moved = (action - planned).abs().amax(-1)
-        told = (self._active, self._followed, self._leads)
-        self.last = Decision(surprise.numpy(), *(t.numpy().copy() for t in told), moved.numpy())
+        told = (self._active.numpy().copy(), self._followed.numpy().copy())
+        self.last = Decision(surprise.numpy(), *told, moved.numpy())
         return action.numpy().copy()
 
     def _forget_all(self, rows: int) -> None:
         k, width = self.flow.config.evidence, self.flow.encoder.d_in
         self._obs, self._action = torch.zeros(rows, self.obs_dim), torch.zeros(rows, self.act_dim)
-        self._expected = torch.zeros(rows, self.obs_dim)  # next state, by flow or judge where one of them acted
+        self._planned = torch.zeros(rows, self.act_dim)
+        self._expected = torch.zeros(rows, self.obs_dim)  # next state, as it was planned
         self._evidence = torch.zeros(rows, k, width)
         self._known, self._active = torch.zeros(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.bool)
-        self._followed, self._leads = torch.zeros(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.bool)
+        self._followed = torch.zeros(rows, dtype=torch.bool)
         self._count, self._calm = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64)
         self._errors, self._weights = torch.zeros(rows, 3), torch.zeros(rows, 3)  # running squared errors, not divided
         nobody = np.zeros(rows)
-        self.last = Decision(nobody, *(nobody.astype(bool) for _ in range(3)), nobody)
+        self.last = Decision(nobody, nobody.astype(bool), nobody.astype(bool), nobody)
 
     # -- what the last step tells -------------------------------------------------------------------------------------
 
@@ -168,12 +173,14 @@ class ReshapedPolicy:
         self._evidence[keep, 0] = new[keep]
         self._count += keep
         self._score(state, difference, fresh)
+        if self.learner is not None:
+            self.learner.observe(self._obs, self._planned, state, fresh & self._ripe())
         return surprise
 
     def _notice(self, surprise: Tensor, fresh: Tensor, error: Tensor, other: Tensor) -> None:
         """A surprise begins a change; `quiet` telling steps in a row that the model foretold end it.
 
-        `error` and `other` (B, obs_dim) are those of the model and of what flow or judge expected of the same action.
+        `error` and `other` (B, obs_dim) are those of the model and of what the flow expected of the same action.
         A step tells nothing where both expected the same, and the model's deviation cannot be asked: a changed robot is
         in states that the model never saw, where it is unsure of everything.
         """
@@ -188,10 +195,11 @@ class ReshapedPolicy:
         for counted in (self._count, self._calm, self._errors, self._weights):
             counted[new] = 0
         self._followed &= ~new
-        if self.judge is not None and begins.any():
-            self.judge.forget(begins)
-        if self.judge is not None and ends.any():
-            self.judge.reset(ends.numpy())
+        for beside in (self.judge, self.learner):
+            if beside is not None and begins.any():
+                beside.forget(begins)
+            if beside is not None and ends.any():
+                beside.reset(ends.numpy())
 
     def _size(self, difference: Tensor) -> Tensor:
         """Root mean square over dimensions of a difference of states, in standard deviations of the data's changes."""
@@ -199,16 +207,14 @@ class ReshapedPolicy:
 
     def _score(self, state: Tensor, difference: Tensor, fresh: Tensor) -> None:
         """Running errors of model, judge and flow; the judge is scored on the step before it learns from it."""
-        scale, memory = self.model.delta_scale, self.config.patience
-        errors, known = [difference], [fresh]
-        if self.judge is not None:
-            errors.append(self.model.wrap_angles(state - self.judge.predict(self._obs, self._action)))
-            self.judge.observe(self._obs, self._action, state, fresh)
-        else:
-            errors.append(difference)
-        errors.append(self.model.wrap_angles(state - self._expected))
+        if self.judge is None:
+            return
+        scale, memory, wrap = self.model.delta_scale, self.config.patience, self.model.wrap_angles
+        foretold = self.judge.predict(self._obs, self._action)
+        self.judge.observe(self._obs, self._action, state, fresh)
+        errors = torch.stack([difference, wrap(state - foretold), wrap(state - self._expected)], 1)  # (B, 3, obs_dim)
+        squared = (errors / scale).square().mean(-1).nan_to_num(1e6, 1e6, 1e6)
         known = torch.stack([fresh, fresh, fresh & self._followed], -1)
-        squared = torch.stack([(e / scale).square().mean(-1) for e in errors], -1).nan_to_num(1e6, 1e6, 1e6)
         self._errors = torch.where(known, memory * self._errors + (1 - memory) * squared, self._errors)
         self._weights = torch.where(known, memory * self._weights + (1 - memory), self._weights)
 
@@ -216,23 +222,11 @@ class ReshapedPolicy:
         """Mean squared errors of model, judge and flow, (B, 3), the latest counting most."""
         return self._errors / self._weights.clamp_min(1e-9)
 
-    def _choose_leader(self) -> None:
-        if self.judge is None:
-            return
-        errors, known = self._running(), self._count >= self.config.apprenticeship
-        known &= self._weights[:, FLOW] > 0
-        share = torch.where(self._leads, 1.0, self.config.handover)
-        self._leads = self._active & known & (errors[:, JUDGE] < share * errors[:, FLOW])
-        self.judge.leads = self._leads
+    def _ripe(self) -> Tensor:
+        """Rows in which the flow has evidence enough to be taken for what it will remain, (B,)."""
+        return self._active & (self._count > self.config.enough)
 
     # -- what is done -------------------------------------------------------------------------------------------------
-
-    def _expectation(self, state: Tensor, planned: Tensor) -> Tensor:
-        """What the chosen actions are expected to do, (B, obs_dim): the planned effect, or what the judge foretells."""
-        expected = self.model.belief(state, planned)[0]
-        if self.judge is None or not self._leads.any():
-            return expected
-        return torch.where(self._leads.unsqueeze(-1), self.judge.predict(state, planned), expected)
 
     def _reshaped(self, state: Tensor, planned: Tensor) -> tuple[Tensor, Tensor]:
         """The action of each row and which rows follow the flow."""
@@ -245,7 +239,7 @@ class ReshapedPolicy:
         limit = (self.config.trust * (0.5 + 0.5 * sure)).unsqueeze(-1)
         answer = torch.where(finite.unsqueeze(-1), answer, planned)
         answer = (planned + torch.minimum(torch.maximum(answer - planned, -limit), limit)).clamp(-1.0, 1.0)
-        follow = self._active & ~self._leads & finite & (have > 0) & ~self._rejected(state, planned, answer)
+        follow = self._active & finite & (have > 0) & ~self._rejected(state, planned, answer)
         return torch.where(follow.unsqueeze(-1), answer, planned), follow
 
     def _rejected(self, state: Tensor, planned: Tensor, answer: Tensor) -> Tensor:

@@ -129,9 +129,10 @@ def evidence_of(obs: Tensor, action: Tensor, after: Tensor, model: Ensemble, cod
 
 
 def runs_of(runs: Exploration, model: Ensemble, coder: Coder) -> Runs:
-    """All transitions of every regime that lived to the end."""
-    keep = runs.alive.all(1)
-    obs, action, after = runs.obs[keep], runs.action[keep], runs.next_obs[keep]
-    flat = [t.flatten(0, 1) for t in (obs, action, after)]
-    evidence = evidence_of(flat[0], flat[1], flat[2], model, coder)
+    """Every regime's transitions, in the order of time; as in `pool_of`, a robot that died repeats what it has."""
+    rows, steps = torch.nonzero(runs.alive.sum(1) >= FEWEST)[:, 0], torch.arange(runs.alive.shape[1])
+    seen = [torch.nonzero(runs.alive[k])[:, 0] for k in rows]
+    at = rows.unsqueeze(1), torch.stack([s[steps % len(s)] for s in seen])
+    obs, action, after = runs.obs[at], runs.action[at], runs.next_obs[at]
+    evidence = evidence_of(*(t.flatten(0, 1) for t in (obs, action, after)), model, coder)
     return Runs(obs, action, after, evidence.unflatten(0, obs.shape[:2]))

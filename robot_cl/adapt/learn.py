@@ -35,11 +35,11 @@ class LearnConfig:
     """How much is explored and fitted."""
 
     nominal: int = 120  # explorations of the unchanged robot
-    regimes: int = 500  # drawn from the family of changes
+    regimes: int = 800  # drawn from the family of changes
     model_steps: int = 4000  # gradient steps of the nominal model
     first_updates: int = 2500  # of the first flow
-    flow_updates: int = 6000  # of the flow and of the model in context
-    evidence: int = 8  # transitions, K
+    flow_updates: int = 10_000  # of the flow and of the model in context
+    evidence: int = 16  # transitions, K
     rounds: int = 1  # explorations by planner and flow
 
     def __post_init__(self) -> None:
