@@ -123,7 +123,7 @@ def test_an_answer_the_judge_expects_to_miss_more_is_rejected(vehicle: SimpleNam
         return np.stack(rows)[4:]
 
     assert followed(None).mean() > 0.5
-    assert followed(Exactly(change)).mean() < 0.1 * followed(None).mean()
+    assert followed(Exactly(change)).mean() < 0.2 * followed(None).mean()  # the first tries of late rows count
     # A judge that predicts worse than the model has no say.
     assert followed(Exactly(lambda o, a: o + 1.0)).mean() == followed(None).mean()
 
@@ -159,13 +159,14 @@ def test_a_planner_learns_what_the_flow_cannot_reach(vehicle: SimpleNamespace, f
     policy = ReshapedPolicy(Eager(), vehicle.model, flow, vehicle.coder, learner=rows)
     obs = vehicle.poses(3, 3)
     for t in range(40):
-        step = gains if t >= 5 else vehicle.drive
-        obs = step(obs, torch.as_tensor(policy.act(obs.numpy())))
+        before, step = obs, gains if t >= 5 else vehicle.drive
+        obs = step(before, torch.as_tensor(policy.act(before.numpy())))
     assert not torch.stack(asked[:7]).any() and asked[-1].all()
-    planned = torch.tensor([[1.0, 0.1]]).repeat(3, 1)
-    truth = vehicle.drive(obs, torch.tensor([[0.5, 0.1]]).repeat(3, 1))  # half of what is asked is the flow's best
-    learned = (rows.predict(obs, planned) - truth).norm(dim=-1)
-    assert learned.max() < 0.3 * (vehicle.model.belief(obs, planned)[0] - truth).norm(dim=-1).min()
+    with torch.no_grad():
+        planned = torch.tensor([[1.0, 0.1]]).repeat(3, 1)
+        learned = (rows.predict(before, planned) - obs).norm(dim=-1)
+        nominal = (vehicle.model.belief(before, planned)[0] - obs).norm(dim=-1)
+    assert learned.max() < 0.3 * nominal.min()
 
 
 def test_a_change_is_over_only_once_the_flow_would_have_been_wrong(vehicle: SimpleNamespace, flow: ActionFlow) -> None:
@@ -211,9 +212,10 @@ def test_no_nan_ever_leaves_whatever_comes_in(vehicle: SimpleNamespace, flow: Ac
     rng, broken_flow = np.random.default_rng(0), copy.deepcopy(flow)
     with torch.no_grad():
         broken_flow.field.layers[-1].bias[..., 0] = torch.nan  # type: ignore[index]
-    judge = RowModels(vehicle.model, OnlineConfig(capacity=8, batch=4), vehicle.rng()) if judged else None
+    small = OnlineConfig(capacity=8, batch=4)
+    online = [RowModels(vehicle.model, small, vehicle.rng()) if judged else None for _ in range(2)]
     for kind, count in ((flow, 160), (broken_flow, 40)):
-        policy = ReshapedPolicy(Fuzzed(rng), vehicle.model, kind, vehicle.coder, judge=judge)
+        policy = ReshapedPolicy(Fuzzed(rng), vehicle.model, kind, vehicle.coder, None, *online)
         obs = vehicle.poses(5, 5).numpy()
         for _ in range(count):
             with np.errstate(all="ignore"):
