@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "verify": ("train", "VERIFY", "run the first steps of a run again and compare"),
     "evaluate": ("evaluate", "EVALUATE", "returns of a policy with intervals, and a film"),
     "report": ("report", "REPORT", "one self-contained page about a run"),
+    "serve": ("serve", "SERVE", "runs, skills and reports in a browser, live, on this machine alone"),
     "mismatch": ("mismatch", "MISMATCH", "which error of a dynamics model tells what it is worth to a planner"),
     "compare": ("compare", "COMPARE", "two or more runs side by side, with intervals"),
     "continual": ("continual", "CONTINUAL", "task after task: what each method keeps, and what it carries over"),
