@@ -41,11 +41,11 @@ class Sizes:
     actor: GenerativeConfig = field(default_factory=GenerativeConfig)
     kind: str = "diffusion"
     base: Schedule = field(default_factory=lambda: Schedule(6000, 3e-4, 1024))
-    skills: Schedule = field(default_factory=lambda: Schedule(4000, 1e-3, 512))
-    new: Schedule = field(default_factory=lambda: Schedule(3000, 1e-3))  # a new adapter
+    skills: Schedule = field(default_factory=lambda: Schedule(4000, 3e-3, 512))
+    new: Schedule = field(default_factory=lambda: Schedule(3000, 3e-3))  # a new adapter
     gate: Schedule = field(default_factory=lambda: Schedule(1000, 3e-4))  # coefficients by a network
     constants: Schedule = field(default_factory=lambda: Schedule(1000, 1e-2))  # one coefficient per skill
-    whole: Schedule = field(default_factory=lambda: Schedule(4000, 3e-4))  # as adapter and gate together
+    whole: Schedule = field(default_factory=lambda: Schedule(4000, 1e-3))  # as adapter and gate together
 
     @property
     def members(self) -> list[tuple[int, int]]:
@@ -66,8 +66,8 @@ FULL = Sizes()
 SMALL = replace(
     FULL, draws=3, counts=(10,), base_episodes=40, skill_episodes=20,
     actor=GenerativeConfig(hidden=128, blocks=2, time_width=64, features=32),
-    base=Schedule(3000, 1e-3, 256), skills=Schedule(1500, 1e-3, 256), new=Schedule(1500, 1e-3, 128),
-    gate=Schedule(500, 1e-3, 128), constants=Schedule(500, 1e-2, 128), whole=Schedule(2000, 1e-3, 128),
+    base=Schedule(3000, 1e-3, 256), skills=Schedule(1500, 3e-3, 256), new=Schedule(2000, 3e-3, 256),
+    gate=Schedule(500, 1e-3, 128), constants=Schedule(500, 1e-2, 128), whole=Schedule(2500, 1e-3, 256),
 )  # fmt: skip
 TINY = replace(
     SMALL, draws=2, counts=(1, 3), episodes=2, trials=2, horizon=12, base_episodes=3, skill_episodes=2,
