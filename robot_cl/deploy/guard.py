@@ -133,6 +133,11 @@ def load_guard(folder: Path | str) -> ConformalGuard:
         raise ValueError(f"{folder}/{GUARD_FILE} is no usable guard ({problem}); calibrate it again") from None
 
 
+def guard_of(folder: Path | str) -> ConformalGuard | None:
+    """The guard that was calibrated for a bundle, None if there is none. Raises OSError or ValueError if damaged."""
+    return load_guard(folder) if (Path(folder) / GUARD_FILE).exists() else None
+
+
 def calibrate(data: Rollouts, config: GuardConfig | None = None, seed: int = 0) -> ConformalGuard:
     """A guard from rollouts of the bundle on a healthy robot. Raises ValueError with too few of them."""
     config = config or GuardConfig()

@@ -17,8 +17,9 @@ from robot_cl.deploy.clock import VirtualClock
 from robot_cl.deploy.contract import Contract
 from robot_cl.deploy.faults import Fault
 from robot_cl.deploy.flow_stage import FlowStage, load_flow
+from robot_cl.deploy.guard import guard_of
 from robot_cl.deploy.loopback import JointPlant, Loopback
-from robot_cl.deploy.modes import DRIVING, Mode, RunnerConfig, Step
+from robot_cl.deploy.modes import DRIVING, Guard, Mode, RunnerConfig, Step
 from robot_cl.deploy.observe import compare
 from robot_cl.deploy.plants import simulated_plant, spec_from_contract
 from robot_cl.deploy.receipt import write_receipt
@@ -87,7 +88,7 @@ def rehearse(
     findings = compare(policy.contract, spec)
     if any(f.blocks for f in findings):
         raise ValueError("; ".join(f.text for f in findings if f.blocks))
-    stage = _Stage(policy, spec, options, load_flow(bundle, policy.contract))
+    stage = _Stage(policy, spec, options, load_flow(bundle, policy.contract), guard_of(bundle))
     drive, result = stage.drive()
     checks = [drive, *(drill(stage) for drill in DRILLS)]
     passed = all(c.passed for c in checks)
@@ -128,8 +129,12 @@ class Scene:
 class _Stage:
     """Makes scenes of one bundle on one robot."""
 
-    def __init__(self, policy: PolicyBundle, spec: RobotSpec, options: RehearseOptions, flow: FlowStage | None):
-        self.policy, self.spec, self.options, self.flow, self.dt = policy, spec, options, flow, spec.control_dt
+    def __init__(
+        self, policy: PolicyBundle, spec: RobotSpec, options: RehearseOptions, flow: FlowStage | None,
+        guard: Guard | None,
+    ):  # fmt: skip
+        self.policy, self.spec, self.options, self.flow, self.guard = policy, spec, options, flow, guard
+        self.dt = spec.control_dt
         self.task = options.task or policy.contract.task or spec.task or None
         self.start = round(START / self.dt) * self.dt  # of a drill's fault: a tick
 
@@ -143,13 +148,15 @@ class _Stage:
 
     def scene(
         self, faults: tuple[Fault, ...], seconds: float, act: Callable[[Scene, float], None] | None = None,
-        shadow: bool = False, ramp: float = 0.0,
+        shadow: bool = False, ramp: float = 0.0, guard: Guard | None = None,
     ) -> Scene:  # fmt: skip
         """Enable, start, tick for so long; `act` is called before every tick with the elapsed seconds."""
         clock, notes, plant = VirtualClock(), _Notes(), self.plant()
         loopback = Loopback(self.spec, plant, clock, faults, self.options.seed)
         config = RunnerConfig(ramp_s=ramp, max_speed=self.options.max_speed)
-        runner = Runner(self.policy, self.contract, loopback, clock, config, listeners=(notes,), stage=self.flow)
+        runner = Runner(
+            self.policy, self.contract, loopback, clock, config, listeners=(notes,), guard=guard, stage=self.flow
+        )
         scene = Scene(runner, loopback, clock, plant, notes.steps, clock.now())
         self._wait_for_state(scene)
         scene.begin = clock.now()
@@ -174,8 +181,9 @@ class _Stage:
             scene.clock.advance(self.dt)
 
     def drive(self) -> tuple[Check, dict[str, float]]:
-        """The policy drives in the weather asked for; it may not be interrupted, nor fall where it stands in calm."""
-        rough = self.scene(self.options.faults, self.options.seconds, ramp=self.options.ramp)
+        """The policy drives in the weather asked for, watched by the bundle's guard; it may not be interrupted, nor
+        fall where it stands in calm."""
+        rough = self.scene(self.options.faults, self.options.seconds, ramp=self.options.ramp, guard=self.guard)
         problem = _outside(rough, self.spec)
         driven = sum(s.mode in DRIVING for s in rough.steps) * self.dt
         result = {"seconds": driven}

@@ -15,12 +15,13 @@ from robot_cl.deploy.caller import ThreadCaller
 from robot_cl.deploy.clock import Clock, MonotonicClock
 from robot_cl.deploy.contract import Contract
 from robot_cl.deploy.flow_stage import load_flow
+from robot_cl.deploy.guard import guard_of
 from robot_cl.deploy.loopback import Loopback
-from robot_cl.deploy.modes import Guard, Listener, Mode, RunnerConfig, Stage, Step
+from robot_cl.deploy.modes import Listener, Mode, RunnerConfig, Stage, Step
 from robot_cl.deploy.observe import Finding, compare
 from robot_cl.deploy.plants import simulated_plant
 from robot_cl.deploy.realtime import punctual
-from robot_cl.deploy.receipt import GUARD_FILE, require_receipt
+from robot_cl.deploy.receipt import require_receipt
 from robot_cl.deploy.record import Recorder
 from robot_cl.deploy.robot import RobotSpec
 from robot_cl.deploy.robot_file import load_robot
@@ -100,7 +101,7 @@ def run(
         config = RunnerConfig(
             stale_s=options.stale, ramp_s=options.ramp, max_speed=options.max_speed, remote_start=options.remote_start
         )
-        guard = _guard(Path(bundle)) if options.guard else None
+        guard = guard_of(bundle) if options.guard else None
         stage = stage or (load_flow(bundle, policy.contract) if options.flow else None)
         recorder = Recorder(path, policy.contract, spec) if path else None
         tellers: tuple[Listener, ...] = (_Teller(say), _Display(say, spec))
@@ -193,15 +194,6 @@ def _open(options: RunOptions, spec: RobotSpec, contract: Contract, clock: Clock
         return open_transport(options.transport, spec, clock=clock, **options.network)
     plant = simulated_plant(contract.task or spec.task or None, contract, spec)
     return Loopback(spec, plant, clock)
-
-
-def _guard(folder: Path) -> Guard | None:
-    """The guard that was calibrated for this bundle, if there is one."""
-    if not (folder / GUARD_FILE).exists():
-        return None
-    from robot_cl.deploy.guard import load_guard
-
-    return load_guard(folder)
 
 
 def _log_path(spec: RobotSpec) -> Path:

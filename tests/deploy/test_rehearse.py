@@ -16,8 +16,10 @@ import sim
 from robot_cl.deploy.bundle import PolicyBundle
 from robot_cl.deploy.clock import VirtualClock
 from robot_cl.deploy.contract import Contract, terms_from_interface
+from robot_cl.deploy.guard import GuardConfig, calibrate
 from robot_cl.deploy.loopback import Loopback
 from robot_cl.deploy.modes import RunnerConfig
+from robot_cl.deploy.novelty import Rollouts
 from robot_cl.deploy.observe import orientation_part, rotation
 from robot_cl.deploy.plants import WorldPlant, spec_from_contract
 from robot_cl.deploy.receipt import require_receipt
@@ -54,6 +56,15 @@ def test_weather_that_interrupts_the_drive_fails_the_rehearsal(make_bundle: Make
     assert not found.passed and "interrupted" in found.checks[0].detail
     with pytest.raises(ValueError, match=r"did not pass \(drive\)"):
         require_receipt(folder, robot_file)
+
+
+def test_a_guard_that_knows_another_robot_fails_the_rehearsal(make_bundle: MakeBundle, robot_file: Path) -> None:
+    folder, rng = make_bundle(), np.random.default_rng(0)
+    elsewhere = Rollouts(5.0 + 0.01 * rng.standard_normal((40, 60, 4)), rng.uniform(-0.1, 0.1, (40, 60, 2)))
+    calibrate(elsewhere, GuardConfig(0.1, ("mahalanobis",))).save(folder)
+    found = rehearse(folder, robot_file, RehearseOptions(seconds=1.0))
+    assert not found.passed and "the guard finds this unlike" in found.checks[0].detail
+    assert all(check.passed for check in found.checks[1:]), "the drills are about the bridge, not about the policy"
 
 
 def test_a_receipt_is_worth_nothing_for_anything_else(make_bundle: MakeBundle, robot_file: Path) -> None:
