@@ -26,6 +26,7 @@ from robot_cl.evaluate import evaluate
 from robot_cl.learners.base import LearnerConfig
 from robot_cl.learners.bc import BCConfig
 from robot_cl.learners.cal_ql import CalQLConfig
+from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.iql import IQLConfig
 from robot_cl.learners.lcb import LCBConfig
 from robot_cl.learners.moorl import MOORLConfig, Tasks
@@ -75,6 +76,7 @@ class Mixture:
     task: str
     parts: tuple[tuple[str, float | None], ...]
     shares: tuple[float, ...] = ()
+    online: bool = True  # whether methods go on online from it
     steps: int = 200_000
 
 
@@ -82,6 +84,9 @@ DATASETS = {
     "halfcheetah-ppo": Mixture("halfcheetah", (("halfcheetah-ppo", 0.1),)),
     "halfcheetah-mixture": Mixture(
         "halfcheetah", (("halfcheetah-a2c", None), ("halfcheetah-ppo", None), ("halfcheetah-sac", None))
+    ),
+    "halfcheetah-ppo-noisy": Mixture(
+        "halfcheetah", tuple(("halfcheetah-ppo", noise) for noise in (0.4, 0.2, 0.1, 0.0)), online=False
     ),
     "hopper-mixture": Mixture("hopper", (("hopper-sac", None), ("hopper-tqc", None))),
 }
@@ -137,6 +142,8 @@ METHODS = {
     "rebrac": Method(ReBRACConfig, OFFLINE),
     "lcb": Method(LCBConfig, OFFLINE),
     "uni_o4": Method(UniO4Config, UniO4Config().offline_steps, cost=3),
+    "uni_o4, no reach": Method(lambda: UniO4Config(gate=GateConfig(reach=1e3)), UniO4Config().offline_steps, cost=1),
+    "uni_o4, mean values": Method(lambda: UniO4Config(expectile=0.5), UniO4Config().offline_steps, cost=1),
     "cal_ql": Method(CalQLConfig, 20_000),
     "uni_o4 online": Method(UniO4Config, online=True, start="uni_o4", cost=2, options={"num_worlds": 8}),
     "ppo from bc": Method(_ppo_from_bc, online=True, start="bc", uses_data=False, cost=2, options={"num_worlds": 8}),

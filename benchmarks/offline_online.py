@@ -32,8 +32,8 @@ from robot_cl import stats
 def kept(plan: Plan) -> dict[str, dict[str, dict[str, Any]]]:
     """Dataset -> method -> record, of everything measured so far."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for name in DATASETS:
-        paths = {m: cell_path(plan, home(name, m), m) for m in METHODS}
+    for name, mixture in DATASETS.items():
+        paths = {m: cell_path(plan, home(name, m), m) for m in METHODS if mixture.online or not METHODS[m].online}
         found[name] = {m: json.loads(p.read_text()) for m, p in paths.items() if p.exists()}
     return found
 
@@ -115,6 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     plan = replace(QUICK if args.quick else Plan(args.sizes), device=args.device)
     cells = [(d, m) for d in DATASETS for m in METHODS if home(d, m) == d]
+    cells = [(d, m) for d, m in cells if DATASETS[d].online or not (METHODS[m].online or m == "cal_ql")]
     if args.quick:
         cells = [cell for cell in cells if cell[0] == "halfcheetah-ppo"]
     if args.only:

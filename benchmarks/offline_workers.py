@@ -57,7 +57,7 @@ def _jobs(cells: Sequence[Cell], together: bool) -> list[Job]:
         if together and cell[1] in OFFLINE_ONLY:
             jobs.setdefault("offline", []).append(cell)
         else:
-            shared = together and not cell[1].startswith("uni_o4")
+            shared = together and cell[1] not in ("uni_o4", "uni_o4 online")
             jobs.setdefault(cell[1] if shared else cell, []).append(cell)
     return [tuple(job) for job in jobs.values()]
 

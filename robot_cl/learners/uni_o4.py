@@ -25,6 +25,9 @@ from robot_cl.learners.ppo import PPO, PPOConfig
 from robot_cl.learners.sac import bellman_target, td_loss
 from robot_cl.learners.stacks import copy_rows, repeat_members
 
+# Weight of what a candidate's squared distance from its clone has above that of 0.8 of the gate's reach; a heuristic.
+HOLD = 10.0
+
 
 class Profile(StrEnum):
     """`cpu`: sizes that finish in minutes on two cores; `reference`: the published ones."""
@@ -73,7 +76,7 @@ class UniO4Config(PPOConfig):
     critic_steps: int | None = None  # updates of Q and V
     behaviour_steps: int | None = None  # updates of the cloned policies, beside the critics'
     improve_steps: int | None = None  # offline policy gradient steps
-    offline_lr: float | None = None  # Adam's learning rate of Q and V
+    offline_lr: float | None = None  # Adam's learning rate of Q and V, falling to zero along a cosine
     behaviour_lr: float | None = None  # Adam's learning rate of cloning, falling to zero along a cosine
     improve_lr: float = 1e-4  # of the offline policy gradient, falling linearly to 0
     improve_clip: float = 0.25  # of the probability ratio, offline
@@ -230,8 +233,11 @@ class UniO4(PPO):
         if self.step >= c.fit_steps:
             left = 1.0 - (self.step - c.fit_steps) / max(1, c.improve_steps or 1)
             self.opts["members"].lr, self.opts["members"].clip = c.improve_lr * max(0.0, left), c.max_grad_norm
-        elif self.step < (c.behaviour_steps or 0):
-            self.opts["members"].lr = cosine(c.behaviour_lr or 0.0, self.step, c.behaviour_steps or 1)
+            return
+        for name in ("q", "critic"):
+            self.opts[name].lr = cosine(c.offline_lr or 0.0, self.step, c.critic_steps or 1)
+        self.opts["critic"].clip = None
+        self.opts["members"].lr = cosine(c.behaviour_lr or 0.0, self.step, c.behaviour_steps or 1)
 
     # -- phases 1 and 3 -----------------------------------------------------------------------------------------------
 
@@ -266,7 +272,6 @@ class UniO4(PPO):
         value_loss = expectile_loss(target_q - self.v(z), c.expectile)
         q_loss = td_loss(self.q(z, batch.action), target)
         (value_loss + q_loss).sum().backward()
-        self.opts["critic"].lr, self.opts["critic"].clip = c.offline_lr or 0.0, None
         self.opts["critic"].step()
         self.opts["q"].step()
         polyak(self.target_q, self.q, c.tau)
@@ -312,7 +317,9 @@ class UniO4(PPO):
         mean, log_std = self.members.heads(self._each(z))
         log_ratio = self.members.log_prob(mean, log_std, action) - old_log_prob
         loss = clipped_improvement(log_ratio, advantage, c.improve_clip)  # (P·n,)
-        loss.sum().backward()
+        beyond = self._distance(self._each(z), mean).mean(-1) - (0.8 * c.gate.reach) ** 2
+        hold = HOLD if c.compat is Compat.ours else 0.0
+        (loss + hold * beyond.clamp(min=0.0)).sum().backward()
         self.opts["members"].step()
         return {"improve_loss": loss.detach().view(self.seeds, n).mean(1)}
 
@@ -335,9 +342,13 @@ class UniO4(PPO):
         return self.q(self.actor.normalizer(obs), action).amin(1)
 
     def away(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Squared distance from the clones' means in their deviations, mean over actions: (P·n, R, ·) -> (P·n, R)."""
-        mean, log_std = self.clones(obs)
-        return ((action - mean.clamp(-1.0, 1.0)) * torch.exp(-log_std)).square().mean(-1)
+        """Squared distance from the clones' means in their deviations, mean over actions; (P·n, R, ·) -> (P·n, R)."""
+        return self._distance(self.actor.normalizer(obs), action)
+
+    def _distance(self, z: Tensor, action: Tensor) -> Tensor:
+        with torch.no_grad():
+            mean, log_std = self.clones.heads(z)
+        return ((action - mean) * torch.exp(-log_std)).square().mean(-1)
 
     @torch.no_grad()
     def pass_gate(self) -> Metrics:

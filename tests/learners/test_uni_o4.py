@@ -38,7 +38,7 @@ TINY = UniO4Config(
     tau=0.05,
     dynamics=EnsembleConfig(2, 2, (16,), (8,)),
     fit=FitConfig(max_steps=100, batch=64),
-    gate=GateConfig(every=10, horizon=4, starts=16, end_steps=1, confidence=0.5),
+    gate=GateConfig(every=10, horizon=4, starts=16, end_steps=1, confidence=0.5, reach=10.0),
 )
 
 
@@ -111,7 +111,7 @@ def test_values_on_a_chain_meet_the_closed_form(expectile):
     learner.extra["reward_scale"] = torch.ones(())
     sampler = Sampler.over(data, learner.rng)
     for lr, steps in ((3e-3, 800), (3e-4, 1200)):
-        learner.config.offline_lr = learner.opts["q"].lr = lr
+        learner.opts["critic"].lr = learner.opts["q"].lr = lr
         for _ in range(steps):
             learner.fit_values(sampler.sample(192))
     found = learner.v(learner.actor.normalizer(torch.eye(6)[:5])).detach()[0].numpy()
