@@ -294,7 +294,8 @@ class MemberSubspace(nn.Module):
         self.register_buffer("sign", sign)
 
     def forward(self, x: Tensor) -> Tensor:
-        change = self.theta[:, cast(Tensor, self.index)] * cast(Tensor, self.sign)  # (M, d_out, d_in)
+        index, sign = cast(Tensor, self.index), cast(Tensor, self.sign)
+        change = self.theta.index_select(1, index.flatten()).view(-1, *index.shape) * sign  # (M, d_out, d_in)
         y = self.base(x)
         x = x.expand(len(change), *x.shape[-2:])
         return torch.baddbmm(y.expand(len(change), *y.shape[-2:]), x, change.transpose(1, 2))
