@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from robot_cl.commands.verb import Call, Outcome, Verb
@@ -59,6 +60,18 @@ def _learners() -> dict[str, str]:
     return {name: first_line(learner_class(name)) for name in LEARNERS}
 
 
+def _robots() -> dict[str, str]:
+    from robot_cl.commands.deploy import robot_files
+    from robot_cl.deploy.robot_file import load_robot
+
+    def line(path: Path) -> str:
+        spec = load_robot(path)
+        hears, sends = (", ".join(t.topic for t in topics) for topics in (spec.state, spec.command))
+        return f"{1 / spec.control_dt:.0f} Hz, hears {hears}, commands {sends}"
+
+    return {name: line(path) for name, path in robot_files().items()}
+
+
 def _transports() -> dict[str, str]:
     from robot_cl.deploy.transport import TRANSPORTS
 
@@ -97,6 +110,7 @@ SHELVES: dict[str, Shelf] = {
     "merges": Shelf("how=", _table("policies.merging", "MERGE")),
     "composers": Shelf("composer=", _table("policies.composers", "COMPOSERS")),
     "routers": Shelf("router=", _table("policies.routers", "ROUTERS")),
+    "robots": Shelf("robot=", _robots),
     "transports": Shelf("transport=", _transports),
     "runs": Shelf("RUN", _runs),
 }
