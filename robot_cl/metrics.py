@@ -7,11 +7,12 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE = "metrics.csv"
 FIXED = ("step", "phase", "member", "time_s")
@@ -38,6 +39,8 @@ class MetricLog:
 
     def flush(self) -> dict[str, np.ndarray]:
         """Means (P,) since the last flush. Raises DivergedError naming learner, metric, update and member."""
+        import torch  # here, because whoever only reads metrics needs none of it
+
         means = {}
         for name, values in self._values.items():
             table = torch.stack([value for _, value in values]).double().cpu()  # (updates, P)

@@ -1,8 +1,8 @@
 """The pages of `robot-cl serve`: a list of runs, a page per run with live curves, files, skills. Nothing is written.
 
 Only GET and HEAD are answered, only requests addressed to this machine by one of its loopback names (so that no web
-page can reach in through a name of its own), and pages may load nothing from elsewhere. A list is rendered once per
-change of the folder; readers between two changes get the same bytes.
+page can reach in through a name of its own), and pages may load nothing from elsewhere. A list is rendered at most
+every two seconds; readers in between get the same bytes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from robot_cl.serve.skills import skill, skills
 
 HOSTS = ("127.0.0.1", "localhost")
 PER_PAGE, MAX_QUERY, KEPT = 100, 200, 256
+MOMENT, AGE = 2.0, 10.0  # seconds a list is kept while runs change, and while they do not (it shows how long ago)
 # Our own pages run one script of ours. A report is one file with its styles and script inside; whatever else it may
 # hold, it is kept from reading this server's other pages.
 OURS = "script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; connect-src 'self'"
@@ -44,15 +45,13 @@ class Browser:
 
     def __init__(self, index: RunIndex, library: Path):
         self.index, self.library, self.pages = index, library, Pages()
-        self._kept: OrderedDict[tuple[Any, ...], Response] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], tuple[int, float, Response]] = OrderedDict()
 
     async def runs(self, request: Request) -> Response:
         """The list: ?q= words to search for, ?sort= a column, ?page= from 1."""
         query, sort, page = _list_options(request)
         snapshot, now = self.index.snapshot, self.index.now()
         as_json = request.url.path.startswith("/api/")
-        # What is alive is shown by age, so a list is kept for some seconds only.
-        key = ("runs", as_json, snapshot.version, query, sort, page, int(now / 5))
 
         def make() -> Response:
             found = search(snapshot.lines, query)  # newest first already
@@ -63,13 +62,12 @@ class Browser:
                 return JSONResponse({"found": len(found), "page": page, "complete": snapshot.complete, "runs": rows})
             return self.pages.runs(self.index.root, snapshot, shown, len(found), query, sort, page, PER_PAGE, now)
 
-        return self._once(key, make)
+        return self._recent(("runs", as_json, query, sort, page), snapshot.version, now, make)
 
     async def run(self, request: Request) -> Response:
         """One run: what is known, its curves, its films and files."""
         path = self._run(request)
-        line = next((found for found in self.index.snapshot.lines if found.name == path.name), None)
-        return await asyncio.to_thread(self.pages.run, path, line, self.index.now())
+        return await asyncio.to_thread(self.pages.run, path, self.index.line(path.name), self.index.now())
 
     async def curves(self, request: Request) -> Response:
         """Curves as JSON with an ETag, so that a reader who has them hears 304."""
@@ -80,8 +78,8 @@ class Browser:
         key = ("curves", path.name, tag)
         if key not in self._kept:
             files.file(path, "metrics.csv")
-            self._keep(key, JSONResponse(await asyncio.to_thread(live.curves, path), headers={"etag": tag}))
-        return self._kept[key]
+            self._keep(key, 0, 0.0, JSONResponse(await asyncio.to_thread(live.curves, path), headers={"etag": tag}))
+        return self._kept[key][2]
 
     async def report(self, request: Request) -> Response:
         """The page that `robot-cl report` wrote."""
@@ -109,15 +107,19 @@ class Browser:
             raise RefusedError(404, f"{path.name!r} is not a run: it has no config.yaml")
         return path
 
-    def _once(self, key: tuple[Any, ...], make: Callable[[], Response]) -> Response:
-        if key not in self._kept:
-            self._keep(key, make())
-        return self._kept[key]
+    def _recent(self, key: tuple[Any, ...], version: int, now: float, make: Callable[[], Response]) -> Response:
+        """What was made last, if the folder has not changed since, or only a moment ago; else made anew."""
+        made = self._kept.get(key)
+        if made is not None and now - made[1] < (MOMENT if version != made[0] else AGE):
+            return made[2]
+        return self._keep(key, version, now, make())
 
-    def _keep(self, key: tuple[Any, ...], response: Response) -> None:
-        self._kept[key] = response
+    def _keep(self, key: tuple[Any, ...], version: int, now: float, response: Response) -> Response:
+        self._kept.pop(key, None)
+        self._kept[key] = (version, now, response)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
+        return response
 
 
 def _list_options(request: Request) -> tuple[str, str, int]:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ class Line:
     def label(self) -> str:
         """The name without its date."""
         return re.sub(r"^\d{4}-\d\d-\d\d-(\d{6}-)?", "", self.name)
+
+    @cached_property
+    def text(self) -> str:
+        """What a search looks through."""
+        return f"{self.name} {self.kind} {self.learner} {self.task} {self.data}".lower()
 
     def live(self, now: float) -> bool:
         unfinished = self.step is not None and (self.steps is None or self.step < self.steps)
@@ -89,6 +95,10 @@ class RunIndex:
 
     def close(self) -> None:
         self._stop.set()
+
+    def line(self, name: str) -> Line | None:
+        """What is known about one run; None if it has not been read yet."""
+        return self._lines.get(name)
 
     def refresh(self) -> Snapshot:
         """Look at the folder now."""
@@ -213,11 +223,7 @@ def small_text(path: Path) -> str:
 def search(lines: Iterable[Line], words: str) -> list[Line]:
     """Lines that contain every word, in any of their texts."""
     wanted = words.lower().split()
-    return [line for line in lines if all(w in _text(line) for w in wanted)]
-
-
-def _text(line: Line) -> str:
-    return f"{line.name} {line.kind} {line.learner} {line.task} {line.data}".lower()
+    return [line for line in lines if all(word in line.text for word in wanted)]
 
 
 SORTS: dict[str, Callable[[Line], Any]] = {

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from robot_cl.curves import Metrics
+from robot_cl.curves import Metrics, curve, load_metrics
 
 FIRST = ("eval_return", "return")  # what is drawn first where it exists
 MAX_CURVES = 6
@@ -25,16 +24,12 @@ def stamp(run: Path) -> str:
 
 def curves(run: Path) -> list[dict[str, Any]]:
     """Up to MAX_CURVES of a run: name, step (T,), mean, low and high (T,) over seeds; null where a value is missing."""
-    from robot_cl.curves import load_metrics  # here, because it brings torch, and a list of runs needs none
-
     metrics = load_metrics(run)
     names = [n for n in FIRST if n in metrics.names] + [n for n in metrics.names if n not in FIRST]
     return [_one(metrics, name) for name in names[:MAX_CURVES]]
 
 
 def _one(metrics: Metrics, name: str) -> dict[str, Any]:
-    from robot_cl.curves import curve
-
     step, values = metrics.series(name)
     drawn = curve(name, step, values)
     return {

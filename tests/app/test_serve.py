@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import socket
@@ -46,7 +47,8 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def index(root: Path) -> RunIndex:
-    index = RunIndex(root)
+    clock = itertools.count(time.time(), 60)  # a minute passes between any two looks, so that no list is too fresh
+    index = RunIndex(root, lambda: next(clock))
     index.refresh()
     return index
 
