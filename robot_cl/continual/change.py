@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,8 @@ from robot_cl.batch import Transitions
 from robot_cl.continual.detector import DetectorConfig, ShiftDetector
 
 HIDDEN, LR, BATCH, UPDATES, ROLLOUTS = (64, 64), 1e-3, 512, 40, 4
+# The model learns all the while and so does the policy: the last ten readings say what is usual, not all there were.
+FOLLOWING = DetectorConfig(window=16, warmup=12, memory=0.9)
 LARGEST = 25.0  # squared errors beyond five deviations say no more
 
 
@@ -21,26 +24,42 @@ class ChangeWatch:
     One robot's worth of history: all worlds are taken to be in the same regime.
     """
 
-    def __init__(self, normalizer: Normalizer, act_dim: int, seed: int = 0, config: DetectorConfig | None = None):
+    def __init__(
+        self, normalizer: Normalizer, act_dim: int, seed: int = 0, config: DetectorConfig | None = None,
+        updates: int = UPDATES,
+    ):  # fmt: skip
+        self.updates = updates
         self.normalizer, self.rng = normalizer, torch.Generator().manual_seed(seed)
         self.model = StackedMLP(normalizer.width + act_dim, HIDDEN, normalizer.width, generators(seed, 1), "silu")
         self.optimiser = torch.optim.Adam(self.model.parameters(), LR)
-        self.detector = ShiftDetector(config or DetectorConfig(window=16, warmup=16))
+        self.detector = ShiftDetector(config or FOLLOWING)
         self.scale: Tensor | None = None
         self._past: list[tuple[Tensor, Tensor]] = []
 
     def see(self, fresh: Transitions) -> bool:
-        """One rollout (1, T, W) -> whether the world has changed; learns from it where it has not."""
-        x, change = self._pairs(fresh)
-        steps, worlds = fresh.reward.shape[1:]
-        with torch.no_grad():
-            losses = self._errors(x, change).view(steps, worlds).mean(1)
-        if self.detector.observe(losses.numpy()) is not None:
+        """One rollout (1, T, W) -> whether the world has changed; then learn from it (after a change from it alone)."""
+        changed = self.detector.observe(self.losses(fresh).mean(1)) is not None
+        if changed:
             self._past = []
-            self._learn(x, change)
-            return True
-        self._learn(x, change)
-        return False
+        self.learn(fresh)
+        return changed
+
+    @torch.no_grad()
+    def losses(self, fresh: Transitions) -> np.ndarray:
+        """Squared error of each step, in deviations of the change: (1, T, W) -> (T, W)."""
+        x, change = self._pairs(fresh)
+        return self._errors(x, change).view(fresh.reward.shape[1:]).numpy()
+
+    def learn(self, fresh: Transitions) -> None:
+        """Fit the model to the last few rollouts, this one included."""
+        self._past = [*self._past, self._pairs(fresh)][-ROLLOUTS:]
+        inputs, targets = (torch.cat(parts) for parts in zip(*self._past, strict=True))
+        for _ in range(self.updates):
+            rows = torch.randint(len(inputs), (BATCH,), generator=self.rng)
+            loss = self._errors(inputs[rows], targets[rows]).mean()
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimiser.step()
 
     def _pairs(self, fresh: Transitions) -> tuple[Tensor, Tensor]:
         """Inputs (N, obs + act) and changes of the observation (N, obs) in their deviations of the first rollout."""
@@ -53,13 +72,3 @@ class ChangeWatch:
 
     def _errors(self, x: Tensor, change: Tensor) -> Tensor:
         return (self.model(x)[0] - change).square().clamp(max=LARGEST).mean(-1)
-
-    def _learn(self, x: Tensor, change: Tensor) -> None:
-        self._past = [*self._past, (x, change)][-ROLLOUTS:]
-        inputs, targets = (torch.cat(parts) for parts in zip(*self._past, strict=True))
-        for _ in range(UPDATES):
-            rows = torch.randint(len(inputs), (BATCH,), generator=self.rng)
-            loss = (self.model(inputs[rows])[0] - targets[rows]).square().clamp(max=LARGEST).mean()
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimiser.step()

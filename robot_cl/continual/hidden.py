@@ -183,7 +183,7 @@ class _Seed:
             if progress is not None:
                 progress(f"library, hidden: {stage.name}", self.total + steps, self.budget)
         self.total += stage.steps
-        return curve
+        return [*curve, *[self._score(stage)] * (points + 1 - len(curve))]  # trials may have used up the rest
 
     @property
     def budget(self) -> int:

@@ -16,6 +16,7 @@ from robot_cl.continual.actors import State, copied
 from robot_cl.continual.stage_worlds import stage_world
 from robot_cl.learners import learner_class
 from robot_cl.learners.base import Learner, LearnerConfig, Trainable
+from sim.spec import Interface
 from sim.stream import Stage, Stream
 
 SEEDS_PER_STAGE = 1000  # stage k's learner draws from seed + 1000 (k + 1), far from other members and stages
@@ -26,9 +27,9 @@ class MethodConfig:
     """Options of the methods; each reads those that name it."""
 
     reach: float = 0.95  # library: a composition does if it scores this share of the best any skill has reached
-    trial_worlds: int = 4  # library: worlds in which a candidate is tried; the steps count as part of the budget
-    trial_steps: int = 200  # library: control steps of a trial
-    adapter_lr: float = 1e-3  # library, fresh: learning rate of adapters
+    trial_worlds: int = 3  # library: worlds in which a candidate is tried; the steps count as part of the budget
+    trial_steps: int = 150  # library: control steps of a trial
+    adapter_lr: float = 3e-3  # library, fresh: learning rate of adapters
     ewc: float = 10.0  # ewc: weight of the quadratic penalty, in units of KL to the old policy
     clone: float = 1.0  # clonex: weight of the KL to each old actor
     replay: float = 0.3  # replay: weight of each old task's imitation loss
@@ -57,7 +58,7 @@ class Setup:
     num_worlds: int = 64  # per seed
     threads: int | None = 1
     config: MethodConfig = field(default_factory=MethodConfig)
-    interface: str = ""  # digest
+    interface: Interface | None = None
 
     @property
     def seeds(self) -> int:

@@ -116,7 +116,7 @@ def proceed(folder: Path, progress: Progress | None = None) -> Path:
     for name in order:
         mine = replace(setup, folder=folder / "methods" / name)
         rows = run_method(name, mine, config.measuring, progress)
-        finished[name] = (rows, _facts(mine.folder, len(rows)))
+        finished[name] = (rows, read_facts(mine.folder, len(rows)))
         record(folder, config, setup.stream, untrained, finished)
     if config.hidden:
         mine = replace(setup, stream=setup.stream.hidden(), folder=folder / "methods" / HIDDEN)
@@ -137,7 +137,7 @@ def prepare(
     actor, values = load_base(base)
     setup = Setup(
         stream, actor, values, learner, name_of(learner), folder, config.seed, config.num_worlds, threads,
-        config.options, face.digest,
+        config.options, face,
     )  # fmt: skip
     stages = stream.stages
     scores = score([actor] * len(stages), stages, config.measuring.episodes, seeding.EVALUATION_SEED, threads)
@@ -194,7 +194,7 @@ def rows_so_far(folder: Path, tasks: int) -> list[dict[str, Any]]:
     return found
 
 
-def _facts(folder: Path, tasks: int) -> dict[str, Any]:
+def read_facts(folder: Path, tasks: int) -> dict[str, Any]:
     return json.loads((folder / f"{tasks - 1:02d}" / "facts.json").read_text(encoding="utf-8"))
 
 

@@ -11,20 +11,22 @@ import numpy as np
 from torch import Tensor
 
 from policies.actor import StackedGaussianActor
-from policies.adapter import Adapter, Header, compress, linear_combination
+from policies.adapter import Adapter, compress, linear_combination
 from policies.card import SkillCard
 from policies.library import SAME, Library
-from policies.lora import base_digest, extract, layer_shapes
+from policies.lora import extract
 from robot_cl.batch import Transitions
 from robot_cl.continual.actors import mixed_states, side_by_side, with_skills
 from robot_cl.continual.method import Method, Setup, learner_values
 from robot_cl.continual.stage_worlds import play, stage_world
 from robot_cl.learners.base import Learner
 from robot_cl.seeding import EVALUATION_SEED
+from robot_cl.skills import library_of
 from sim.stream import Stage
 
 Mix = dict[str, float]  # skill -> coefficient; {}: the bare base
 TRIAL_SEED = EVALUATION_SEED // 2
+FINALISTS, FINAL_WORLDS, FINAL_TIMES = 2, 2, 2  # the best are tried again, in twice the worlds for twice as long
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,10 @@ class SkillLibrary(Method):
     """Zero-shot, composition, residual adapter on the best composition; dedupe; publish.
 
     Every candidate (the base, each skill, sum and mean of the two best) plays `trial_worlds` × `trial_steps` steps of
-    the new task, which count as part of the budget. A composition does if it scores `reach` of the best that any skill
-    of this library has reached on any task; else an adapter is trained on it, and published only if it beats the
-    composition in the same trial. Remembers a library on disk per seed, and the routes.
+    the new task, the two best of them four times as many; all of it counts as part of the budget. The best does if it
+    scores `reach` of the best that any skill of this library has reached on any task; else an adapter is trained on
+    it, and published only if it beats the composition in the same final trial. Remembers a library on disk per seed,
+    and the routes.
     """
 
     def __init__(self, setup: Setup):
@@ -61,9 +64,9 @@ class SkillLibrary(Method):
         self.from_task: list[dict[str, int]] = [{} for _ in range(setup.seeds)]  # skill -> task, for its values
 
     def _open(self, p: int) -> Library:
-        actor = self.setup.base.member(p)
-        header = Header(base_digest(actor), self.setup.interface, actor.normalizer.digest)
-        return Library.create(self.setup.folder / "library", header, layer_shapes(actor))
+        assert self.setup.interface is not None
+        actor, task = self.setup.base.member(p), self.setup.stream.base.task
+        return library_of(actor, self.setup.interface, task, self.setup.folder / "library")
 
     # Deciding
 
@@ -79,25 +82,34 @@ class SkillLibrary(Method):
     def decide(self, stage: Stage) -> tuple[list[Route], int]:
         """The best composition of each seed for a task, and the steps per seed that finding it took."""
         names = self._names()
-        first = [self.mixes(name) for name in ["", *names]]
-        scores = self.trial(first, stage)  # (C, P)
-        kinds, extra, more = ["base", *["skill"] * len(names)], list[list[Mix]](), list[str]()
+        candidates = [("base" if not name else "skill", self.mixes(name)) for name in ["", *names]]
+        scores, spent = self.trial([mixes for _, mixes in candidates], stage)  # (C, P)
         if len(names) > 1:
             pairs = [np.argsort(-scores[1:, p], kind="stable")[:2] for p in range(self.setup.seeds)]
             for kind, weight in (("mean", 0.5), ("sum", 1.0)):
-                extra.append([self._pair(p, [names[i] for i in pair], weight) for p, pair in enumerate(pairs)])
-                more.append(kind)
-            scores = np.concatenate([scores, self.trial(extra, stage)])
-        candidates, kinds = [*first, *extra], [*kinds, *more]
-        wanted = [self.config.reach * max(levels.values()) if levels else None for levels in self.levels]
-        found = []
-        for p, best in enumerate(scores.argmax(0)):
-            mix, value = candidates[best][p], float(scores[best, p])
-            level = wanted[p]
-            reached = bool(mix) and level is not None and value >= level
-            found.append(Route(stage.name, mix, kinds[best], value, level, reached))
-        tried = len(candidates) + 1  # and what comes out of the training, at its end
-        return found, tried * self.config.trial_worlds * self.config.trial_steps
+                mixes = [self._pair(p, [names[i] for i in pair], weight) for p, pair in enumerate(pairs)]
+                candidates.append((kind, mixes))
+            more, cost = self.trial([mixes for _, mixes in candidates[-2:]], stage)
+            scores, spent = np.concatenate([scores, more]), spent + cost
+        finals = [np.argsort(-scores[:, p], kind="stable")[:FINALISTS] for p in range(self.setup.seeds)]
+        places = range(min(FINALISTS, len(candidates)))
+        seated = [[candidates[finals[p][i]][1][p] for p in range(self.setup.seeds)] for i in places]
+        scores, cost = self.trial(seated, stage, final=True)
+        spent += cost + self._final_steps  # and what comes out of the training is tried at its end
+        winners = [int(finals[p][i]) for p, i in enumerate(scores.argmax(0))]
+        kinds = [candidates[c][0] for c in winners]
+        mixes = [candidates[c][1][p] for p, c in enumerate(winners)]
+        return [self._route(stage, p, kinds[p], mixes[p], float(scores[:, p].max())) for p in range(len(mixes))], spent
+
+    def _route(self, stage: Stage, p: int, kind: str, mix: Mix, score: float) -> Route:
+        best = max(self.levels[p].values(), default=None)
+        wanted = None if best is None else best - (1.0 - self.config.reach) * abs(best)
+        reached = bool(mix) and wanted is not None and score >= wanted
+        return Route(stage.name, mix, kind, score, wanted, reached)
+
+    @property
+    def _final_steps(self) -> int:
+        return FINAL_WORLDS * FINAL_TIMES * self.config.trial_worlds * self.config.trial_steps
 
     def _names(self) -> list[str]:
         """Tasks learned so far; each seed plays its own skill for each."""
@@ -117,17 +129,23 @@ class SkillLibrary(Method):
                 mix[skill] = mix.get(skill, 0.0) + weight * coefficient
         return mix
 
-    def trial(self, candidates: Sequence[Sequence[Mix]], stage: Stage) -> np.ndarray:
-        """Mean score (C, P) of candidates[c][p] over the trial, all candidates at once."""
+    def trial(
+        self, candidates: Sequence[Sequence[Mix]], stage: Stage, final: bool = False
+    ) -> tuple[np.ndarray, int]:
+        """Mean score (C, P) of candidates[c][p], all at once, and the steps per seed that took."""
         actors = [self._composed(mixes) for mixes in candidates]
-        return self._tried(side_by_side(actors), stage).reshape(len(candidates), self.setup.seeds)
+        each = self._final_steps if final else self.config.trial_worlds * self.config.trial_steps
+        scores = self._tried(side_by_side(actors), stage, final).reshape(len(candidates), self.setup.seeds)
+        return scores, len(candidates) * each
 
-    def _tried(self, actor: StackedGaussianActor, stage: Stage) -> np.ndarray:
+    def _tried(self, actor: StackedGaussianActor, stage: Stage, final: bool = True) -> np.ndarray:
         """Mean score of each member in the trial's worlds, always from the same starts."""
-        c = self.config
-        world = stage_world([stage] * (actor.population * c.trial_worlds), self.setup.threads)
-        seeds = [TRIAL_SEED + i % c.trial_worlds for i in range(world.num_worlds)]
-        done = play(actor, world, seeds, c.trial_steps)
+        worlds, steps = self.config.trial_worlds, self.config.trial_steps
+        if final:
+            worlds, steps = FINAL_WORLDS * worlds, FINAL_TIMES * steps
+        world = stage_world([stage] * (actor.population * worlds), self.setup.threads)
+        seeds = [TRIAL_SEED + i % worlds for i in range(world.num_worlds)]
+        done = play(actor, world, seeds, steps)
         return (done.returns if stage.measure == "return" else done.success).mean(1)
 
     # Keeping

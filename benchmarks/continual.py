@@ -1,0 +1,205 @@
+"""Every method on two streams: what it knows at the end, what it forgot, what it carried over, what it costs.
+
+    python benchmarks/continual.py [--quick] [--json] [--workers 4] [--only halfcheetah_shifts/library ...]
+
+Streams: halfcheetah_shifts (seven dynamics shifts) and walker (stand, walk, run, backward of dm_control). All methods
+start from the same base policy (PPO on the stream's base task) and have the same budget of control steps per task; what
+the library spends on trying skills counts. Seeds are trained side by side. Scores are scaled per task: 0 untrained, 1
+solved, as sim/stream.py defines them. Forward transfer is against `reset`, which learns each task alone from the base.
+
+A cell (stream/method) is kept as JSON in runs/benchmarks/continual/ and not measured again; a cell in progress goes on
+where it was killed. Without `--only` everything missing is measured, then the table is printed from what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+
+from robot_cl import seeding, stats
+from robot_cl.continual import summary
+from robot_cl.continual.hidden import run_hidden
+from robot_cl.continual.loop import Measuring, run_method
+from robot_cl.continual.methods import METHODS, REFERENCE
+from robot_cl.continual.run import HIDDEN, ContinualConfig, prepare, read_facts
+from robot_cl.data.atomic import write_json
+from robot_cl.learners.ppo import PPOConfig
+from robot_cl.provenance import simulator_fingerprint
+
+KEPT = common.ROOT / "runs" / "benchmarks" / "continual"
+BASE = "base"
+SLOWEST = (HIDDEN, "multitask", "library", "clonex", "replay", "ewc", "packnet", "fresh", "reset", "finetune")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large one stream is measured."""
+
+    steps: int
+    base_steps: int
+    episodes: int = 4
+    seeds: int = 3
+    tasks: int | None = None
+
+
+FULL = {"halfcheetah_shifts": Sizes(98_304, 163_840), "walker": Sizes(98_304, 163_840)}
+QUICK = {"halfcheetah_shifts": Sizes(20_480, 61_440, 2, 2, 4)}
+
+
+def config_of(stream: str, quick: bool) -> ContinualConfig:
+    size = (QUICK if quick else FULL)[stream]
+    measuring = Measuring(episodes=size.episodes, points=6, curve_episodes=2)
+    return ContinualConfig(
+        stream, tuple(METHODS), size.seeds, 0, size.steps, size.base_steps, size.tasks, num_worlds=32, threads=1,
+        measuring=measuring,
+    )  # fmt: skip
+
+
+def cells(quick: bool) -> list[str]:
+    """Every stream's base first, then the cells, the slowest first."""
+    streams = list(QUICK if quick else FULL)
+    return [f"{s}/{BASE}" for s in streams] + [f"{s}/{m}" for s in streams for m in SLOWEST]
+
+
+def kept(cell: str, quick: bool) -> Path:
+    return KEPT / ("quick" if quick else "full") / f"{cell.replace('/', '-')}.json"
+
+
+def measure(cell: str, quick: bool) -> None:
+    """Run one cell in this process and keep it."""
+    seeding.use_torch_threads(1)
+    stream, name = cell.split("/")
+    config, began = config_of(stream, quick), time.process_time()
+    folder = KEPT / ("quick" if quick else "full") / "work" / stream
+    setup, untrained = prepare(folder, config, PPOConfig())
+    record: dict[str, Any] = {"cell": cell, "untrained": untrained.tolist()}
+    record["simulator"] = simulator_fingerprint(setup.stream.base.task)
+    setup = replace(setup, folder=folder / name)
+    if name == HIDDEN:
+        record["rows"], record["facts"] = run_hidden(replace(setup, stream=setup.stream.hidden()), config.measuring)
+    elif name != BASE:
+        record["rows"] = run_method(name, setup, config.measuring)
+        record["facts"] = read_facts(setup.folder, len(record["rows"]))
+    record |= {"cpu_s": round(time.process_time() - began, 1), "provenance": common.provenance()}
+    kept(cell, quick).parent.mkdir(parents=True, exist_ok=True)
+    write_json(kept(cell, quick), record)
+
+
+def measure_all(wanted: list[str], quick: bool, workers: int) -> None:
+    """Cells that are missing, in processes of their own; each after its stream's base."""
+    missing = [cell for cell in wanted if not kept(cell, quick).exists()]
+    bases = {f"{cell.split('/')[0]}/{BASE}": threading.Event() for cell in missing}
+
+    def one(cell: str) -> None:
+        base = f"{cell.split('/')[0]}/{BASE}"
+        if cell == base:
+            if not kept(cell, quick).exists():
+                spawn(cell, quick)
+            bases[base].set()
+        else:
+            bases[base].wait()
+            spawn(cell, quick)
+
+    with ThreadPoolExecutor(workers) as pool:  # bases come first, so that no cell waits for one that cannot begin
+        list(pool.map(one, [*bases, *(cell for cell in missing if cell not in bases)]))
+
+
+def spawn(cell: str, quick: bool) -> None:
+    command = [sys.executable, __file__, "--cell", cell, *(["--quick"] if quick else [])]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=common.ROOT, check=False)
+    print(f"{cell}: {'done' if done.returncode == 0 else 'FAILED'} in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def entries(stream: str, quick: bool) -> dict[str, dict[str, Any]]:
+    """What is kept of a stream: method -> entry of continual.json, with each number's terms (seeds, tasks)."""
+    records = {name: kept(f"{stream}/{name}", quick) for name in SLOWEST}
+    found = {name: json.loads(path.read_text()) for name, path in records.items() if path.exists()}
+    stages = config_of(stream, quick).scaled_stream().stages
+    alone = summary.curves(found[REFERENCE]["rows"]) if REFERENCE in found else None
+    made = {}
+    for name, r in found.items():
+        untrained = np.array(r["untrained"])
+        knows = name != HIDDEN and METHODS[name].knows_task
+        made[name] = summary.method_entry(r["rows"], untrained, stages, alone, r["facts"], knows)
+        R = summary.matrix(r["rows"], untrained)
+        made[name]["terms"] = summary.contributions(R, summary.curves(r["rows"]), alone)
+        made[name] |= {"cpu_s": r["cpu_s"], "alarms": r["facts"].get("alarms")}
+    return made
+
+
+def row(name: str, entry: dict[str, Any]) -> list[object]:
+    def text(number: str) -> str:
+        m = entry["metrics"].get(number)
+        return "" if m is None else f"{m['estimate']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
+
+    return [
+        name, *(text(number) for number in summary.NUMBERS), f"{entry['bytes_per_task'] / 1000:.1f}",
+        f"{entry['cpu_s']:.0f}", "yes" if entry["knows_task"] else "no",
+    ]  # fmt: skip
+
+
+def claims_of(stream: str, found: dict[str, dict[str, Any]]) -> list[common.Claim]:
+    """What is expected of the library, as far as the cells are there."""
+    claims: list[common.Claim] = []
+    if "library" not in found:
+        return claims
+    ours = found["library"]["metrics"]
+    claims.append(common.Claim(f"{stream}: library's forgetting", ours["forgetting"]["estimate"], 0.0, at_least=False))
+    for other, least in (("packnet", 1.0), ("finetune", 1.3)):
+        if other in found:
+            ratio = ours["acc"]["estimate"] / found[other]["metrics"]["acc"]["estimate"]
+            claims.append(common.Claim(f"{stream}: ACC of library / {other}", ratio, least))
+    if "forward_transfer" in ours:
+        claims.append(common.Claim(f"{stream}: low end of library's forward transfer", ours["forward_transfer"]["low"], 0))
+    if "fresh" in found and "forward_transfer" in ours:
+        terms = [found[name]["terms"]["forward_transfer"] for name in ("library", "fresh")]
+        gap = stats.stratified_bootstrap(terms[0] - terms[1], np.random.default_rng(0), stats.mean)
+        claims.append(common.Claim(f"{stream}: forward transfer of library − fresh, low end", gap.low, 0))
+    if HIDDEN in found:
+        ratio = found[HIDDEN]["metrics"]["acc"]["estimate"] / ours["acc"]["estimate"]
+        claims.append(common.Claim(f"{stream}: ACC without announced borders / with", ratio, 0.95))
+    return claims
+
+
+def main() -> None:
+    flags = [
+        ("--only", {"nargs": "*", "default": None, "help": "cells such as walker/packnet"}),
+        ("--workers", {"type": int, "default": 1, "help": "cells measured at once"}),
+        ("--cell", {"default": None, "help": "measure this one in this process, print nothing"}),
+    ]
+    args = common.arguments(__doc__ or "", flags)
+    if args.cell:
+        measure(args.cell, args.quick)
+        return
+    measure_all(args.only or cells(args.quick), args.quick, args.workers)
+    claims, details = [], {}
+    for stream in QUICK if args.quick else FULL:
+        found = entries(stream, args.quick)
+        if not found:
+            continue
+        header = ("method", "ACC", "forgetting", "BWT", "forward transfer", "jump-start", "kB per task", "CPU s", "told task")
+        size = (QUICK if args.quick else FULL)[stream]
+        print(f"\n{stream}: {size.steps:,} steps per task, {size.base_steps:,} for the base, {size.seeds} seeds")
+        print(common.table(header, [row(name, found[name]) for name in SLOWEST if name in found]))
+        claims += claims_of(stream, found)
+        details[stream] = {
+            name: {"metrics": e["metrics"], "R": e["R"], "bytes_per_task": e["bytes_per_task"], "cpu_s": e["cpu_s"],
+                   "alarms": e["alarms"]}
+            for name, e in found.items()
+        }  # fmt: skip
+    common.report("continual", claims, args.json, details)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""A stream learned in one go and one that was killed come out the same; what is written can be read back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from robot_cl.continual import summary
+from robot_cl.continual.change import ChangeWatch
+from robot_cl.continual.detector import DetectorConfig
+from robot_cl.continual.hidden import HiddenLibrary, run_hidden
+from robot_cl.continual.loop import Measuring, run_method
+from robot_cl.continual.method import Setup
+from robot_cl.continual.run import is_continual, proceed, read_continual
+from robot_cl.continual.stage_training import saved
+from robot_cl.continual.stage_worlds import score, stage_world
+
+QUICK = Measuring(episodes=2, points=2, curve_episodes=1, save_every=32)
+MakeSetup = Callable[..., Setup]
+TINY_RUN = {
+    "stream": "vehicle_regimes", "methods": ["packnet"], "seeds": 2, "steps": 128, "base_steps": 32, "tasks": 3,
+    "num_worlds": 4, "threads": 1,
+    "measuring": {"episodes": 2, "points": 2, "curve_episodes": 1, "save_every": 32},
+    "learner": {
+        "name": "ppo", "horizon": 8, "minibatch": 32, "epochs": 1,
+        "actor": {"hidden": [8], "activation": "tanh", "squash_mean": False, "init": "orthogonal"},
+        "critic": {"hidden": [8], "activation": "tanh"},
+    },
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing of ours catches it."""
+
+
+def interrupted(name: str, setup: Setup, after: int) -> None:
+    """Run until `after` rounds of training have been reported, then die."""
+    left = after
+
+    def die(what: str, done: float, total: float) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_method(name, setup, QUICK, die)
+
+
+def matrix_of(rows: list[dict]) -> tuple:
+    return [row["scores"] for row in rows], [row["curve"] for row in rows], [row["steps"] for row in rows]
+
+
+@pytest.mark.parametrize("name", ["library", "packnet", "clonex", "multitask"])
+def test_a_method_stopped_within_a_task_goes_on_to_the_same_matrix(name: str, make_setup: MakeSetup) -> None:
+    whole = run_method(name, make_setup("whole"), QUICK)
+    setup = make_setup("stopped")
+    for after in (2, 3):
+        interrupted(name, setup, after)
+    assert saved(setup.folder / "progress" / "00") or (setup.folder / "00").exists()
+    assert matrix_of(run_method(name, setup, QUICK)) == matrix_of(whole)
+
+
+def test_a_run_killed_with_sigkill_is_finished_by_another_process_with_the_same_numbers(tmp_path: Path) -> None:
+    folders = [tmp_path / "whole", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.yaml").write_text(yaml.safe_dump({"kind": "continual", **TINY_RUN}, sort_keys=False))
+    assert is_continual(folders[0]) and read_continual(folders[0])[0].tasks == 3
+    proceed(folders[0])
+    script = "import sys; from robot_cl.continual.run import proceed; proceed(__import__('pathlib').Path(sys.argv[1]))"
+    process = subprocess.Popen([sys.executable, "-c", script, str(folders[1])], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while process.poll() is None and not list(folders[1].glob("methods/packnet/progress/*/*")):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() != 0, "it was done before it could be killed"
+    proceed(folders[1])
+    one, two = (summary.read(folder)["methods"]["packnet"] for folder in folders)
+    assert one["R"] == two["R"] and one["curves"] == two["curves"]
+
+
+def test_the_file_holds_every_number_with_its_interval(make_setup: MakeSetup, tmp_path: Path) -> None:
+    setup = make_setup()
+    stages = setup.stream.stages
+    untrained = score([setup.base] * 3, stages, 2, 0).mean(-1)
+    rows = {name: run_method(name, replace(setup, folder=tmp_path / name), QUICK) for name in ("reset", "fresh")}
+    alone = summary.curves(rows["reset"])
+    entries = {n: summary.method_entry(r, untrained, stages, alone, {}, True) for n, r in rows.items()}
+    summary.write(tmp_path, setup.stream, [0, 1], untrained, entries, 2, "test")
+    entry = summary.read(tmp_path)["methods"]["fresh"]
+    R = np.array(entry["R"])
+    assert R.shape == (2, 4, 3) and np.array(entry["curves"]).shape == (2, 3, 3)
+    np.testing.assert_array_equal(R[:, 0], untrained)
+    assert entry["metrics"]["acc"]["estimate"] == pytest.approx(R[:, 3].mean())
+    assert entry["metrics"]["forgetting"]["estimate"] == 0.0
+    for number in entry["metrics"].values():
+        assert number["low"] <= number["estimate"] <= number["high"] and len(number["per_seed"]) == 2
+    assert summary.read(tmp_path)["methods"]["reset"]["metrics"]["forward_transfer"]["estimate"] == 0.0
+
+
+def test_terms_average_to_the_numbers_of_the_matrix() -> None:
+    from robot_cl.continual import metrics
+
+    rng = np.random.default_rng(0)
+    R, ours, alone = rng.random((2, 4, 3)), rng.random((2, 3, 5)), 0.5 * rng.random((2, 3, 5))
+    terms = summary.contributions(R, ours, alone)
+    square = R[:, 1:]
+    wanted = {
+        "acc": metrics.accuracy(square), "forgetting": metrics.forgetting(square),
+        "bwt": metrics.backward_transfer(square), "forward_transfer": metrics.forward_transfer(ours, alone),
+    }  # fmt: skip
+    for name, values in wanted.items():
+        np.testing.assert_allclose(terms[name].mean(-1), values)
+    expected = np.mean([square[:, 0, 1] - R[:, 0, 1], square[:, 1, 2] - R[:, 0, 2]], axis=0)
+    np.testing.assert_allclose(terms["jump_start"].mean(-1), expected)
+
+
+def test_episodes_of_a_score_do_not_depend_on_the_company_they_are_played_in(make_setup: MakeSetup) -> None:
+    setup = make_setup()
+    stages = list(setup.stream.stages[:2])
+    together = score([setup.base, setup.base], stages, 3, 5)
+    np.testing.assert_allclose(together[:, 1:], score([setup.base], stages[1:], 3, 5), atol=1e-9)
+    assert together.shape == (2, 2, 3)
+
+
+# -- nobody announces --------------------------------------------------------------------------------------------------
+
+
+def test_the_library_without_announcements_yields_a_matrix_and_its_alarms(make_setup: MakeSetup) -> None:
+    setup = make_setup(seeds=1)
+    rows, facts = run_hidden(replace(setup, stream=setup.stream.hidden()), QUICK)
+    assert np.shape(rows[-1]["scores"]) == (1, 3, 2)
+    assert len(facts["alarms"]) == 1 and len(facts["contexts"]) == 1
+    again, _ = run_hidden(replace(setup, stream=setup.stream.hidden()), QUICK)
+    assert matrix_of(again) == matrix_of(rows)
+
+
+def test_a_skill_hardly_trained_is_trained_on_even_where_it_does(make_setup: MakeSetup) -> None:
+    method = HiddenLibrary(make_setup(seeds=1))
+    stage = method.setup.stream.stages[0]
+    route = replace(method._route(stage, 0, "skill", {"a": 1.0}, 1.0), reached=True)
+    assert not method._settled(route, stage)
+    method.trained = {"a": stage.steps}
+    assert method._settled(route, stage)
+
+
+def test_a_changed_world_is_noticed_by_the_errors_of_a_model_of_the_old_one(make_setup: MakeSetup) -> None:
+    from robot_cl.learners.rollout import Collector
+
+    setup = make_setup(seeds=1)
+    learner = method_learner(setup)
+    watch = ChangeWatch(setup.base.normalizer, 2, config=DetectorConfig(window=2, warmup=12))
+    same, other = (Collector(stage_world([stage] * 16), 1, 3) for stage in setup.stream.stages[:2])
+    assert [watch.see(same.collect(learner, 16)) for _ in range(6)] == [False] * 6
+    assert watch.see(other.collect(learner, 16))
+
+
+def method_learner(setup: Setup):  # type: ignore[no-untyped-def]
+    from robot_cl.continual.methods import method_class
+
+    learner, _ = method_class("reset")(setup).begin(0)
+    return learner
