@@ -217,7 +217,7 @@ def _new_folder(
     """runs/<date>-<name>, with a number where that is taken, and what can be said before the first step."""
     root = Path(config.out) if config.out else runs_root()
     subject = dataset.name if dataset is not None and config.offline else config.task
-    label = config.name or f"{name_of(learner)}-{subject}".replace("/", "-")
+    label = config.name or f"{name_of(learner)}-{subject}".replace("/", "-").replace("*", "x")
     folder = new_run_folder(root, label)
     write_json(folder / "interface.json", interface.to_dict())
     record = provenance(config.task, dataset, config.seed, config.torch_threads or 1, config.device)

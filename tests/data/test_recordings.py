@@ -138,7 +138,8 @@ def test_training_goes_on_from_real_and_simulated_data_together(root: Path, tmp_
     assert (mixed.recording().returns[-simulated.meta.episodes :] == simulated.recording().returns).all()
     learner = BCConfig()
     learner.actor.hidden = (8,)
-    folder = train(TrainConfig(data=name, offline_steps=20, eval_every=0, name="mixed", tensorboard=False), learner)
+    folder = train(TrainConfig(data=name, offline_steps=20, eval_every=0, tensorboard=False), learner)
+    assert folder.name.endswith("bc-3xrobot-arm-v0+arm-random-v0")
     assert load_policy(folder).act(real.recording().obs[:3]).shape == (3, 6)
 
 
