@@ -21,6 +21,7 @@ from robot_cl.data.store import open_dataset
 from robot_cl.learners.bc import BCConfig, CloningLoss
 from robot_cl.learners.iql import IQLConfig
 from robot_cl.learners.ppo import PPOConfig
+from robot_cl.learners.uni_o4 import UniO4Config
 from robot_cl.metrics import DivergedError, read_metrics
 from robot_cl.train import TrainConfig, resume, train, verify
 
@@ -213,6 +214,19 @@ def killed(arguments: list[str], out: Path, rows: int, delay: float) -> None:
             break
         time.sleep(0.005)
     assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+
+
+@pytest.mark.parametrize(
+    ("steps", "stochastic", "match"),
+    [(400, True, "has 400 transitions, uni_o4 needs at least 1000"), (1200, False, "action 0 is the same in every")],
+)
+def test_data_that_teaches_nothing_is_refused_before_a_folder_is_made(tmp_path, steps, stochastic, match):
+    policy = UniformPolicy(11, 3)  # its deterministic action is always zero
+    made = collect("hopper", policy, steps, "hopper/x-v0", root=tmp_path / "datasets", stochastic=stochastic)
+    config = options(tmp_path / "runs", data=str(made.path))
+    with pytest.raises(ValueError, match=match):
+        train(config, UniO4Config(critic=CRITIC))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_kills_in_both_parts_change_nothing_of_the_result(tmp_path, data):
