@@ -3,7 +3,8 @@
 Skills are adapters of one frozen actor for a point mass that sees a cue and has to reach the place the cue stands for
 (the base has learned to stand still). Kept: (return of the merge − return of the base) / (return of the skill − return
 of the base), mean over the skills merged, on episodes started anew. Each operator's settings are chosen once, on three
-skills, and stay fixed from two to eight. For comparison a ridge router picks one skill per observation.
+skills, and stay fixed from two to eight. For comparison a ridge router picks one skill per observation. Each seed draws
+world, base, skills and episodes anew; a finished seed is kept under runs/benchmarks/merging and not run again.
 
     python benchmarks/merging.py [--quick] [--json]
 """
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import statistics
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from common import Claim, arguments, report, table
+from common import ROOT, Claim, arguments, report, table
 from torch import Tensor
 
 from policies.actor import ActorConfig, StackedGaussianActor
@@ -193,33 +196,51 @@ def best_settings(study: Study, how: str) -> dict[str, float]:
 def main() -> None:
     options = arguments(__doc__ or "")
     torch.set_num_threads(1)
-    seeds, steps, episodes = (1, 600, 32) if options.quick else (3, 1500, 100)
-    rows: dict[str, list[list[float]]] = {}
-    chosen: dict[str, object] = {}
-    skill_gain = []
-    for seed in range(seeds):
-        study = Study(seed, steps, episodes)
-        skill_gain.append(statistics.mean(h - low for h, low in zip(study.high, study.low, strict=True)))
-        for how in MERGE:
-            settings = best_settings(study, how)
-            chosen[f"{how}, seed {seed}"] = settings
-            rows.setdefault(how, []).append([study.kept(study.merged(how, n, settings), n) for n in range(2, 9)])
-            if how == "concrete":
-                shares = [study.kept(study.concrete_with_observations(n, settings), n) for n in range(2, 9)]
-                rows.setdefault("concrete on ranks, 16 observations", []).append(shares)
-        rows.setdefault("ridge router, one skill per row", []).append(
-            [study.kept(study.routed(n), n) for n in range(2, 9)]
-        )
-    mean = {how: [statistics.mean(column) for column in zip(*runs, strict=True)] for how, runs in rows.items()}
-    print(f"share of the skills' gain kept, {seeds} seeds, settings chosen on three skills: {chosen}")
-    print(f"gain of a skill over the base, mean distance: {statistics.mean(skill_gain):.3f}\n")
-    print(table(("operator", *(f"{n} skills" for n in range(2, 9))), [(how, *shares) for how, shares in mean.items()]))
-    static = max(shares[-1] for how, shares in mean.items() if "router" not in how)
+    seeds, steps, episodes = (1, 600, 32) if options.quick else (5, 1500, 100)
+    records = [kept_record(seed, steps, episodes) for seed in range(seeds)]
+    shares = {how: torch.tensor([r["kept"][how] for r in records]) for how in records[0]["kept"]}  # (seeds, 7) each
+    mean = {how: runs.mean(0).tolist() for how, runs in shares.items()}
+    half = {how: half_interval(runs) for how, runs in shares.items()}
+    chosen = {f"{how}, seed {seed}": s for seed, r in enumerate(records) for how, s in r["settings"].items()}
+    gain = statistics.mean(r["gain"] for r in records)
+    print(f"share of the skills' gain kept, {seeds} seeds (± half of the 95 % interval over seeds), settings chosen on "
+          f"three skills; gain of a skill over the base, mean distance: {gain:.3f}\n")  # fmt: skip
+    cells = {how: [f"{m:.2f} ± {h:.2f}" for m, h in zip(mean[how], half[how], strict=True)] for how in mean}
+    print(table(("operator", *(f"{n} skills" for n in range(2, 9))), [(how, *row) for how, row in cells.items()]))
+    static = max((how for how in mean if "router" not in how), key=lambda how: mean[how][-1])
     routed = mean["ridge router, one skill per row"][-1]
     report("merging", [
-        Claim("choosing per observation keeps more of eight skills than the best merge, by", routed - static, 0.0),
-        Claim("eight skills: best merge above the plain average", static - mean["average"][-1], 0.0),
-    ], options.json, {"kept": mean, "settings": chosen})  # fmt: skip
+        Claim(f"choosing per observation keeps more of eight skills than the best merge ({static}), by",
+              routed - mean[static][-1], 0.0),
+        Claim(f"eight skills: best merge ({static}) above the plain average",
+              mean[static][-1] - mean["average"][-1], 0.0),
+    ], options.json, {"kept": mean, "half intervals": half, "settings": chosen})  # fmt: skip
+
+
+def kept_record(seed: int, steps: int, episodes: int) -> dict[str, Any]:
+    """One seed's shares per operator and number of skills, from disk where it has been run already."""
+    path = ROOT / "runs" / "benchmarks" / "merging" / f"seed{seed}-{steps}-{episodes}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    study, kept, chosen = Study(seed, steps, episodes), dict[str, list[float]](), dict[str, Mapping[str, float]]()
+    counts = range(2, TASKS + 1)
+    for how in MERGE:
+        settings = chosen[how] = best_settings(study, how)
+        kept[how] = [study.kept(study.merged(how, n, settings), n) for n in counts]
+        if how == "concrete":
+            few = [study.kept(study.concrete_with_observations(n, settings), n) for n in counts]
+            kept["concrete on ranks, 16 observations"] = few
+    kept["ridge router, one skill per row"] = [study.kept(study.routed(n), n) for n in counts]
+    gain = statistics.mean(h - low for h, low in zip(study.high, study.low, strict=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"kept": kept, "settings": chosen, "gain": gain}))
+    return {"kept": kept, "settings": chosen, "gain": gain}
+
+
+def half_interval(runs: Tensor) -> list[float]:
+    """Half of the 95 % interval of the mean over seeds (Student's t), per column; NaN for one seed."""
+    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(runs), 1.96)
+    return (t * runs.std(0) / len(runs) ** 0.5).tolist() if len(runs) > 1 else [float("nan")] * runs.shape[1]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from policies.hashing import output_hash
 from policies.library import Library, Published
 from policies.policy import Policy
 from robot_cl.compose import Choice, Play, Progress, choose
-from robot_cl.composition_files import write_route, write_run
+from robot_cl.composition_files import FILE, write_route, write_run
 from robot_cl.data.atomic import write_json
 from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.demonstrations import Demonstrations, Pick
@@ -27,7 +27,6 @@ from robot_cl.routes import ROUTES, Known, Route, RouteSettings, whole
 from robot_cl.run_config import plain
 from robot_cl.skills import base_policy, find_base, find_skills
 
-FILE = "composition.json"
 CHOICE_SEED = 500_000  # first episode of the roll-outs that choose: not those that evaluations report
 
 

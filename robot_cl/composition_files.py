@@ -38,6 +38,7 @@ from robot_cl.routes import Known, Route
 from sim.spec import Interface
 
 COMPOSED = "composed"
+FILE = "composition.json"  # of a run: what was chosen, and why
 
 
 def write_route(folder: Path, route: Route, known: Known, card: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from robot_cl import report_sections as sections
+from robot_cl.report_composition import composition_section
 from robot_cl.run_folder import RunFolder, open_run
 from robot_cl.scores import Entry, headline_entry, interval_text
 
@@ -60,6 +61,7 @@ def make_page(runs: Sequence[RunFolder], title: str | None = None, lead: str = "
         "tiles": tiles(runs),
         "films": films(runs),
         "scores": sections.scores_section(runs),
+        "composition": composition_section(runs),
         "curves_about": sections.curves_about(runs),
         "curves": [group for run in runs if (group := sections.charts(run, len(runs) > 1))],
         "data": sections.data_facts(runs),

@@ -46,7 +46,7 @@ def scores_section(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
         f"Episode k starts from seed {entries[-1].seeds[0]} + k in every row."
     )
     notes += [f"Success of {e.label}: {success_text(e)} of the episodes." for e in entries if e.success_rate]
-    return {"about": about, "chart": _markup(svg.intervals(rows, "return")), "rows": table, "notes": notes}
+    return {"about": about, "chart": markup(svg.intervals(rows, "return")), "rows": table, "notes": notes}
 
 
 def _row(entry: Entry) -> svg.Row:
@@ -121,7 +121,7 @@ def charts(run: RunFolder, named: bool) -> dict[str, Any] | None:
         size = (300, 720) if wide else (230, 430)
         chart = svg.curves([curve(name, step, values)], metrics.x_label(name), "", marks, *size)
         label, note = RETURNS.get(name, (_words(name), ""))
-        shown.append({"name": label, "note": note, "svg": _markup(chart), "wide": wide})
+        shown.append({"name": label, "note": note, "svg": markup(chart), "wide": wide})
     groups = {size: [c for c in shown if c["wide"] is (size == "wide")] for size in ("wide", "small")}
     return {"title": run.label if named else "", **groups} if shown else None
 
@@ -212,7 +212,7 @@ def _here(path: Path) -> str:
         return path.as_posix()
 
 
-def _markup(text: str) -> Any:
+def markup(text: str) -> Any:
     from markupsafe import Markup
 
     return Markup(text)
