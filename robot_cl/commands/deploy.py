@@ -53,6 +53,11 @@ def find_robot(word: str | None, bundle: Path) -> Path | None:
     return trained[0] if len(trained) == 1 else None
 
 
+def named(robot: Path) -> str:
+    """The word by which a robot file is found: its name where it is one of configs/robot."""
+    return next((name for name, path in robot_files().items() if path == robot), str(robot))
+
+
 def need_robot(word: str | None, bundle: Path) -> Path:
     """As `find_robot`, where there must be one. Raises ValueError."""
     found = find_robot(word, bundle)
@@ -89,14 +94,14 @@ def run_rehearse(call: Call, options: RehearseWords) -> Outcome:
     plain: dict[str, Any] = {k: v for k, v in vars(options).items() if k not in ("robot", *times)}
     with call.working("rehearsing"):
         found = rehearse(bundle, robot, RehearseOptions(**plain | times))
-    call.say(f"robot: {robot}" if robot else "robot: made from the contract alone; nothing can be armed with this")
+    call.say(f"robot: {named(robot)}" if robot else "robot: made from the contract alone; nothing can be armed with this")
     show_checks(call, found.checks)
     for note in found.notes:
         call.say(f"  • {note}")
     call.say("passed" if found.passed else "not passed: nothing can be armed before this is mended")
     data = {"passed": found.passed, "checks": [asdict(c) for c in found.checks], "result": found.result,
             "robot": str(robot) if robot else None, "notes": found.notes}  # fmt: skip
-    following = f"deploy check {bundle} robot={robot}" if found.passed and robot else None
+    following = f"deploy check {bundle} robot={named(robot)}" if found.passed and robot else None
     return Outcome(data, wrote=found.receipt, next=following, code=0 if found.passed else 1)
 
 
@@ -135,10 +140,10 @@ def run_check(call: Call, options: CheckWords) -> Outcome:
     try:
         require_receipt(bundle, robot)
     except ValueError as problem:
-        receipt = str(problem)
+        receipt = str(problem).replace(str(robot), named(robot))
         call.mark(f"[yellow]•[/] not to be armed yet: {escape(receipt)}")
     data = {"robot": str(robot), "findings": [asdict(f) for f in findings], "fits": not blocked, "missing": receipt}
-    following = f"deploy rehearse {bundle} robot={robot}" if receipt else f"deploy run {bundle} robot={robot}"
+    following = f"deploy {'rehearse' if receipt else 'run'} {bundle} robot={named(robot)}"
     return Outcome(data, next=None if blocked else following, code=1 if blocked else 0)
 
 
