@@ -43,11 +43,14 @@ Cells = dict[str, dict[str, Any]]
 
 
 def cells(robots: list[str], quick: bool) -> list[str]:
-    """Names of all cells, those first that others wait for."""
+    """Names of all cells, those first that others wait for, then seed by seed."""
     seeds, maps = range(1 if quick else 3), ("yard",) if quick else ("yard", "field")
-    pairs = [f"{robot}/{seed}" for robot in reversed(robots) for seed in seeds]
-    missions = [f"{pair}/{m}/{method}" for m in maps for pair in pairs for method in METHODS]
-    return [*(f"{pair}/learned" for pair in pairs), "one_step", *missions]
+    learned = [f"{robot}/{seed}/learned" for seed in seeds for robot in reversed(robots)]
+    missions = [
+        f"{robot}/{seed}/{map_name}/{method}"
+        for seed in seeds for map_name in maps for robot in reversed(robots) for method in METHODS
+    ]  # fmt: skip
+    return [*learned, "one_step", *missions]
 
 
 def path_of(cell: str, quick: bool) -> Path:

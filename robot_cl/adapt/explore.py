@@ -109,8 +109,7 @@ def pool_of(runs: Exploration, model: Ensemble, coder: Coder) -> RegimePool:
 
     A robot that did not live to the end repeats what it has; one that hardly lived is left out.
     """
-    obs, action, after = (t.flatten(0, 1) for t in (runs.obs, runs.action, runs.next_obs))
-    told = evidence_of(obs, action, after, model, coder).unflatten(0, runs.alive.shape)
+    told = evidence_of(runs.obs, runs.action, runs.next_obs, model, coder)
     enough = (runs.alive.sum(1) >= FEWEST) & runs.counts.any(1)
     rows, steps, questions = [], torch.arange(runs.alive.shape[1]), torch.arange(runs.asked.shape[1])
     for k in torch.nonzero(enough)[:, 0].tolist():
@@ -124,8 +123,9 @@ def pool_of(runs: Exploration, model: Ensemble, coder: Coder) -> RegimePool:
 
 @torch.no_grad()
 def evidence_of(obs: Tensor, action: Tensor, after: Tensor, model: Ensemble, coder: Coder) -> Tensor:
-    """What transitions (N, ...) tell, (N, W)."""
-    return coder.evidence(obs, action, model.wrap_angles(after - model.belief(obs, action)[0]))
+    """What transitions (N, T, ...) tell, (N, T, W)."""
+    said = model.belief(obs.flatten(0, 1), action.flatten(0, 1))[0].reshape(obs.shape)
+    return coder.evidence(obs, action, model.wrap_angles(after - said))
 
 
 def runs_of(runs: Exploration, model: Ensemble, coder: Coder) -> Runs:
@@ -134,5 +134,4 @@ def runs_of(runs: Exploration, model: Ensemble, coder: Coder) -> Runs:
     seen = [torch.nonzero(runs.alive[k])[:, 0] for k in rows]
     at = rows.unsqueeze(1), torch.stack([s[steps % len(s)] for s in seen])
     obs, action, after = runs.obs[at], runs.action[at], runs.next_obs[at]
-    evidence = evidence_of(*(t.flatten(0, 1) for t in (obs, action, after)), model, coder)
-    return Runs(obs, action, after, evidence.unflatten(0, obs.shape[:2]))
+    return Runs(obs, action, after, evidence_of(obs, action, after, model, coder))

@@ -35,10 +35,10 @@ class LearnConfig:
     """How much is explored and fitted."""
 
     nominal: int = 120  # explorations of the unchanged robot
-    regimes: int = 800  # drawn from the family of changes
+    regimes: int = 600  # drawn from the family of changes
     model_steps: int = 4000  # gradient steps of the nominal model
     first_updates: int = 2500  # of the first flow
-    flow_updates: int = 10_000  # of the flow and of the model in context
+    flow_updates: int = 8000  # of the flow and of the model in context
     evidence: int = 16  # transitions, K
     rounds: int = 1  # explorations by planner and flow
 
