@@ -1,10 +1,11 @@
 """Does the conformal guard keep its promise, and does it see a robot fail? Hopper and half-cheetah with their experts.
 
 Calibrated on 100 rollouts of 200 steps for 10 % false alarms. Fresh good rollouts give the rate it really has, averaged
-over several calibrations (one calibration of n rollouts is off by about sqrt(α(1−α)/(n/2)) by chance). Then a fault is
+over calibrations that share no rollout (one of n rollouts is off by about sqrt(α(1−α)/(n/2)) by chance). Then a fault is
 planted at step 100: friction drops, a payload is hung on, a motor dies. A rollout failed if it fell, or if its return
-after the fault is below all but one in a hundred of the good ones'. It is caught if the alarm comes after the fault and
-before the fall. A threshold per time step with the same rate, beside it, shows why the maximum over time is taken.
+after the fault is below all but one in a hundred of the good ones'; a fault after which hardly any fails is harmless to
+this robot and proves nothing. A failure is caught if the alarm comes after the fault and before the fall. A threshold per
+time step with the same rate, beside it, shows why the maximum over time is taken.
 
     python benchmarks/guard.py --quick
 """
@@ -35,6 +36,7 @@ from robot_cl.deploy.novelty import Rollouts  # noqa: E402
 from robot_cl.export import export  # noqa: E402
 
 ALPHA, STEPS, ONSET, CALIBRATION = 0.1, 200, 100, 100
+HARMLESS = 0.05  # share of failures below which a fault is none: one in a hundred fails by definition
 # As strong as it takes for this robot to fail; the half-cheetah runs on with any friction.
 FAULTS = {
     "hopper": {"friction drop": "friction0.15", "payload": "payload20", "dead motor": "gain.foot_joint=0"},
@@ -108,7 +110,8 @@ def failed(played: Played, worst_good: float) -> np.ndarray:
 def measure(task: str, quick: bool, folder: Path) -> tuple[list[list[Any]], list[Claim], dict[str, Any]]:
     report_ = export(f"{task}-expert", folder / task, task=task)
     policy = PolicyBundle.load(report_.folder)
-    pool = good(policy, task, 200 if quick else 400, 0)
+    calibrations = 4 if quick else 24
+    pool = good(policy, task, calibrations * CALIBRATION, 0)
     fresh = good(policy, task, 400 if quick else 1500, 1_000_000)
     worst = float(np.quantile(fresh.reward[:, ONSET:].sum(1), 0.01))
     planted = {
@@ -117,15 +120,15 @@ def measure(task: str, quick: bool, folder: Path) -> tuple[list[list[Any]], list
     }
     sums: dict[str, list[list[float]]] = {name: [] for name in ("good", *planted)}
     leads: dict[str, list[float]] = {name: [] for name in planted}
-    for seed in range(4 if quick else 12):
-        rows = np.random.default_rng(seed).permutation(len(pool.length))[:CALIBRATION]
+    for seed in range(calibrations):
+        rows = np.arange(seed * CALIBRATION, (seed + 1) * CALIBRATION)
         guard = calibrate(pool.rollouts[rows], GuardConfig(ALPHA), seed)
         limits = pointwise(guard, pool.rollouts[rows[CALIBRATION // 2 :]])
         novelty = run_guard(guard, fresh.rollouts)
         sums["good"].append([float((first_alarm(novelty, x) < STEPS).mean()) for x in (guard.threshold, limits)])
         for name, played in planted.items():
             bad = played.keep(failed(played, worst))
-            if not len(bad.length):
+            if len(bad.length) < HARMLESS * len(played.length):
                 continue
             novelty = run_guard(guard, bad.rollouts)
             alarms = [first_alarm(novelty, x) for x in (guard.threshold, limits)]
@@ -142,11 +145,11 @@ def _summary(
     rate, point = np.mean(sums["good"], axis=0)
     spread = float(np.std([s[0] for s in sums["good"]]))
     rows: list[list[Any]] = [[task, "good", "-", f"{rate:.3f} ± {spread:.3f} alarms", f"{point:.3f}", "-", "-"]]
-    claims = [Claim(f"{task}: distance of the false-alarm rate from {ALPHA:g}", abs(rate - ALPHA), 0.03, False)]
+    claims = [Claim(f"{task}: distance of the false-alarm rate from {ALPHA:g}", float(abs(rate - ALPHA)), 0.03, False)]
     for name, played in planted.items():
         share = float(failed(played, worst).mean())
         if not sums[name]:
-            rows.append([task, name, "0", "no failures", "-", "-", "-"])
+            rows.append([task, name, f"{share:.2f}", "harmless", "-", "-", "-"])
             continue
         caught, by_point = np.mean(sums[name], axis=0)
         lead = np.array(leads[name]) * dt if leads[name] else np.array([np.nan])
@@ -154,7 +157,8 @@ def _summary(
         rows.append([task, name, f"{share:.2f}", f"{caught:.3f} caught", f"{by_point:.3f}",
                      f"{np.median(lead):.2f} s {ends}", f"{np.percentile(lead, 10):.2f} s"])  # fmt: skip
         claims.append(Claim(f"{task}: failures caught after a {name}", float(caught), 0.8))
-    return rows, claims, {"rate": rate, "pointwise_rate": point, "spread_over_calibrations": spread}
+    return rows, claims, {"rate": float(rate), "pointwise_rate": float(point), "spread_over_calibrations": spread,
+                          "calibrations": len(sums["good"]), "rows": rows}  # fmt: skip
 
 
 def main() -> None:

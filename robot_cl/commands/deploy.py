@@ -94,7 +94,8 @@ def run_rehearse(call: Call, options: RehearseWords) -> Outcome:
     plain: dict[str, Any] = {k: v for k, v in vars(options).items() if k not in ("robot", *times)}
     with call.working("rehearsing"):
         found = rehearse(bundle, robot, RehearseOptions(**plain | times))
-    call.say(f"robot: {named(robot)}" if robot else "robot: made from the contract alone; nothing can be armed with this")
+    alone = "made from the contract alone; nothing can be armed with this"
+    call.say(f"robot: {named(robot) if robot else alone}")
     show_checks(call, found.checks)
     for note in found.notes:
         call.say(f"  • {note}")
