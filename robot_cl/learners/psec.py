@@ -43,7 +43,7 @@ class PSECConfig(LearnerConfig):
     kind: Kind = Kind.diffusion  # diffusion or flow; ignored when a policy is loaded
     skill: Skill = Skill.imitation  # imitation, reward, or cost (then the data's reward is read as minus the cost)
     scale: float = 4.0  # multiplies an adapter's change while it trains; stored inside the factors
-    lr: float = 3e-4  # AdamW's learning rate of the policy; skills: 1e-3
+    lr: float = 3e-4  # AdamW's learning rate of the policy; a skill: 1e-3 to 3e-3
     decay: int = 0  # updates over which the policy's learning rate falls to zero along a cosine, 0: constant
     weight_decay: float = 0.01  # of AdamW, per unit of learning rate
     ema: float = 0.001  # how far the published average moves per update (early on more, see `average_rate`)
