@@ -1,11 +1,11 @@
 """Does the conformal guard keep its promise, and does it see a robot fail? Hopper and half-cheetah with their experts.
 
-Calibrated on 100 rollouts of 200 steps for 10 % false alarms. Fresh good rollouts give the rate it really has, averaged
-over calibrations that share no rollout (one of n rollouts is off by about sqrt(α(1−α)/(n/2)) by chance). Then a fault is
-planted at step 100: friction drops, a payload is hung on, a motor dies. A rollout failed if it fell, or if its return
-after the fault is below all but one in a hundred of the good ones'; a fault after which hardly any fails is harmless to
-this robot and proves nothing. A failure is caught if the alarm comes after the fault and before the fall. A threshold per
-time step with the same rate, beside it, shows why the maximum over time is taken.
+Calibrated on 100 rollouts of 200 steps for 10 % false alarms. Fresh good rollouts give the rate it really has,
+averaged over calibrations that share no rollout (one of n rollouts is off by about sqrt(α(1−α)/(n/2)) by chance). Then
+a fault is planted at step 100: friction drops, a payload is hung on, a motor dies. A rollout failed if it fell, or if
+its return after the fault is below all but one in a hundred of the good ones'; a fault after which hardly any fails is
+harmless to this robot and proves nothing. A failure is caught if the alarm comes after the fault and before the fall.
+A threshold per time step with the same rate, beside it, shows why the maximum over time is taken.
 
     python benchmarks/guard.py --quick
 """

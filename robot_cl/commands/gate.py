@@ -23,6 +23,7 @@ class GateOptions:
     skill: str | None = None  # NEW (a run that trained an adapter) against this skill's present version
     base: str | None = None  # which library, where several have the skill
     member: int = 0  # training seed of NEW's adapter
+    rate: float = 1.0  # how far the skill moves towards NEW, such as 0.2 for one learned fast on a robot
     threads: int | None = None  # none: all cores
 
 
@@ -56,6 +57,7 @@ def gate_two(call: Call, options: GateOptions) -> GateVerdict:
 
 
 def gate_skill(call: Call, options: GateOptions) -> GateVerdict:
+    from policies.fast_slow import part_way
     from robot_cl.commands.runs import find_run
     from robot_cl.continual.promotion import promote_skill
     from robot_cl.continual.release_gate import GateConfig
@@ -66,9 +68,11 @@ def gate_skill(call: Call, options: GateOptions) -> GateVerdict:
     found, base = run_skill(find_run(call.words[0]), options.member), base_policy(library)
     tasks = options.tasks or _own_task(base)
     config = GateConfig(options.margin, options.confidence)
+    slow = library.adapter(options.skill)
+    fast = found.adapter if options.rate == 1.0 else part_way(slow, found.adapter, options.rate)
     with call.working("playing the same episodes with both versions"):
         return promote_skill(
-            library, base, options.skill, found.adapter, found.card, tasks, options.episodes, options.seed, config,
+            library, base, options.skill, fast, found.card, tasks, options.episodes, options.seed, config,
             threads=options.threads,
         )  # fmt: skip
 

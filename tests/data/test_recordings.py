@@ -143,6 +143,45 @@ def test_training_goes_on_from_real_and_simulated_data_together(root: Path, tmp_
     assert load_policy(folder).act(real.recording().obs[:3]).shape == (3, 6)
 
 
+def test_what_was_learned_on_the_robot_moves_the_deployed_skill_only_through_the_gate(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Recording -> real+sim -> fast adapter -> part of the way -> release gate -> library."""
+    from policies.adapter import distance
+    from policies.fast_slow import part_way
+    from robot_cl.cli import main
+    from robot_cl.learners.base import Trainable
+    from robot_cl.learners.bc import BCConfig
+    from robot_cl.run_config import TrainConfig
+    from robot_cl.skills import add_run, run_skill
+    from robot_cl.train import train
+
+    drive(tmp_path / "a.mcap", 3.0)
+    import_dataset(tmp_path / "a.mcap", "robot/arm-v0")
+    collect("arm-reach", [random_part("arm-reach")], 300, "arm/random-v0", threads=1)
+
+    def learned(data: str, steps: int, **more: Any) -> Path:
+        learner = BCConfig(trainable=Trainable.adapter if more else Trainable.full, rank=2)
+        learner.actor.hidden = (8,)
+        config = TrainConfig(task="arm-reach", data=data, offline_steps=steps, eval_every=0, tensorboard=False, **more)
+        return train(config, learner)
+
+    base = learned("arm/random-v0", 5)
+    library, _ = add_run(learned("arm/random-v0", 30, init_from=str(base), seed=1), "deployed", tmp_path / "library")
+    fast, before = learned("3*robot/arm-v0+arm/random-v0", 60, init_from=str(base), seed=2), library.adapter("deployed")
+    words = ["gate", str(fast), "skill=deployed", f"base={library.folder}", "rate=0.25", "episodes=3", "threads=1"]
+    assert main([*words, "tasks=[arm-reach]", "margin=1e-6", "--json"]) == 1
+    assert library.adapter("deployed").layers.keys() == before.layers.keys()
+    assert distance(library.adapter("deployed"), before) == 0.0, "what may be worse changes nothing"
+    capsys.readouterr()
+    assert main([*words, "tasks=[arm-reach]", "margin=0.99", "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict["promoted"] and verdict["next"] == "skills rollback deployed"
+    wanted = part_way(before, run_skill(fast).adapter.with_header(before.header), 0.25)
+    library.refresh()
+    assert distance(library.adapter("deployed"), wanted) < 1e-4 < distance(library.adapter("deployed"), before)
+
+
 def test_datasets_of_different_robots_are_not_mixed(root: Path) -> None:
     collect("arm-reach", [random_part("arm-reach")], 40, "arm/random-v0", threads=1)
     collect("hopper", [random_part("hopper")], 40, "hopper/random-v0", threads=1)
