@@ -317,9 +317,9 @@ class UniO4(PPO):
         mean, log_std = self.members.heads(self._each(z))
         log_ratio = self.members.log_prob(mean, log_std, action) - old_log_prob
         loss = clipped_improvement(log_ratio, advantage, c.improve_clip)  # (P·n,)
-        beyond = self._distance(self._each(z), mean).mean(-1) - (0.8 * c.gate.reach) ** 2
+        beyond = self._distance(self._each(z), mean) - (0.8 * c.gate.reach) ** 2  # state by state: rare ones count most
         hold = HOLD if c.compat is Compat.ours else 0.0
-        (loss + hold * beyond.clamp(min=0.0)).sum().backward()
+        (loss + hold * beyond.clamp(min=0.0).mean(-1)).sum().backward()
         self.opts["members"].step()
         return {"improve_loss": loss.detach().view(self.seeds, n).mean(1)}
 
