@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 
 from robot_cl import report_sections as sections
+from robot_cl import svg_maps
+from robot_cl.activity import read_activity
 from robot_cl.report_composition import composition_section
+from robot_cl.report_continual import continual_headline, continual_section
 from robot_cl.run_folder import RunFolder, open_run
 from robot_cl.scores import Entry, headline_entry, interval_text
 
@@ -44,11 +47,14 @@ def render(page: dict[str, Any]) -> str:
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.undefined = jinja2.StrictUndefined
     css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("tables.js", "report.js"))
     from markupsafe import Markup
 
     template = environment.get_template("report.html.j2")
     written = datetime.now(UTC).astimezone().strftime("%d %B %Y, %H:%M")
-    return template.render(page=page, css=Markup(css), version=version("robot-cl"), written=written)
+    return template.render(
+        page=page, css=Markup(css), script=Markup(script), version=version("robot-cl"), written=written
+    )
 
 
 def make_page(runs: Sequence[RunFolder], title: str | None = None, lead: str = "") -> dict[str, Any]:
@@ -61,7 +67,9 @@ def make_page(runs: Sequence[RunFolder], title: str | None = None, lead: str = "
         "tiles": tiles(runs),
         "films": films(runs),
         "scores": sections.scores_section(runs),
-        "composition": composition_section(runs),
+        "continual": continual_section(last),
+        "composition": next((c for run in reversed(runs) if (c := composition_section(run))), None),
+        "plots": plots(last),
         "curves_about": sections.curves_about(runs),
         "curves": [group for run in runs if (group := sections.charts(run, len(runs) > 1))],
         "data": sections.data_facts(runs),
@@ -81,7 +89,7 @@ def headline(run: RunFolder) -> str:
     text += f" from {config['data']}" if config.get("data") else ""
     text += f", continuing {Path(config['init_from']).name}" if config.get("init_from") else ""
     if not run.scores:
-        return f"{text}. Not evaluated yet."
+        return f"{text}. Not evaluated yet." if config.get("kind") != "continual" else continual_headline(run)
     best = headline_entry(run.scores)
     seeds = f", {best.members} training seeds" if best.members > 1 else ""
     return f"{text}: mean return {interval_text(best.mean, best.mean_interval)} over {_episodes(best)}{seeds}."
@@ -113,7 +121,7 @@ def _episodes(entry: Entry) -> str:
 # Films
 
 
-def films(runs: Sequence[RunFolder]) -> list[dict[str, str]]:
+def films(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
     """Every film of the runs' evaluations, then the other mp4 files beside them, until the page is full."""
     found, size, seen = [], 0, set()
     for run in runs:
@@ -126,8 +134,31 @@ def films(runs: Sequence[RunFolder]) -> list[dict[str, str]]:
             seen.add(path)
             size += path.stat().st_size
             encoded = base64.b64encode(path.read_bytes()).decode("ascii")
-            found.append({"base64": encoded, "name": name.replace("-", " "), "note": note})
+            found.append({"base64": encoded, "name": name.replace("-", " "), "note": note, "strip": _strip(path)})
     return found
+
+
+def _strip(film: Path) -> Any:
+    """Which skill was active when, where the evaluation has noted it."""
+    from markupsafe import Markup
+
+    found = read_activity(film)
+    if found is None:
+        return None
+    return Markup(svg_maps.strip(found.skills, np.array(found.values, dtype=np.float64), found.dt))
+
+
+def plots(run: RunFolder) -> list[dict[str, str]]:
+    """The figures of a study that keeps its own, such as that of objective mismatch; none elsewhere."""
+    if not (run.path / "mismatch.json").exists():
+        return []
+    named = {"metrics": "return against every error", "gaps": "what the planner is fooled by", "lengths": "how long"}
+    files = [(run.path / "plots" / f"{name}.png", title) for name, title in named.items()]
+    return [
+        {"base64": base64.b64encode(path.read_bytes()).decode("ascii"), "title": title}
+        for path, title in files
+        if path.is_file() and path.stat().st_size < MAX_FILM_BYTES
+    ]
 
 
 def _unlisted(others: Sequence[tuple[str, str, str]], entries: Sequence[tuple[str, str, str]]) -> list[Any]:

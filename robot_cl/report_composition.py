@@ -50,7 +50,7 @@ def _left_out(data: dict[str, Any]) -> Any:
     without = data.get("left_out") or {}
     if not whole or not without:
         return None
-    rows = [svg.Row(name, 100.0 * (loss / whole - 1.0)) for name, loss in without.items()]
+    rows = [svg.Row(f"without {name}", 100.0 * (loss / whole - 1.0)) for name, loss in without.items()]
     return _markup(svg_maps.bars(sorted(rows, key=lambda row: -row.estimate), "% more held-out loss without it"))
 
 
@@ -72,7 +72,7 @@ def library_map(folder: Path, marked: list[str]) -> dict[str, Any] | None:
     names = sorted(library.names(), key=lambda name: (name not in marked, name))[:MOST_PLACED]
     if len(names) < 3:
         return None
-    at, kept = placed(np.stack([library.sketch_of(name) for name in names]))
+    at, kept = placed(np.stack([library.sketch(library.adapter(name)).numpy() for name in names]))
     chart = svg_maps.places(names, at, marked, "skills by what they do")
     return {"svg": _markup(chart), "kept": f"{100 * kept:.0f} %", "count": len(names), "base": folder.name}
 

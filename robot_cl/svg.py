@@ -189,20 +189,28 @@ def _mark(mark: Mark, x_at: Callable[[float], float], y_at: Callable[[float], fl
 
 def _band(curve: Curve, k: int, x_at: Callable[[float], float], y_at: Callable[[float], float]) -> str:
     assert curve.low is not None and curve.high is not None
-    kept = np.isfinite(curve.low) & np.isfinite(curve.high)
-    x, low, high = curve.x[kept], curve.low[kept], curve.high[kept]
-    if len(x) < 2:
-        return ""
-    upper = [f"{x_at(a):.1f},{y_at(b):.1f}" for a, b in zip(x, high, strict=True)]
-    lower = [f"{x_at(a):.1f},{y_at(b):.1f}" for a, b in zip(x[::-1], low[::-1], strict=True)]
-    return f'<polygon class="band c{k % 6}" points="{" ".join(upper + lower)}"/>'
+    parts = []
+    for part in _runs(np.isfinite(curve.low) & np.isfinite(curve.high)):
+        x, low, high = curve.x[part], curve.low[part], curve.high[part]
+        upper = [f"{x_at(a):.1f},{y_at(b):.1f}" for a, b in zip(x, high, strict=True)]
+        lower = [f"{x_at(a):.1f},{y_at(b):.1f}" for a, b in zip(x[::-1], low[::-1], strict=True)]
+        parts.append(f'<polygon class="band c{k % 6}" points="{" ".join(upper + lower)}"/>' if len(x) > 1 else "")
+    return "".join(parts)
+
+
+def _runs(known: np.ndarray) -> list[np.ndarray]:
+    """Indices of each unbroken run of True."""
+    places = np.flatnonzero(known)
+    return np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if len(places) else []
 
 
 def _line(curve: Curve, k: int, x_at: Callable[[float], float], y_at: Callable[[float], float]) -> str:
     kept = np.isfinite(curve.y)
     points = [(x_at(a), y_at(b)) for a, b in zip(curve.x[kept], curve.y[kept], strict=True)]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    line = f'<polyline class="line c{k % 6}" points="{path}"/>'
+    line = ""
+    for part in _runs(kept):
+        path = " ".join(f"{x_at(a):.1f},{y_at(b):.1f}" for a, b in zip(curve.x[part], curve.y[part], strict=True))
+        line += f'<polyline class="line c{k % 6}" points="{path}"/>'
     if len(points) > 60:
         return line
     readings = zip(points, curve.x[kept], curve.y[kept], strict=True)
