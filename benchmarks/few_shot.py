@@ -40,7 +40,8 @@ KEPT = ROOT / "runs" / "benchmarks" / "few_shot"
 CHOICES = {"choice by loss": "by_loss", "choice by episodes": "by_return"}
 TEN = 10  # demonstrations, of the claims
 # Measured at every number of demonstrations; other rows at ten of them only.
-EVERY_COUNT = {"scratch", "full fine-tune", "fresh adapter", "fixed α", "learned α(s)", "residual", "composition"}
+_TRAINED = ("scratch", "scratch with own statistics", "full fine-tune", "fresh adapter", "residual")
+EVERY_COUNT = {*_TRAINED, "fixed α", "learned α(s)", "composition"}
 
 
 class Bench:

@@ -27,6 +27,7 @@ from policies.adapter import Adapter, random_like
 from policies.diffusion import GenerativeActor
 from policies.lora import attach, extract, merge_into
 from policies.networks import generators
+from policies.normalizer import Normalizer
 
 Play = Callable[[Tensor], Tensor]  # obs (M, E, OBS) -> action (M, E, ACT)
 
@@ -122,6 +123,16 @@ class Rows:
     def scratch(self) -> Play:
         return self.whole(self.setting.new_actor(80, self.members))
 
+    def scratch_alone(self) -> Play:
+        """From nothing but the demonstrations: their own statistics too, not those of the base's data."""
+        actor, pools = self.setting.new_actor(80, self.members), self.pools
+        own = Normalizer(self.setting.widths[0], population=self.members)
+        for p in range(self.members):
+            norm = Normalizer(self.setting.widths[0]).fit(pools.obs[pools.index[p, : pools.count[p]]].cpu())
+            own.mean[p, 0], own.var[p, 0] = norm.mean, norm.var.clamp_min(1e-6)
+        actor.normalizer = own.freeze().to(self.setting.device)
+        return self.whole(actor)
+
     def full(self) -> Play:
         return self.whole(copies(self.base, self.members))
 
@@ -209,6 +220,7 @@ class Rows:
 
 LEARNED = {
     "scratch": Rows.scratch,
+    "scratch with own statistics": Rows.scratch_alone,
     "full fine-tune": Rows.full,
     "full fine-tune of the skill": Rows.full_from_skill,
     "fresh adapter": Rows.fresh,
