@@ -143,23 +143,34 @@ def test_a_lone_skill_at_its_own_weight_is_that_skill(name, actor, skills):
     a_lone_skill_at_its_own_weight_is_that_skill(build, actor, skills)
 
 
-@pytest.mark.parametrize("name", COMPOSERS)
-def test_adding_or_removing_a_skill_changes_no_other_skills_output(name, actor, skills, make_skill):
-    """Each skill alone, as the library serves it, answers the same bits in whatever company it was stored."""
+def company_changes_no_skill(serve, actor, skills, make_skill):
+    """`serve(actor, company)` gives each skill's policy: the same bits, whatever is added, removed or trained again."""
 
     def hashes(company):
-        mixture = Mixture(actor, company)  # using them together must leave no trace
-        ComposedActor(mixture, _random(name, _shape(mixture))).act(_obs())
-        alone = {n: Mixture(actor, {n: s}) for n, s in company.items()}
-        ones = {n: COMPOSERS["fixed"](_shape(m), [1.0]) for n, m in alone.items()}
-        return {n: output_hash(ComposedActor(m, ones[n]).act, _obs()) for n, m in alone.items()}
+        return {name: output_hash(act, _obs()) for name, act in serve(actor, company).items()}
 
     before = hashes(skills)
     more = hashes({"new": make_skill(actor, 9), **skills})
     fewer = hashes({n: skills[n] for n in list(skills)[1:]})
+    again = hashes({**skills, "s0": make_skill(actor, 10)})
     assert len(set(before.values())) == SKILLS
     assert {n: more[n] for n in before} == before
     assert fewer == {n: before[n] for n in fewer}
+    assert {n: h for n, h in again.items() if n != "s0"} == {n: h for n, h in before.items() if n != "s0"}
+    assert again["s0"] != before["s0"]
+
+
+@pytest.mark.parametrize("name", COMPOSERS)
+def test_adding_removing_or_retraining_skills_changes_no_other_skills_output(name, actor, skills, make_skill):
+    """Each skill alone, as the library serves it, answers the same bits in whatever company it was stored."""
+
+    def serve(actor, company):
+        mixture = Mixture(actor, company)  # using them together must leave no trace
+        ComposedActor(mixture, _random(name, _shape(mixture))).act(_obs())
+        alone = {n: Mixture(actor, {n: s}) for n, s in company.items()}
+        return {n: ComposedActor(m, COMPOSERS["fixed"](_shape(m), [1.0])).act for n, m in alone.items()}
+
+    company_changes_no_skill(serve, actor, skills, make_skill)
 
 
 # ------------------------------------------------------------------------------------------------ planted mutants
@@ -180,6 +191,34 @@ class _ScaleTwice(Composer):
 class _NeverQuiet(_ScaleTwice):
     def forward(self, obs, task=None):
         return (self.weights + 1e-7).unsqueeze(0)
+
+
+def _shared_weights(actor, company):
+    """All skills written into one network, each served from there, as fine-tuning one after the other would."""
+    module = copy.deepcopy(actor)
+    policies = {}
+    for name, skill in company.items():
+        merge_into(module, skill)
+        policies[name] = ComposedActor(
+            Mixture(module, {name: skill}), COMPOSERS["fixed"](_shape_of_one(module, skill))
+        ).act
+    return policies
+
+
+def _shape_of_one(module, skill):
+    return CompositionShape.of(Mixture(module, {"only": skill}), OBS)
+
+
+def _share_of_the_company(actor, company):
+    """Each skill at weight 1/K, as an average over everything in the library would."""
+    alone = {n: Mixture(actor, {n: s}) for n, s in company.items()}
+    return {n: ComposedActor(m, COMPOSERS["fixed"](_shape(m), [1 / len(company)])).act for n, m in alone.items()}
+
+
+@pytest.mark.parametrize("mutant", [_shared_weights, _share_of_the_company])
+def test_a_library_that_forgets_is_caught(mutant, actor, skills, make_skill):
+    with pytest.raises(AssertionError):
+        company_changes_no_skill(mutant, actor, skills, make_skill)
 
 
 def test_broken_composers_are_caught(actor, skills):
