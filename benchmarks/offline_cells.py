@@ -142,6 +142,7 @@ METHODS = {
     "rebrac": Method(ReBRACConfig, OFFLINE),
     "lcb": Method(LCBConfig, OFFLINE),
     "uni_o4": Method(UniO4Config, UniO4Config().offline_steps, cost=3),
+    "uni_o4, reach 0.1": Method(lambda: UniO4Config(gate=GateConfig(reach=0.1)), UniO4Config().offline_steps, cost=1),
     "uni_o4, no reach": Method(lambda: UniO4Config(gate=GateConfig(reach=1e3)), UniO4Config().offline_steps, cost=1),
     "uni_o4, mean values": Method(lambda: UniO4Config(expectile=0.5), UniO4Config().offline_steps, cost=1),
     "cal_ql": Method(CalQLConfig, 20_000),
