@@ -34,7 +34,7 @@ from robot_cl.continual.methods import METHODS, REFERENCE
 from robot_cl.continual.run import HIDDEN, ContinualConfig, prepare, read_facts
 from robot_cl.data.atomic import write_json
 from robot_cl.learners.ppo import PPOConfig
-from robot_cl.provenance import simulator_fingerprint
+from robot_cl.provenance import provenance, simulator_fingerprint
 
 KEPT = common.ROOT / "runs" / "benchmarks" / "continual"
 BASE = "base"
@@ -90,7 +90,8 @@ def measure(cell: str, quick: bool) -> None:
     elif name != BASE:
         record["rows"] = run_method(name, setup, config.measuring)
         record["facts"] = read_facts(setup.folder, len(record["rows"]))
-    record |= {"cpu_s": round(time.process_time() - began, 1), "provenance": common.provenance()}
+    about = provenance(setup.stream.base.task, None, config.seed, 1, "cpu")
+    record |= {"cpu_s": round(time.process_time() - began, 1), "provenance": about}
     kept(cell, quick).parent.mkdir(parents=True, exist_ok=True)
     write_json(kept(cell, quick), record)
 

@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "serve": ("serve", "SERVE", "runs, skills and reports in a browser, live, on this machine alone"),
     "mismatch": ("mismatch", "MISMATCH", "which error of a dynamics model tells what it is worth to a planner"),
     "compare": ("compare", "COMPARE", "two or more runs side by side, with intervals"),
+    "transfer": ("transfer", "TRANSFER", "what skills are worth for a new task: eight rows, four interventions"),
     "continual": ("continual", "CONTINUAL", "task after task: what each method keeps, and what it carries over"),
     "gate": ("gate", "GATE", "may a new policy or skill take the place of the old one?"),
     "skills add": ("skills", "ADD", "keep what a run has learned, in the library of its base"),

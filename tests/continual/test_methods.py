@@ -17,8 +17,8 @@ from robot_cl.continual.methods.ewc import fisher_diagonal
 from robot_cl.continual.methods.multitask import JoinedWorlds, told, widened
 from robot_cl.continual.methods.one_network import body, head
 from robot_cl.continual.methods.packnet import FREE, largest
-from robot_cl.continual.stage_worlds import stage_world
 from robot_cl.continual.stage_training import StageTraining
+from robot_cl.continual.stage_worlds import stage_world
 
 MakeSetup = Callable[..., Setup]
 QUICK = Measuring(episodes=2, points=2, curve_episodes=1, save_every=32)

@@ -13,8 +13,8 @@ from robot_cl.batch import Transitions
 from robot_cl.continual.actors import State
 from robot_cl.continual.method import Setup
 from robot_cl.continual.methods.one_network import OneNetwork, flat, listed
-from robot_cl.learners.replay import draw
 from robot_cl.learners.base import Learner
+from robot_cl.learners.replay import draw
 
 BATCH = 256
 

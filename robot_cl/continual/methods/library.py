@@ -189,9 +189,10 @@ class SkillLibrary(Method):
         if twins:
             name = twins[0]
         else:
+            where = stage.task if stage.shift == "none" else f"{stage.task} · {stage.shift}"
             card = SkillCard(
                 name, description=f"{stage.task} under {stage.shift}", learner=self.setup.learner_name,
-                seed=self.setup.seed + p, scores={stage.task: level}, created=float(k + 1),
+                seed=self.setup.seed + p, scores={where: level}, created=float(k + 1),
             )  # fmt: skip
             residual = extract(learner.actor, p).with_header(library.header)
             library.publish(name, residual, card, replace=True, parents=route.mix or None)

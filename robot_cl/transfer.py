@@ -1,0 +1,310 @@
+"""What skills are worth for a new task: eight rows that any claim of transfer has to be read beside, four
+interventions that show where it comes from, and how many demonstrations it saves.
+
+A row is a way to come by a policy from a base, its skills and some demonstrations; every row of a table gets the same
+demonstrations and, where it trains, the same number of updates. "composition" without its rows says nothing: a walker
+that merely stands scores 166 of 1000 on walking.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from policies.adapter import random_like
+from policies.composed import ComposedActor
+from policies.composers import Composer
+from policies.intrinsic import attach_subspace
+from policies.lora import base_layer, layer_shape, linear_layers
+from policies.mixture import Mixture
+from robot_cl import stats
+from robot_cl.demonstrations import Demonstrations
+from robot_cl.imitation import descend, imitation_loss, train_composer
+from robot_cl.routes import Fitted, Known, Route, RouteSettings
+from robot_cl.skills import with_skills
+
+Play = Callable[[Any], np.ndarray]  # an actor of population 1, or a ComposedActor -> returns (episodes,)
+ENOUGH = 0.8  # of the expert's return, for demonstrations-to-80 %
+
+
+class TransferRows:
+    """The rows of one table for one set of demonstrations. Remembers what was fitted, each when first asked for."""
+
+    def __init__(self, known: Known, demos: Demonstrations, settings: RouteSettings):
+        if not known.skills:
+            raise ValueError("transfer needs at least one skill; robot-cl skills add RUN makes one")
+        self.known, self.demos, self.settings = known, demos, settings
+        self.fitted = Fitted(known, demos, settings)
+
+    def base(self) -> nn.Module:
+        """The base as it is."""
+        return self.known.base
+
+    def best_skill(self) -> nn.Module:
+        """The single skill that fits the demonstrations best, as it is."""
+        losses = {name: self.fitted._alone(self.known, name) for name in self.known.skills}
+        return with_skills(self.known.base, self.known.skills, {min(losses, key=losses.__getitem__): 1.0})
+
+    def scratch(self) -> nn.Module:
+        """The base's architecture from random weights, on the demonstrations alone."""
+        return self._trained(reinitialised(self.known.base, self.settings.seed))
+
+    def fine_tune(self) -> nn.Module:
+        """All weights of the base."""
+        return self._trained(copy.deepcopy(self.known.base))
+
+    def fresh(self) -> nn.Module:
+        """A new adapter on the base, no skill."""
+        return self.fitted.route("fresh").module
+
+    def fixed(self) -> nn.Module:
+        """One tuned number per skill."""
+        return Fitted(self.known, self.demos, replace(self.settings, composer="fixed")).route("composition").module
+
+    @cached_property
+    def _gated(self) -> Route:
+        return Fitted(self.known, self.demos, replace(self.settings, composer="psec")).route("composition")
+
+    def gate(self) -> nn.Module:
+        """Coefficients that read the observation, α(s)."""
+        return self._gated.module
+
+    def residual(self) -> nn.Module:
+        """A new adapter on top of the best composition."""
+        return self.fitted.route("residual").module
+
+    # The interventions
+
+    def random_skills(self) -> nn.Module:
+        """I1: α(s) learned over random factors of the same norms. What is left is not the skills' content."""
+        rng = torch.Generator().manual_seed(self.settings.seed + 1)
+        drawn = {name: random_like(adapter, rng) for name, adapter in self.known.skills.items()}
+        settings = replace(self.settings, composer="psec")
+        return Fitted(replace(self.known, skills=drawn), self.demos, settings).route("composition").module
+
+    def blind_gate(self) -> nn.Module:
+        """I2: α learned and used without sight of the observation. What is lost is what reading it was worth."""
+        s, seen = self.settings, self._gated.module
+        assert isinstance(seen, ComposedActor)
+        composed = ComposedActor(seen.mixture, Blind(self._fresh_gate(seen)), seen.level)
+        train_composer(composed, self.demos, s.steps, s.lr or 3e-4, s.batch, s.seed)
+        return composed.eval().requires_grad_(False)
+
+    def _fresh_gate(self, like: ComposedActor) -> Composer:
+        settings = replace(self.settings, composer="psec")
+        return Fitted(self.known, self.demos, settings)._untrained(like.composer.shape)
+
+    def permuted(self) -> nn.Module:
+        """I3: the skills exchanged after α was learned. It must collapse, or α never meant the skills."""
+        seen, names = self._gated.module, list(self.known.skills)
+        assert isinstance(seen, ComposedActor)
+        if len(names) < 2:
+            raise ValueError("exchanging skills needs two of them")
+        turned = dict(zip(names, [self.known.skills[n] for n in [*names[1:], names[0]]], strict=True))
+        return ComposedActor(Mixture(self.known.base, turned), seen.composer, seen.level).eval()
+
+    def subspace(self) -> nn.Module:
+        """I4: as many numbers as α(s) has parameters (at most all weights), in a random subspace of the base's."""
+        seen = self._gated.module
+        assert isinstance(seen, ComposedActor)
+        count = sum(p.numel() for p in seen.composer.parameters())
+        student = copy.deepcopy(self.known.base)
+        room = sum(layer_shape(layer)[0] * layer_shape(layer)[1] for *_, layer in linear_layers(student))
+        theta = attach_subspace(student, min(count, room), torch.Generator().manual_seed(self.settings.seed))
+        self._descend(student, [theta], self.settings.steps, 1e-2)
+        return student.eval().requires_grad_(False)
+
+    def _trained(self, student: nn.Module) -> nn.Module:
+        student.train().requires_grad_(True)
+        self._descend(student, list(student.parameters()), self.settings.adapter_steps, self.settings.adapter_lr)
+        return student.eval().requires_grad_(False)
+
+    def _descend(self, student: nn.Module, parameters: list[nn.Parameter], steps: int, lr: float) -> None:
+        rng = torch.Generator().manual_seed(self.settings.seed)
+        descend(
+            lambda obs, action: imitation_loss(student, obs, action, rng), parameters, self.demos, steps, lr,
+            self.settings.batch, rng,
+        )  # fmt: skip
+
+
+ROWS: dict[str, tuple[str, str]] = {  # name -> method of TransferRows, what it is
+    "base": ("base", "the base, zero-shot"),
+    "best skill": ("best_skill", "the best single skill, zero-shot"),
+    "scratch": ("scratch", "the same network from random weights"),
+    "fine-tune": ("fine_tune", "all weights of the base"),
+    "fresh adapter": ("fresh", "a new adapter on the base"),
+    "fixed α": ("fixed", "one tuned number per skill"),
+    "learned α(s)": ("gate", "coefficients that read the observation"),
+    "residual": ("residual", "a new adapter on the best composition"),
+}
+INTERVENTIONS: dict[str, tuple[str, str]] = {
+    "I1 random skills": ("random_skills", "α(s) over random factors of the same norm"),
+    "I2 blind α": ("blind_gate", "α without sight of the observation"),
+    "I3 exchanged skills": ("permuted", "skills exchanged after α(s) was learned: must collapse"),
+    "I4 random subspace": ("subspace", "as many numbers in a random subspace"),
+}
+FREE = ("base", "best skill")  # rows that learn nothing from the demonstrations
+
+
+class Blind(Composer):
+    """A composer that is shown zeros instead of the observation."""
+
+    def __init__(self, composer: Composer):
+        super().__init__(composer.shape)
+        self.composer = composer
+
+    def forward(self, obs: Tensor, task: Tensor | None = None) -> Any:
+        return self.composer(torch.zeros_like(obs), task)
+
+
+@torch.no_grad()
+def reinitialised(base: nn.Module, seed: int) -> nn.Module:
+    """A copy with every linear layer drawn anew, uniform ±1/sqrt(d_in) as torch does; statistics stay."""
+    fresh, rng = copy.deepcopy(base), torch.Generator().manual_seed(seed)
+    for *_, layer in linear_layers(fresh):
+        bare: Any = base_layer(layer)
+        bound = layer_shape(bare)[1] ** -0.5
+        for p in (bare.weight, bare.bias):
+            if p is not None:
+                p.copy_((torch.rand(p.shape, generator=rng) * 2.0 - 1.0) * bound)
+    return fresh
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: returns (draws, episodes), their mean with its interval over both, and that as a share of the expert's."""
+
+    name: str
+    what: str
+    demonstrations: int
+    returns: list[list[float]]
+    mean: float
+    interval: tuple[float, float] | None
+    share: float | None
+
+    @classmethod
+    def of(cls, name: str, what: str, count: int, returns: Sequence[np.ndarray], expert: float | None) -> Row:
+        several = len(returns[0]) > 1
+        found = stats.nested_bootstrap(list(returns), np.random.default_rng(0)) if several else None
+        mean = float(np.mean(returns))
+        return cls(
+            name, what, count, [r.tolist() for r in returns], mean, (found.low, found.high) if found else None,
+            mean / expert if expert else None,
+        )  # fmt: skip
+
+
+def table(
+    known: Known, draws: Sequence[Demonstrations], settings: RouteSettings, play: Play, expert: float | None,
+    names: Sequence[str], progress: Callable[[float, float, str], None] | None = None,
+) -> list[Row]:  # fmt: skip
+    """The named rows (or interventions), each fitted to every draw of demonstrations and played."""
+    rows, every = [TransferRows(known, d, replace(settings, seed=settings.seed + k)) for k, d in enumerate(draws)], {
+        **ROWS, **INTERVENTIONS,
+    }  # fmt: skip
+    made = []
+    for i, name in enumerate(names):
+        if name not in every:
+            raise LookupError(f"no row {name!r}; rows: {', '.join(every)}")
+        if progress is not None:
+            progress(i, len(names), name)
+        method, what = every[name]
+        try:
+            returns = [play(getattr(r, method)()) for r in rows]
+        except ValueError as problem:
+            if len(known.skills) > 1:
+                raise
+            what, returns = f"not possible: {problem}", []
+        if returns:
+            made.append(Row.of(name, what, 0 if name in FREE else draws[0].episodes, returns, expert))
+    return made
+
+
+def demonstrations_to(by_count: Mapping[int, float], expert: float, enough: float = ENOUGH) -> float:
+    """Fewest demonstrations whose mean return is at least `enough` of the expert's; infinite if none is."""
+    return min((count for count, mean in by_count.items() if mean >= enough * expert), default=float("inf"))
+
+
+def area_over_demonstrations(by_count: Mapping[int, float], expert: float) -> float:
+    """Mean share of the expert's return over the logarithm of the number of demonstrations (trapezoid)."""
+    counts = sorted(by_count)
+    if len(counts) == 1:
+        return by_count[counts[0]] / expert
+    x, y = np.log(counts), np.array([by_count[c] / expert for c in counts])
+    return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / (x[-1] - x[0]))
+
+
+def jump_start(rows: Mapping[str, Row]) -> float:
+    """Return of the best single skill minus the base's, before any demonstration."""
+    return rows["best skill"].mean - rows["base"].mean
+
+
+def leave_one_out(known: Known, demos: Demonstrations, settings: RouteSettings, play: Play) -> dict[str, np.ndarray]:
+    """Returns of α(s) learned again without each skill in turn; "" with all of them."""
+    found = {"": play(TransferRows(known, demos, settings).gate())}
+    for name in known.skills if len(known.skills) > 1 else ():
+        fewer = replace(known, skills={n: a for n, a in known.skills.items() if n != name})
+        found[name] = play(TransferRows(fewer, demos, settings).gate())
+    return found
+
+
+def cross_matrix(
+    known: Known, tasks: Sequence[str], play_on: Callable[[Any, str], np.ndarray]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Returns of the base ("") and each skill alone on each task: the matrix train × evaluate."""
+    actors: dict[str, Any] = {"": known.base}
+    actors |= {name: with_skills(known.base, known.skills, {name: 1.0}) for name in known.skills}
+    return {name: {task: play_on(actor, task) for task in tasks} for name, actor in actors.items()}
+
+
+def coverage(target: str | None, trained: Mapping[str, str | None], demos: Demonstrations, base: Any) -> list[str]:
+    """Which parts of a claim lie inside what was trained, in sentences.
+
+    `target` and `trained` {skill: shift} are names of shifts. Each number of the target is compared with the range the
+    skills (and the unchanged world) span; the demonstrations' observations with the base's own statistics.
+    """
+    from sim.shift import parse
+
+    def numbers(shift: str | None) -> dict[str, float]:
+        found = {}
+        for schedule in parse(shift or "none"):
+            for term in str(schedule.points[-1][1]).split("+"):
+                kind = term.rstrip("0123456789.-e").rstrip("=")
+                found[kind] = float(term[len(kind) :].lstrip("="))
+        return found
+
+    wanted, seen = numbers(target), {name: numbers(shift) for name, shift in trained.items()}
+    said = []
+    for kind, value in wanted.items():
+        neutral = 0.0 if kind.split(".")[0] in ("payload", "latency", "noise", "bias") else 1.0
+        there = [neutral, *(s[kind] for s in seen.values() if kind in s)]
+        inside = min(there) <= value <= max(there)
+        span = f"{min(there):g} to {max(there):g}"
+        said.append(f"{kind} {value:g}: {'inside' if inside else 'OUTSIDE'} the trained range {span}")
+    if len(wanted) > 1:
+        together = [name for name, s in seen.items() if set(wanted) <= set(s)]
+        parts = f"skill {together[0]} met all of them at once" if together else "no skill met them together"
+        said.append(f"{' and '.join(wanted)}: {parts}")
+    if not wanted:
+        said.append("the physics is unchanged; the task's own goal is what is new")
+    with torch.no_grad():
+        z = base.normalizer(demos.obs)
+    far = float((z.abs() > 3.0).float().mean())
+    return [*said, f"{100 * far:.1f} % of the demonstrations' readings lie more than 3 deviations from the base's data"]
+
+
+def describe_skill_shifts(cards: Mapping[str, Any]) -> dict[str, str | None]:
+    """skill -> shift, from the keys "task · shift" of its card's scores."""
+    found: dict[str, str | None] = {}
+    for name, card in cards.items():
+        shifts = [key.split(" · ")[1] for key in card.scores if " · " in key]
+        found[name] = shifts[0] if shifts else None
+    return found
+
+
