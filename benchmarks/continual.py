@@ -162,7 +162,8 @@ def claims_of(stream: str, found: dict[str, dict[str, Any]]) -> list[common.Clai
             ratio = ours["acc"]["estimate"] / found[other]["metrics"]["acc"]["estimate"]
             claims.append(common.Claim(f"{stream}: ACC of library / {other}", ratio, least))
     if "forward_transfer" in ours:
-        claims.append(common.Claim(f"{stream}: low end of library's forward transfer", ours["forward_transfer"]["low"], 0))
+        low = ours["forward_transfer"]["low"]
+        claims.append(common.Claim(f"{stream}: forward transfer of library, low end", low, 0))
     if "fresh" in found and "forward_transfer" in ours:
         terms = [found[name]["terms"]["forward_transfer"] for name in ("library", "fresh")]
         gap = stats.stratified_bootstrap(terms[0] - terms[1], np.random.default_rng(0), stats.mean)
@@ -189,7 +190,8 @@ def main() -> None:
         found = entries(stream, args.quick)
         if not found:
             continue
-        header = ("method", "ACC", "forgetting", "BWT", "forward transfer", "jump-start", "kB per task", "CPU s", "told task")
+        numbers = ("ACC", "forgetting", "BWT", "forward transfer", "jump-start")
+        header = ("method", *numbers, "kB per task", "CPU s", "told task")
         size = (QUICK if args.quick else FULL)[stream]
         print(f"\n{stream}: {size.steps:,} steps per task, {size.base_steps:,} for the base, {size.seeds} seeds")
         print(common.table(header, [row(name, found[name]) for name in SLOWEST if name in found]))

@@ -28,7 +28,8 @@ from robot_cl.data.behaviours import list_behaviours
 from sim.stream import get_stream
 
 TASK, PATIENCE, NOISE = "halfcheetah", 2000, 0.1
-SETTINGS = {"default": DetectorConfig(), "quicker": DetectorConfig(threshold=5.0), "quieter": DetectorConfig(threshold=20.0)}
+THRESHOLDS = {"default": DetectorConfig().threshold, "quicker": 5.0, "quieter": 20.0}
+SETTINGS = {name: DetectorConfig(threshold=value) for name, value in THRESHOLDS.items()}
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def main() -> None:
             every += [d for d, _ in found]
             early, steps_before = early + sum(n for _, n in found), steps_before + sum(t for _, t in runs)
             if name == "default":
-                rows.append((kind, len(late), len(found), float(np.median(late)) if late else float("inf"), max(late, default=0)))
+                middle = float(np.median(late)) if late else float("inf")
+                rows.append((kind, len(late), len(found), middle, max(late, default=0)))
         false = sum(len(alarms(quiet[:, i], config)) for i in range(robots))
         caught = [d for d in every if d is not None]
         summary[name] = {
@@ -114,12 +116,14 @@ def main() -> None:
             "of": len(every), "false_quiet": 1e5 * false / quiet.size, "false_before": 1e5 * early / steps_before,
         }  # fmt: skip
     print(common.table(("change", "noticed", "of", "median delay", "longest delay"), rows))
-    header = ("detector", "median delay", "90 % within", "noticed", "false alarms per 1e5 steps, no change", "before a change")
-    listed = [(n, s["median"], s["p90"], f"{s['noticed']}/{s['of']}", s["false_quiet"], s["false_before"]) for n, s in summary.items()]
+    header = ("detector", "median delay", "90 % within", "noticed", "false alarms per 1e5 steps", "before a change")
+    shown = ("median", "p90", "noticed", "false_quiet", "false_before")
+    listed = [(name, *(found[key] for key in shown)) for name, found in summary.items()]
     print("\n" + common.table(header, listed))
     chosen = summary["default"]
     share = stats.wilson(int(chosen["noticed"]), int(chosen["of"]))
-    print(f"\nnoticed within {PATIENCE:,} steps: {share.estimate:.3f} [{share.low:.3f}, {share.high:.3f}]; {quiet.size:,} quiet steps")
+    ends = f"[{share.low:.3f}, {share.high:.3f}]"
+    print(f"\nnoticed within {PATIENCE:,} steps: {share.estimate:.3f} {ends}; {quiet.size:,} steps without a change")
     claims = [
         common.Claim("median delay in control steps", chosen["median"], 500, at_least=False),
         common.Claim(f"share of changes noticed within {PATIENCE} steps", share.estimate, 0.95),

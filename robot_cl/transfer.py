@@ -179,7 +179,7 @@ def reinitialised(base: nn.Module, seed: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Row:
-    """One line: returns (draws, episodes), their mean with its interval over both, and that as a share of the expert's."""
+    """One line: returns (draws, episodes), their mean with its interval over both, and its share of the expert's."""
 
     name: str
     what: str

@@ -134,10 +134,11 @@ def crossed(job: Any, options: TransferOptions) -> dict[str, Any]:
         return paired_returns(policy, [task], options.episodes, 500_000)[task]
 
     found = transfer.cross_matrix(job.known, tasks, play_on)
-    return {
-        name: {task: asdict(stats.stratified_bootstrap(r, np.random.default_rng(0), stats.mean)) for task, r in of.items()}
-        for name, of in found.items()
-    }
+
+    def interval(returns: np.ndarray) -> dict[str, float]:
+        return asdict(stats.stratified_bootstrap(returns, np.random.default_rng(0), stats.mean))
+
+    return {name: {task: interval(r) for task, r in of.items()} for name, of in found.items()}
 
 
 def show(call: Call, data: dict[str, Any]) -> None:
@@ -148,7 +149,8 @@ def show(call: Call, data: dict[str, Any]) -> None:
     table = call.table("row", "what it is", "demos ", "mean return [95 %] ", "of the expert ")
     for row in data["rows"]:
         share = "" if row["share"] is None else f"{100 * row['share']:.0f} %"
-        table.add_row(row["name"], row["what"], str(row["demonstrations"]), interval_text(row["mean"], row["interval"], 1), share)
+        mean = interval_text(row["mean"], row["interval"], 1)
+        table.add_row(row["name"], row["what"], str(row["demonstrations"]), mean, share)
     call.console.print(table)
     for name, of in data["by_demonstrations"].items():
         means = ", ".join(f"{count}: {mean:,.1f}" for count, mean in of["mean"].items())

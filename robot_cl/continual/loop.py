@@ -105,7 +105,8 @@ def train(
         method.during(k, training.learner, fresh, training.steps / budget)
         training.measure(lambda: method.current(k, training.learner))
         if progress is not None:
-            progress(f"{name}: {training.stage.name}", k * budget + training.steps, budget * len(method.setup.stream.stages))
+            whole = budget * len(method.setup.stream.stages)
+            progress(f"{name}: {training.stage.name}", k * budget + training.steps, whole)
         if training.can_pause and not training.over and training.steps // measuring.save_every > before:
             training.save(root, method.tensors(), method.facts())
 

@@ -149,7 +149,7 @@ class Method:
 
 
 def learner_values(learner: Learner) -> State:
-    """Critics and running quantities of a learner, detached: what the next one on the same kind of task goes on from."""
+    """Critics and running quantities of a learner, copied: what the next one on the same kind of task goes on from."""
     state = learner.state_dict()
     skipped = ("nets.actor.", "extra.discounted")
     kept = {name: value for name, value in state.items() if name.startswith(("nets.", "extra."))}

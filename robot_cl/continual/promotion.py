@@ -19,7 +19,7 @@ from sim.shift import parse
 
 
 def read_task(text: str) -> tuple[str, str | None]:
-    """ "halfcheetah" or "halfcheetah:gravity0.6" -> task and shift. Raises ValueError for a shift nobody understands."""
+    """ "halfcheetah" or "halfcheetah:gravity0.6" -> task and shift. Raises ValueError for an unknown shift."""
     task, _, shift = text.partition(":")
     parse(shift or "none")
     return task, shift or None

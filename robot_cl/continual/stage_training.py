@@ -26,7 +26,7 @@ BATCH = 256  # transitions per update of a learner with a replay buffer
 
 
 class StageTraining:
-    """A learner in the worlds of one task. Remembers the learner, the worlds, the steps taken and the scores on the way.
+    """A learner in the worlds of one task. Remembers the learner, the worlds, the steps taken and the scores so far.
 
     `curve` holds a row (seeds,) of deterministic scores for each of `points` + 1 equally spaced steps from 0 to the
     budget, the base's first; those passed while nothing was learned yet repeat the one before.

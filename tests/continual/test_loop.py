@@ -79,7 +79,8 @@ def test_a_run_killed_with_sigkill_is_finished_by_another_process_with_the_same_
     assert is_continual(folders[0]) and read_continual(folders[0])[0].tasks == 3
     proceed(folders[0])
     script = "import sys; from robot_cl.continual.run import proceed; proceed(__import__('pathlib').Path(sys.argv[1]))"
-    process = subprocess.Popen([sys.executable, "-c", script, str(folders[1])], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command, quiet = [sys.executable, "-c", script, str(folders[1])], os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=quiet)
     while process.poll() is None and not list(folders[1].glob("methods/packnet/progress/*/*")):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

@@ -175,7 +175,7 @@ def test_the_fisher_diagonal_is_the_squared_gradient_of_the_mean_over_the_varian
 
 
 def test_springs_hold_the_body_and_leave_the_head(make_setup: MakeSetup) -> None:
-    loose, held = (make_setup(name, config=type(make_setup().config)(ewc=w, memory=32)) for name, w in (("a", 0.0), ("b", 1e6)))
+    loose, held = (make_setup(f"ewc{w}", config=MethodConfig(ewc=w, memory=32)) for w in (0.0, 1e6))
     moved = {}
     for name, setup in (("loose", loose), ("held", held)):
         method = learned("ewc", setup, 1)

@@ -18,7 +18,7 @@ from robot_cl.learners.base import Learner
 
 
 class Fresh(Method):
-    """Train a low-rank adapter on the frozen base for each task. Remembers the adapters; an unseen task gets the base."""
+    """Train a low-rank adapter on the frozen base for each task. Remembers them; a task not seen yet gets the base."""
 
     def __init__(self, setup: Setup):
         super().__init__(setup)
