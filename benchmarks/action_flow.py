@@ -36,7 +36,8 @@ from flow_one_step import one_step
 from robot_cl import stats
 from sim.robots.regimes import UNCHANGED
 
-COPIES = 4  # unchanged robots per cell
+COPIES = 2  # unchanged robots per cell
+FIRST = ("none", "flow", "online", "squares", "oracle", "context")  # methods in the order of interest
 Cells = dict[str, dict[str, Any]]
 
 # -- cells ------------------------------------------------------------------------------------------------------------
@@ -46,9 +47,10 @@ def cells(robots: list[str], quick: bool) -> list[str]:
     """Names of all cells, those first that others wait for, then seed by seed."""
     seeds, maps = range(1 if quick else 3), ("yard",) if quick else ("yard", "field")
     learned = [f"{robot}/{seed}/learned" for seed in seeds for robot in reversed(robots)]
+    order = [*FIRST, *(m for m in METHODS if m not in FIRST)]
     missions = [
         f"{robot}/{seed}/{map_name}/{method}"
-        for seed in seeds for map_name in maps for robot in reversed(robots) for method in METHODS
+        for seed in seeds for map_name in maps for robot in reversed(robots) for method in order
     ]  # fmt: skip
     return [*learned, "one_step", *missions]
 

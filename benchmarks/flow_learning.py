@@ -29,7 +29,9 @@ TESTS: dict[str, dict[str, tuple[Regime, ...]]] = {
     "vehicle": {"gains": VEHICLE_GAINS, "coupled": VEHICLE_COUPLED},
     "quadrotor": {"gains": QUADROTOR_GAINS, "coupled": QUADROTOR_COUPLED},
 }
-SMALL = LearnConfig(nominal=60, regimes=200, model_steps=2000, first_updates=1000, flow_updates=3000)
+# A third of what `robot-cl adapt` learns from by default: three seeds of two robots on two cores within an hour.
+FULL = LearnConfig(nominal=60, regimes=200, model_steps=2500, first_updates=1000, flow_updates=3000, evidence=8)
+SMALL = LearnConfig(nominal=40, regimes=80, model_steps=1500, first_updates=500, flow_updates=1500, evidence=8)
 
 
 @dataclass
@@ -56,7 +58,7 @@ def material(robot: str, seed: int, quick: bool) -> Material:
 
 def _learn(robot: str, seed: int, quick: bool, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    config = SMALL if quick else LearnConfig()
+    config = SMALL if quick else FULL
     learned = learn(robot, config, seed)
     learned.save(folder)
     p, rng = learned.robot, np.random.default_rng(seed)

@@ -171,7 +171,7 @@ def one_step(quick: bool) -> tuple[list[Claim], dict[str, list[float]]]:
     coder = body_frame(2, 0, 1, SCALE)
     family = draw_family(500, np.random.default_rng(0))
     pool = simulate(family, poses(4000, rng), coder, 64, 64, rng, 2)
-    updates = 3000 if quick else 8000
+    updates = 3000 if quick else 6000
     groups: dict[str, Sequence[Regime]] = {"gains": VEHICLE_GAINS, "coupled": VEHICLE_COUPLED}
     flows, losses = {}, {}
     for k in (1, 8) if quick else (1, 4, 8, 16):
