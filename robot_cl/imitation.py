@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from policies.adapter import Adapter
 from policies.composed import ComposedActor
-from policies.lora import attach, extract
+from policies.intrinsic import IntrinsicReport, attach_subspace, intrinsic_dimension
+from policies.lora import attach, extract, layer_shapes, merge_into
 from robot_cl.demonstrations import Demonstrations
 
+RANKS, HELD_OUT, LR = (1, 2, 4, 8, 16, 32), 0.2, 1e-2  # what sizing tries
 JUDGED_ROWS, DRAWS = 4096, 8  # rows a loss is measured on, and draws of the noise per row of a generative actor
 
 
@@ -63,6 +65,27 @@ def train_adapter(
         torch.manual_seed(seed)
         descend(lambda obs, action: imitation_loss(student, obs, action, rng), trainable, demos, steps, lr, batch, rng)
     return extract(student)
+
+
+def sized_rank(base: nn.Module, demos: Demonstrations, steps: int, batch: int, seed: int = 0) -> IntrinsicReport:
+    """How many numbers the demonstrated behaviour needs: trained in random subspaces of growing dimension until the
+    held-out loss has come nine tenths of the way from the bare base to what the largest adapter reaches."""
+    train, held = demos.split(HELD_OUT)
+    largest = train_adapter(base, train, max(RANKS), steps, LR, 1.0, batch, seed)
+    full = merge_into(copy.deepcopy(base), largest)
+    shapes = layer_shapes(base)
+    per_rank = sum(d_out + d_in for d_out, d_in in shapes.values())
+
+    def score_at(dimension: int) -> float:
+        rng = torch.Generator().manual_seed(seed)
+        student = copy.deepcopy(base)
+        theta = attach_subspace(student, dimension, rng)
+        descend(lambda obs, action: imitation_loss(student, obs, action, rng), [theta], train, steps, LR, batch, rng)
+        return -held_out_loss(student, held, seed)
+
+    weights = sum(d_out * d_in for d_out, d_in in shapes.values())
+    dimensions = sorted({min(weights, rank * per_rank) for rank in RANKS})
+    return intrinsic_dimension(score_at, dimensions, -held_out_loss(full, held, seed), -held_out_loss(base, held, seed))
 
 
 def train_composer(

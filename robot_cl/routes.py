@@ -17,10 +17,12 @@ from policies.composed import LEVELS, ComposedActor
 from policies.composers import COMPOSERS, Composer, CompositionShape
 from policies.composers.fixed import Fixed
 from policies.composers.preference import Preference
+from policies.intrinsic import suggested_rank
+from policies.lora import layer_shapes
 from policies.mixture import Mixture
 from policies.policy import Policy
 from robot_cl.demonstrations import Demonstrations
-from robot_cl.imitation import held_out_loss, train_adapter, train_composer
+from robot_cl.imitation import held_out_loss, sized_rank, train_adapter, train_composer
 from robot_cl.skills import with_skills
 
 ROUTES = ("zero_shot", "composition", "residual", "fresh")
@@ -38,7 +40,7 @@ class RouteSettings:
     per_layer: bool = False  # psec only: one coefficient per skill and layer
     steps: int = 1000  # updates of the composer
     lr: float | None = None  # of the composer; none: 3e-4 for psec, 1e-2 for plain coefficients
-    rank: int = 8  # of a new adapter
+    rank: int = 8  # of a new adapter; 0: as many as the demonstrations need, found by training in random subspaces
     adapter_steps: int = 2000  # updates of a new adapter
     adapter_lr: float = 1e-3  # of a new adapter
     scale: float = 4.0  # multiplies a new adapter while it trains; it is stored with the scale inside
@@ -54,11 +56,11 @@ class RouteSettings:
             raise not_found("composer", self.composer, [*COMPOSERS, *ALIASES])
         if self.level not in LEVELS:
             raise ValueError(f"level is {self.level!r}; expected one of {', '.join(LEVELS)}")
-        for key in ("rank", "batch", "keep", "adapter_lr", "scale"):
+        for key in ("batch", "keep", "adapter_lr", "scale"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"{key} is {getattr(self, key)}; expected a positive number")
-        if self.steps < 0 or self.adapter_steps < 0:
-            raise ValueError("steps and adapter_steps count updates; expected 0 or more")
+        if min(self.steps, self.adapter_steps, self.rank) < 0:
+            raise ValueError("rank, steps and adapter_steps are counts; expected 0 or more")
 
     @property
     def composer_name(self) -> str:
@@ -205,6 +207,15 @@ class Fitted:
     def fresh(self) -> Route:
         return self._adapted("fresh", {})
 
+    @cached_property
+    def rank(self) -> int:
+        """Of new adapters: the one asked for, or the smallest whose factors hold the demonstrations' dimension."""
+        s, base = self.settings, self.known.base
+        if s.rank:
+            return s.rank
+        found = sized_rank(base, self.demos, s.adapter_steps, s.batch, s.seed)
+        return suggested_rank(found.dimension or max(found.scores), layer_shapes(base))
+
     def _mean_coefficients(self) -> dict[str, float] | None:
         """The composer's coefficients averaged over the demonstrations, one per skill; None where it has no such."""
         try:
@@ -229,7 +240,7 @@ class Fitted:
 
     def _adapted(self, name: str, weights: dict[str, float]) -> Route:
         s, below = self.settings, with_skills(self.known.base, self.known.skills, weights)
-        adapter = train_adapter(below, self.demos, s.rank, s.adapter_steps, s.adapter_lr, s.scale, s.batch, s.seed)
+        adapter = train_adapter(below, self.demos, self.rank, s.adapter_steps, s.adapter_lr, s.scale, s.batch, s.seed)
         return Route(name, with_skills(below, {"new": adapter}, {"new": 1.0}), weights, adapter, below)
 
 

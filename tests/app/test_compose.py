@@ -193,6 +193,16 @@ def test_of_many_skills_those_are_kept_that_fit(known: Known) -> None:
     assert list(fitted.known.skills) == ["left", "right"]
 
 
+def test_the_rank_follows_from_what_the_demonstrations_need(known: Known) -> None:
+    """A shift of the output needs a few numbers, a new nonlinear behaviour many."""
+    base = known.base
+    near = lambda obs: (base.mode(obs)[0] * 0.5).detach()  # noqa: E731
+    few = Fitted(known, _demos(near), replace(QUICK, rank=0))
+    many = Fitted(known, _demos(lambda obs: _behaviour(9, obs.sin() * 3)), replace(QUICK, rank=0))
+    assert 1 <= few.rank < many.rank
+    assert max(few.fresh.adapter.ranks.values()) == few.rank  # type: ignore[union-attr]
+
+
 def test_leaving_out_a_skill_that_is_not_used_costs_nothing(known: Known) -> None:
     fitted = Fitted(known, _demos(lambda obs: _behaviour(0, obs)), replace(QUICK, composer="fixed", steps=400))
     _, held = fitted.demos.split(0.2)
