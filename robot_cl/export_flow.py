@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dynamics.action_flow import ActionFlow, Coder, plain_coder
 from dynamics.ensemble import Ensemble
-from dynamics.reshaped import Judge, ReshapeConfig, ReshapedPolicy
+from dynamics.reshaped import ReshapeConfig, ReshapedPolicy
 from robot_cl.deploy.bundle import read_contract
 from robot_cl.deploy.contract import CONTRACT_FILE, FLOW_FILE
 from robot_cl.deploy.flow_stage import FlowStage
@@ -142,15 +142,14 @@ def flow_difference(step: ReshapeStep, stage: FlowStage, rows: int = 64) -> floa
 
 
 class OnlineStage:
-    """The same stage in torch, with a judge that learns on the robot: for machines that have torch. Implements
-    `modes.Stage`; remembers what `ReshapedPolicy` does."""
+    """The same stage in torch, where `beside` are models that learn on the robot (see `ReshapedPolicy`): for machines
+    that have torch. Implements `modes.Stage`; remembers what `ReshapedPolicy` does."""
 
     def __init__(
-        self, model: Ensemble, flow: ActionFlow, coder: Coder, config: ReshapeConfig | None = None,
-        judge: Judge | None = None,
-    ):  # fmt: skip
+        self, model: Ensemble, flow: ActionFlow, coder: Coder, config: ReshapeConfig | None = None, **beside: Any
+    ):
         self.given = _Given(model.obs_dim, model.act_dim)
-        self.policy = ReshapedPolicy(self.given, model, flow, coder, config, judge)
+        self.policy = ReshapedPolicy(self.given, model, flow, coder, config, **beside)
 
     def reset(self) -> None:
         self.policy.reset()
