@@ -215,8 +215,9 @@ class ActorPolicy:
     def sample(self, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """obs (B, obs_dim) -> action (B, act_dim) float32 in [-1, 1] drawn from the policy's own distribution."""
         if not hasattr(self.actor, "heads"):  # a generative actor: no density, but samples
-            seed = int(rng.integers(2**63))
-            return self.actor.sample(self._rows(obs), [torch.Generator().manual_seed(seed)])[0].cpu().numpy()
+            generative: Any = self.actor
+            drawn = generative.sample(self._rows(obs), [torch.Generator().manual_seed(int(rng.integers(2**63)))])
+            return drawn[0].cpu().numpy()
         mean, log_std = self.actor(self._rows(obs))
         noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32)).to(mean.device)
         return self.actor.sample(mean, log_std, noise)[0][0].clamp(-1.0, 1.0).cpu().numpy()

@@ -185,3 +185,10 @@ def test_options_that_do_not_fit_are_named():
         GenerativeConfig(activation="swoosh")
     with pytest.raises(ValueError, match="steps 0"):
         GenerativeConfig(steps=0)
+
+
+def test_a_policy_samples_what_its_generator_says(make):
+    policy, obs = ActorPolicy(make(2), 1), _obs().numpy()
+    first, again, other = (policy.sample(obs, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (9, 2) and np.abs(first - other).max() > 1e-3
