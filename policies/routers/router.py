@@ -113,17 +113,21 @@ class Router:
         return torch.linalg.solve_triangular(self._factor(), context.double().T, upper=False).T
 
     def open_set_score(self, context: Tensor) -> Tensor:
-        """(B,) Mahalanobis distance to the nearest skill's mean: large for contexts that no skill knows. Serves to
-        reject and ask, to choose what to demonstrate, and to choose what to replay."""
-        means = torch.stack([m.mean[self.raw] for m in self.total.moments.values()])
-        return torch.cdist(self.whitened(self._checked(context)), self.whitened(means)).min(1).values
+        """(B,) Mahalanobis distance, among the features, to the nearest skill's mean: large for contexts that no skill
+        knows. Serves to reject and ask, to choose what to demonstrate, and to choose what to replay."""
+        every = slice(None)
+        factor, means = self._factor(every), torch.stack([m.mean for m in self.total.moments.values()])
+        rows = self.features(self._checked(context))
+        near, centre = (torch.linalg.solve_triangular(factor, x.T, upper=False).T for x in (rows, means))
+        return torch.cdist(near, centre).min(1).values
 
-    def _factor(self) -> Tensor:
-        """Cholesky factor (width, width) of the contexts' shared covariance within skills, shrunk to its diagonal."""
-        known = self.total
+    def _factor(self, part: slice | None = None) -> Tensor:
+        """Cholesky factor (d, d) of the shared covariance within skills, shrunk to its diagonal: of the contexts, or of
+        a part of the features."""
+        known, part = self.total, part or self.raw
         assert known.gram is not None
-        gram = known.gram[self.raw, self.raw]
-        means = torch.stack([m.mean[self.raw] for m in known.moments.values()])
+        gram = known.gram[part, part]
+        means = torch.stack([m.mean[part] for m in known.moments.values()])
         counts = torch.tensor([m.count for m in known.moments.values()], dtype=torch.float64)
         between = (means.T * counts) @ means
         covariance = (gram - between) / max(float(counts.sum()) - len(counts), 1.0)
