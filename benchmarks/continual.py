@@ -53,7 +53,7 @@ class Sizes:
 
 
 FULL = {"halfcheetah_shifts": Sizes(98_304, 163_840), "walker": Sizes(98_304, 163_840)}
-QUICK = {"halfcheetah_shifts": Sizes(20_480, 61_440, 2, 2, 4)}
+QUICK = {"halfcheetah_shifts": Sizes(32_768, 122_880, 2, 2, 3)}
 
 
 def config_of(stream: str, quick: bool) -> ContinualConfig:

@@ -31,6 +31,7 @@ from robot_cl.routes import Fitted, Known, Route, RouteSettings
 from robot_cl.skills import with_skills
 
 Play = Callable[[Any], np.ndarray]  # an actor of population 1, or a ComposedActor -> returns (episodes,)
+ANEW = 10_007  # added to the seed of a row's new weights, which must not be those the base was drawn with
 ENOUGH = 0.8  # of the expert's return, for demonstrations-to-80 %
 
 
@@ -167,7 +168,7 @@ class Blind(Composer):
 @torch.no_grad()
 def reinitialised(base: nn.Module, seed: int) -> nn.Module:
     """A copy with every linear layer drawn anew, uniform ±1/sqrt(d_in) as torch does; statistics stay."""
-    fresh, rng = copy.deepcopy(base), torch.Generator().manual_seed(seed)
+    fresh, rng = copy.deepcopy(base), torch.Generator().manual_seed(seed + ANEW)
     for *_, layer in linear_layers(fresh):
         bare: Any = base_layer(layer)
         bound = layer_shape(bare)[1] ** -0.5
