@@ -14,9 +14,8 @@ from dynamics.adaptation import RecursiveGains, RowModels
 from dynamics.context import ContextPlanner
 from dynamics.ensemble import Ensemble
 from dynamics.fit import OnlineConfig
-from dynamics.reshaped import ReshapedPolicy
 from robot_cl.adapt.chase import Chase, chase, cost
-from robot_cl.adapt.missions import Outcome, fly
+from robot_cl.adapt.missions import LEARNER, Outcome, fly
 from sim.robots.fleet import Fleet
 from sim.robots.regimes import Regime
 
@@ -31,7 +30,6 @@ METHODS = {
     "oracle": "oracle",
 }
 ONLINE = OnlineConfig(capacity=64, batch=32, lr=3e-3, steps=4)
-LEARNER = OnlineConfig(capacity=128, batch=32, lr=1e-3, steps=2)  # little is left to learn where a flow acts
 
 # -- controllers ------------------------------------------------------------------------------------------------------
 
@@ -100,12 +98,12 @@ def build(method: str, known: Material, member: np.ndarray, seed: int) -> tuple[
         return planner, planner, oracle
     if method == "flow_fixed":
         planner = chase(p, model, rng)
-        return ReshapedPolicy(planner, model, known.learned.flow, known.learned.coder), planner, None
+        return known.learned.around(planner), planner, None
     rows = RowModels(model, ONLINE if method == "online" else LEARNER, rng)
     planner = chase(p, model, rng, rows.returns(reward))
     if method == "online":
         return Online(rows, planner), planner, None
-    return ReshapedPolicy(planner, model, known.learned.flow, known.learned.coder, learner=rows), planner, None
+    return known.learned.around(planner, rows), planner, None
 
 
 # -- missions ---------------------------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from dynamics.ensemble import Ensemble, EnsembleConfig
 from dynamics.fit import FitConfig, fit
 from dynamics.losses import nll
 from dynamics.planner import PlannerConfig
-from dynamics.reshaped import ReshapeConfig, ReshapedPolicy
+from dynamics.reshaped import Online, ReshapeConfig, ReshapedPolicy
 from policies.networks import generators
+from policies.policy import Policy
 from robot_cl.adapt.chase import chase
 from robot_cl.adapt.explore import Act, Exploration, explore, pool_of, runs_of
 from robot_cl.adapt.robots import Prepared, prepared
@@ -39,7 +40,7 @@ class LearnConfig:
     model_steps: int = 4000  # gradient steps of the nominal model
     first_updates: int = 2500  # of the first flow
     flow_updates: int = 8000  # of the flow and of the model in context
-    evidence: int = 16  # transitions, K
+    evidence: int = 8  # transitions, K
     rounds: int = 1  # explorations by planner and flow
 
     def __post_init__(self) -> None:
@@ -60,6 +61,10 @@ class Learned:
     flow: ActionFlow
     context: ContextModel
     card: dict[str, object]
+
+    def around(self, planner: Policy, learner: Online | None = None) -> ReshapedPolicy:
+        """The planner with the flow; `learner` is what the planner plans with while the robot is changed."""
+        return ReshapedPolicy(planner, self.model, self.flow, self.coder, learner=learner)
 
     def save(self, folder: Path) -> None:
         """model, flow and context as safetensors, and card.json, into an existing folder."""

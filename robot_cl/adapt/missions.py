@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from dynamics.adaptation import RowModels
 from dynamics.ensemble import Ensemble
+from dynamics.fit import OnlineConfig
 from policies.policy import Policy
-from robot_cl.adapt.chase import Chase
+from robot_cl.adapt.chase import Chase, chase, cost
+from robot_cl.adapt.learn import Learned
 from sim.robots.fleet import Fleet
+from sim.robots.regimes import Regime
 
 EARLY = 100  # steps after the switch
+LEARNER = OnlineConfig(capacity=128, batch=32, lr=1e-3, steps=2)  # little is left to learn where a flow acts
 
 
 @dataclass
@@ -61,3 +66,15 @@ def _miss(model: Ensemble, pose: np.ndarray, planned: np.ndarray, after: np.ndar
     wanted = model.belief(torch.as_tensor(pose), torch.as_tensor(planned))[0]
     difference = model.wrap_angles(torch.as_tensor(after, dtype=torch.float32) - wanted)
     return (difference / model.delta_scale).norm(dim=-1).numpy()
+
+
+def compare(learned: Learned, regimes: Sequence[Regime], seed: int) -> dict[str, Outcome]:
+    """The same robots on the yard map without adaptation, with the flow, and with flow and a planner that learns on."""
+    p, model, found = learned.robot, learned.model, dict[str, Outcome]()
+    for name in ("no adaptation", "flow", "flow and learning planner"):
+        rng = torch.Generator().manual_seed(seed)
+        rows = RowModels(model, LEARNER, rng) if "planner" in name else None
+        planner = chase(p, model, rng, rows.returns(cost(p)) if rows else None)
+        controller = planner if name == "no adaptation" else learned.around(planner, rows)
+        found[name] = fly(Fleet(p.robot, "yard", regimes, seed), controller, planner, model, p.limits["yard"])
+    return found

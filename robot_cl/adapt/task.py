@@ -42,11 +42,11 @@ class TaskConfig:
     """How much is explored and fitted, and what changes are drawn."""
 
     changes: tuple[str, ...] = ("gain",)  # of gain, bias, payload, friction, mass
-    worlds: int = 96  # changed ones
-    nominal: int = 48  # unchanged ones
+    worlds: int = 256  # changed ones
+    nominal: int = 64  # unchanged ones
     steps: int = 100  # control steps in each
     noise: float = 0.3  # largest standard deviation of an explorer's noise
-    every: int = 10  # steps between questions
+    every: int = 4  # steps between questions; few questions would be learned by heart
     model_steps: int = 3000
     flow_updates: int = 4000
     evidence: int = 8  # transitions, K
@@ -80,10 +80,11 @@ def draw(changes: Sequence[str], joints: Sequence[str], rng: np.random.Generator
 
 
 class AdaptedPolicy(ReshapedPolicy):
-    """A policy with the flow made for its task; stands for it in tables, evaluation and rehearsal."""
+    """A policy with the flow made for its task; stands for it in tables and evaluation."""
 
     def __init__(self, policy: Policy, prepared: TaskLearned, config: ReshapeConfig | None = None):
         model = prepared.model
+        config = config or ReshapeConfig(trigger=float(prepared.card["trigger"]))
         super().__init__(policy, model, prepared.flow, plain_coder(model), config)
         self.name, self.task = f"{policy_name(policy)} with flow", prepared.card["task"]
         self.interface = getattr(policy, "interface", None)
@@ -195,7 +196,8 @@ def learn_for(
 ) -> TaskLearned:
     """Model and flow for a policy on its task. Deterministic given the seed."""
     c, told = config or TaskConfig(), progress or (lambda done, total: None)
-    model = _fit_model(play(policy, task, [Shift()] * c.nominal, c, seed + 1), c, seed)
+    usual = play(policy, task, [Shift()] * c.nominal, c, seed + 1)
+    model = _fit_model(usual, c, seed)
     told(0.3, 1.0)
     shifts, coder = family(task, c.changes, c.worlds, np.random.default_rng(seed)), plain_coder(model)
     runs = play(policy, task, shifts, c, seed + 2, model)
@@ -208,8 +210,18 @@ def learn_for(
     losses = fit_flow(flow, pool, torch.Generator().manual_seed(seed + 1))
     told(1.0, 1.0)
     card = {"task": task, "policy": policy_name(policy), "interface": sim.make(task).interface.digest, "seed": seed,
-            "learned_with": asdict(c), "flow_loss": float(np.mean(losses[-200:]))}  # fmt: skip
+            "trigger": trigger_of(usual, model), "learned_with": asdict(c),
+            "flow_loss": float(np.mean(losses[-200:]))}  # fmt: skip
     return TaskLearned(model, flow, card)
+
+
+@torch.no_grad()
+def trigger_of(runs: _Play, model: Ensemble, least: float = 3.0) -> float:
+    """Surprise that one step in a thousand of the unchanged robot reaches, and at least `least`: contacts are rough."""
+    obs, action, after = (t.flatten(0, 1) for t in (runs.obs, runs.action, runs.next_obs))
+    said, spread = model.belief(obs, action)
+    surprise = ((after - said) / spread).square().mean(-1).sqrt()
+    return max(least, float(torch.quantile(surprise, 0.999)))
 
 
 def _fit_model(runs: _Play, c: TaskConfig, seed: int) -> Ensemble:
