@@ -56,9 +56,9 @@ def continual_headline(run: RunFolder) -> str:
     if not done:
         return f"{data['stream']['name'].replace('_', ' ')}: no method has finished the stream yet."
     name, acc = max(done, key=lambda pair: (pair[0] == "library", pair[1]["estimate"]))
-    between = "" if acc["low"] is None else f" [{acc['low']:.2f}, {acc['high']:.2f}]"
+    between = "" if acc["low"] is None else f" [{_number(acc['low'])}, {_number(acc['high'])}]"
     tasks = f"{len(data['tasks'])} tasks, one after the other"
-    return f"{tasks}: {_words(name)} ends at {acc['estimate']:.2f}{between}, where 1 is solved."
+    return f"{tasks}: {_words(name)} ends at {_number(acc['estimate'])}{between}, where 1 is solved."
 
 
 def forest(metric: str, methods: dict[str, Any]) -> dict[str, Any]:
@@ -73,15 +73,15 @@ def forest(metric: str, methods: dict[str, Any]) -> dict[str, Any]:
 
 
 def table_row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """Cells as (value to sort by, text)."""
+    """Cells as (value to sort by, text, and for metrics the interval)."""
     cells = {}
     for metric in COLUMNS:
         m = entry["metrics"].get(metric)
         if m is None:
-            cells[metric] = ("", "")
+            cells[metric] = ("", "", "")
             continue
-        between = "" if m["low"] is None else f" [{m['low']:.2f}, {m['high']:.2f}]"
-        cells[metric] = (m["estimate"], f"{m['estimate']:.2f}{between}")
+        between = "" if m["low"] is None else f"{_number(m['low'])} to {_number(m['high'])}"
+        cells[metric] = (m["estimate"], _number(m["estimate"]), between)
     told = "" if not entry["knows_task"] else "told the task"
     size = entry["bytes_per_task"]
     return {
@@ -114,7 +114,7 @@ def learning_chart(data: dict[str, Any]) -> str:
         x = np.concatenate([np.append(s, s[-1]) for s in steps])
         drawn.append(_unbinned(_words(name), x, joined))
     marks = [svg.Mark(str(k + 1), float(start), vertical=True) for k, start in enumerate(starts[:-1]) if k]
-    return svg.curves(drawn, "environment steps", "score on the task being learned", marks, 340)
+    return svg.curves(drawn, "environment steps", "score", marks, 340)
 
 
 def _unbinned(name: str, x: np.ndarray, values: np.ndarray) -> svg.Curve:
@@ -207,6 +207,12 @@ def write_figures(folder: Path) -> list[Path]:
         figure.savefig(path, dpi=200)
     pyplot.close(figure)
     return made
+
+
+def _number(value: float) -> str:
+    """Two digits, with a minus sign that is one, and none before zero."""
+    text = f"{value:.2f}"
+    return text.replace("-", "" if float(text) == 0.0 else "−")
 
 
 def _words(name: str) -> str:

@@ -33,8 +33,9 @@ def heat(
     tall = max(22.0, min(cell, 40.0))
     top = 22
     parts = [_cell_row(values, r, intervals, columns, rows, left, top + r * tall, cell, tall) for r in range(len(rows))]
+    numbered = CHARACTER * max(map(len, columns)) > cell
     for c, name in enumerate(columns):
-        shown = name if CHARACTER * len(name) < cell else str(c + 1)
+        shown = str(c + 1) if numbered else name
         parts.append(_text("tick", left + (c + 0.5) * cell, top - 7, shown, "middle"))
     fitting = int((left - 10) / CHARACTER)
     for r, name in enumerate(rows):
@@ -62,7 +63,7 @@ def _cell_row(
         half = None if between is None else (between[1] - between[0]) / 2
         narrow = half is not None and count <= CELL_INTERVAL and tall >= 30
         if count <= CELL_TEXT:
-            parts.append(_text("cell-value", middle, y + tall / 2 + (0 if narrow else 4), f"{value:.2f}", "middle"))
+            parts.append(_text("cell-value", middle, y + tall / 2 + (0 if narrow else 4), f"{value:.2f}".replace("-", "−"), "middle"))
         if narrow:
             parts.append(_text("cell-half", middle, y + tall / 2 + 12, f"±{half:.2f}", "middle"))
     return "".join(parts)
@@ -94,7 +95,7 @@ def bars(rows: Sequence[Row], label: str, width: int = 720) -> str:
     return _svg(width, height, escape(label), parts, "chart rows")
 
 
-def strip(names: Sequence[str], values: np.ndarray, dt: float, width: int = 430) -> str:
+def strip(names: Sequence[str], values: np.ndarray, dt: float, width: int = 600) -> str:
     """values (T, K) of K skills every `dt` seconds: one lane each, stronger where the coefficient is larger.
 
     A line class="playhead" stands at the left end of the lanes, whose ends the chart carries as data for a player.
@@ -127,10 +128,11 @@ def strip(names: Sequence[str], values: np.ndarray, dt: float, width: int = 430)
 
 def places(names: Sequence[str], at: np.ndarray, marked: Sequence[str], label: str, width: int = 720) -> str:
     """Named points at (N, 2), equal scale on both axes, those `marked` in another colour."""
-    height, pad = 360, 46
+    pad, tallest = 34, 440
     centre = (at.max(0) + at.min(0)) / 2
-    span = max(float((at.max(0) - at.min(0)).max()), 1e-9)
-    scale = min(width - 4 * pad, height - 2 * pad) / span
+    span = np.maximum(at.max(0) - at.min(0), 1e-9)
+    scale = min((width - 6 * pad) / span[0], (tallest - 2 * pad) / span[1])
+    height = round(max(span[1] * scale, 60.0)) + 2 * pad
     parts = []
     for name, point in zip(names, at, strict=True):
         x, y = (point - centre) * scale + np.array([width / 2, height / 2])

@@ -26,6 +26,7 @@ class EvaluateOptions:
     shift: str | None = None  # a change of the world, such as gravity0.6 or friction0.5+latency2
     step: int | None = None  # checkpoint of a run; none: the newest
     member: int | None = None  # one of a run's training seeds; none: all of them
+    adapt: str | None = None  # folder that robot-cl adapt wrote: its flow around the policy
     film: float = 4.0  # seconds of film of the median episode, 0: none
     worlds: int = 64  # episodes played at once, which does not change their returns
     threads: int | None = None  # none: all cores
@@ -47,6 +48,10 @@ class Subject:
 
 def run(call: Call, options: EvaluateOptions) -> Outcome:
     subject = find_subject(call.words[0], options)
+    if options.adapt:
+        from robot_cl.commands.adapt import around
+
+        subject = around(subject, options.adapt)
     entry = evaluate_subject(call, subject, options)
     show(call, [entry])
     owner = subject.folder if (subject.folder / "config.yaml").exists() else None
@@ -85,15 +90,16 @@ def evaluate_subject(
             )
     if films is not None and results[0].film is not None:
         films.append(results[0].film)
-    film = write_film(call, subject, results[0].film, options) if options.film else None
+    film = write_film(call, subject, results[0].film, options, members[0]) if options.film else None
     entry = combine(options.label or subject.label, subject.name, subject.step, results, film)
     add_score(subject.folder, entry)
     return entry
 
 
-def write_film(call: Call, subject: Subject, film: Any, options: EvaluateOptions) -> str | None:
+def write_film(call: Call, subject: Subject, film: Any, options: EvaluateOptions, member: int) -> str | None:
     """videos/<what>.mp4 in the subject's folder -> its path relative to that folder, None where none can be made."""
     from robot_cl import film as films
+    from robot_cl.activity import activity, write_activity
 
     if film is None:
         return None
@@ -102,6 +108,9 @@ def write_film(call: Call, subject: Subject, film: Any, options: EvaluateOptions
     file = f"videos/{name}.mp4"
     with call.progress("filming") as bar:
         films.write_film(film, subject.folder / file, progress=bar)
+    active = activity(subject.load(member if subject.members > 1 else None), film)
+    if active is not None:
+        write_activity(active, subject.folder / file)
     return file
 
 

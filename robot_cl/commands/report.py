@@ -16,6 +16,7 @@ class ReportOptions:
     title: str | None = None  # heading; none: the run's name
     csv: str | None = None  # also write the curves as a table: mean, smallest and largest seed
     png: str | None = None  # also write the curves as one figure
+    figures: bool = False  # also write plots/ as PNG and PDF, and the numbers as CSV, beside the page
 
 
 def run(call: Call, options: ReportOptions) -> Outcome:
@@ -30,11 +31,32 @@ def run(call: Call, options: ReportOptions) -> Outcome:
         for path, write in ((options.csv, write_csv), (options.png, write_png)):
             if path:
                 write(runs[-1], Path(path))
+        beside = figures(runs[-1]) if options.figures else []
     size = page.stat().st_size / 1e6
     call.say(f"{page.name}: {size:.1f} MB, opens from disk without network")
-    wrote = [str(p) for p in (page, options.csv, options.png) if p]
+    for path in beside:
+        call.say(f"{path.relative_to(runs[-1])}")
+    wrote = [str(p) for p in (page, options.csv, options.png, *beside) if p]
     following = "verify" if open_run(runs[-1]).trained else "export"
     return Outcome({"files": wrote}, wrote=page, next=f"{following} {runs[-1]}")
+
+
+def figures(run: Path) -> list[Path]:
+    """What a paper needs of a run: its curves and, of a stream of tasks, its matrices and numbers."""
+    from robot_cl.continual import summary
+    from robot_cl.curves import load_metrics, write_csv, write_png
+    from robot_cl.report_continual import write_figures, write_numbers
+
+    made = []
+    if load_metrics(run).names:
+        (run / "plots").mkdir(exist_ok=True)
+        made = [run / "curves.csv", run / "plots" / "curves.png", run / "plots" / "curves.pdf"]
+        write_csv(run, made[0])
+        for path in made[1:]:
+            write_png(run, path)
+    if (run / summary.FILE).exists():
+        made += write_numbers(run) + write_figures(run)
+    return made
 
 
 REPORT = Verb(
@@ -46,6 +68,7 @@ REPORT = Verb(
         "robot-cl report last",
         "robot-cl report runs/2026-01-31-iql out=page.html",
         "robot-cl report last csv=curves.csv png=curves.png",
+        "robot-cl report last figures=true",
     ),
     options=lambda: ReportOptions,
     words=(1, 8),
