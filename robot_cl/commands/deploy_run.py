@@ -51,6 +51,7 @@ class RunWords(NetworkWords):
     recording: bool = True  # write what was seen and done
     remote_start: bool = False  # whether orders over the network may enable and start
     priority: int | None = None  # SCHED_FIFO priority of the control loop, 1 to 99
+    others: list[str] = field(default_factory=list)  # further bundles of the same interface, for the order policy NAME
     guard: bool = True  # use the bundle's guard, where it has one
     flow: bool = True  # realign actions by the bundle's flow, where it has one
     keyboard: bool = True  # obey lines typed here: stop, hold, start, skills NAME=0.5, goal x=0.4
@@ -72,6 +73,7 @@ def run_run(call: Call, options: RunWords) -> Outcome:
         ramp=seconds("ramp", options.ramp),
         stale=None if options.stale is None else seconds("stale", options.stale),
         record=Path(options.record) if options.record else None,
+        others=tuple(Path(folder) for folder in options.others),
         network=network(options),
     )
     call.resume = "the robot was sent its stop command" if options.armed else ""
@@ -161,11 +163,12 @@ RUN = Verb(
     usage="BUNDLE [robot=NAME] [transport=dds] [armed=true] [key=value ...]",
     about="Run a bundle on a robot. Without armed=true it only listens, says what it would send, and records. Armed,\n"
     "it holds, ramps in and drives under limits and a watchdog; any doubt holds, lasting doubt damps, and only a\n"
-    "person leads back up. Lines typed here are orders: stop, hold, start, skills NAME=0.5, goal x=0.4. Ctrl-C ends\n"
-    "the run with a stop command.",
+    "person leads back up. Lines typed here are orders: stop, hold, start, skills NAME=0.5, goal x=0.4,\n"
+    "policy NAME (one of others=). Ctrl-C ends the run with a stop command.",
     examples=(
         "robot-cl deploy run bundle robot=arm transport=dds dry_run=true",
         "robot-cl deploy run bundle robot=arm transport=dds armed=true max_speed=0.2",
+        "robot-cl deploy run walk others=[trot,stand] robot=arm armed=true  # policy trot, while it moves",
         "robot-cl deploy run bundle transport=rosbridge host=192.168.1.5 ros=1",
         "robot-cl deploy run bundle transport=loopback armed=true seconds=10",
     ),
@@ -176,7 +179,7 @@ SAY = Verb(
     run=run_say,
     usage="ORDER [NAME=NUMBER ...] [key=value ...]",
     about="Say something to a running policy over its operator topic (/robot_cl/operator): stop, hold,\n"
-    "skills NAME=0.5 ..., goal NAME=1.2 ...; start, enable and reset only where the run allows it with\n"
+    "skills NAME=0.5 ..., goal NAME=1.2 ..., policy NAME; start, enable and reset only where the run allows it with\n"
     "remote_start=true. Any other node may publish the same words as std_msgs/String.",
     examples=(
         "robot-cl deploy say stop",

@@ -59,9 +59,12 @@ class Mind:
         self._last, self._late, self._tick = None, 0, 0
         self._taken.clear()
 
-    def adopt(self, policy: Policy, contract: Contract) -> None:
-        """Go on with another policy of the same interface and its skills."""
-        self.contract, self.caller.policy = contract, policy
+    def adopt(self, policy: Policy, contract: Contract, guard: Guard | None, stage: Stage | None) -> None:
+        """Go on with another policy of the same interface, its skills, guard and stage."""
+        self.contract, self.caller.policy, self.guard, self.stage = contract, policy, guard, stage
+        for beside in (guard, stage):
+            if beside is not None:
+                beside.reset()
         self.weights = np.array([s.weight for s in contract.skills])
         self.wanted = self.weights.copy()
 

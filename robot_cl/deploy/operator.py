@@ -9,19 +9,23 @@ from robot_cl.deploy.names import near
 
 MAX_TEXT = 1000
 # verb -> whether it may come over the network without `remote_start`: everything that makes the robot safer may.
-VERBS = {"stop": True, "hold": True, "skills": True, "goal": True, "start": False, "enable": False, "reset": False}
+VERBS = {
+    "stop": True, "hold": True, "skills": True, "goal": True, "policy": True, "start": False, "enable": False,
+    "reset": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Order:
-    """One instruction: a verb, and for skills and goal the named numbers."""
+    """One instruction: a verb, for skills and goal the named numbers, for policy a name."""
 
     verb: str
     values: dict[str, float] = field(default_factory=dict)
+    name: str = ""
 
 
 def parse_order(text: str) -> Order:
-    """"stop", "hold", "start", "enable", "reset", "skills NAME=0.5 ...", "goal NAME=1.2 ...".
+    """"stop", "hold", "start", "enable", "reset", "skills NAME=0.5 ...", "goal NAME=1.2 ...", "policy NAME".
 
     Raises ValueError or LookupError with one sentence for anything else.
     """
@@ -31,6 +35,10 @@ def parse_order(text: str) -> Order:
     verb, values = words[0].lower(), {}
     if verb not in VERBS:
         raise LookupError(f"there is no order {verb[:40]!r}, {near(verb[:40], VERBS)}")
+    if verb == "policy":
+        if len(words) != 2:
+            raise ValueError("policy takes the name of a bundle that was loaded with the run")
+        return Order(verb, name=words[1])
     for word in words[1:]:
         name, _, number = word.partition("=")
         try:

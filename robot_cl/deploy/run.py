@@ -49,6 +49,7 @@ class RunOptions:
     priority: int | None = None  # SCHED_FIFO priority of the control thread, 1 to 99
     guard: bool = True  # use the bundle's guard, where it has one
     flow: bool = True  # realign actions by the bundle's flow, where it has one
+    others: tuple[Path, ...] = ()  # further bundles of the same interface, for the order "policy NAME"
     network: dict[str, Any] = field(default_factory=dict)  # domain, interface, host, port, ... of the transport
 
     def __post_init__(self) -> None:
@@ -91,8 +92,8 @@ def run(
     """
     options = options or RunOptions()
     policy, spec = PolicyBundle.load(bundle), load_robot(robot)
-    if options.armed:
-        require_receipt(bundle, robot)
+    for folder in (bundle, *options.others) if options.armed else ():
+        require_receipt(folder, robot)
     clock = MonotonicClock()
     path = (options.record or _log_path(spec)) if options.recording else None
     transport = _open(options, spec, policy.contract, clock)
@@ -109,6 +110,10 @@ def run(
         runner = Runner(
             policy, policy.contract, transport, clock, config, ThreadCaller(policy, clock), listeners, guard, stage
         )
+        for folder in (Path(bundle), *options.others):
+            other = PolicyBundle.load(folder)
+            beside = guard_of(folder) if options.guard else None, load_flow(folder, other.contract)
+            runner.offer(folder.resolve().name, other, other.contract, *beside)
         return _drive(runner, recorder, options, say, orders)
     finally:
         transport.close()

@@ -22,11 +22,13 @@ from robot_cl.deploy.contract import Contract
 from robot_cl.deploy.latency import Statistics
 from robot_cl.deploy.mind import Mind, Thought
 from robot_cl.deploy.modes import DRIVING, SENDING, THINKING, Guard, Listener, Mode, RunnerConfig, Stage, Step
+from robot_cl.deploy.names import near
 from robot_cl.deploy.observe import compare
 from robot_cl.deploy.operator import VERBS, Order, parse_order
 from robot_cl.deploy.safety import all_finite, blend
 from robot_cl.deploy.transport import State, Transport
 
+Whole = tuple[Policy, Contract, Guard | None, Stage | None]  # what makes one bundle
 ENABLED = "enabled"
 HISTORY = 1000  # changes of mode that are kept
 
@@ -70,7 +72,8 @@ class Runner:
         self.refusal = ""
         self._orders: deque[Order] = deque()
         self._stop, self._finish = threading.Event(), threading.Event()
-        self._next: tuple[Policy, Contract] | None = None
+        self.offered: dict[str, Whole] = {}
+        self._next: Whole | None = None
         self._values = np.full(len(transport.spec.signals), np.nan)
         self._usable = -np.inf  # when the last usable state was heard
         self._source: object = None
@@ -121,15 +124,27 @@ class Runner:
         order = parse_order(text)
         self._stop.set() if order.verb == "stop" else self._orders.append(order)
 
-    def swap(self, policy: Policy, contract: Contract) -> None:
+    def offer(
+        self, name: str, policy: Policy, contract: Contract, guard: Guard | None = None, stage: Stage | None = None
+    ) -> None:
+        """Have another policy ready for the order "policy NAME". Raises ValueError for another interface."""
+        self._check_interface(contract)
+        self.offered[name] = policy, contract, guard, stage
+
+    def swap(
+        self, policy: Policy, contract: Contract, guard: Guard | None = None, stage: Stage | None = None
+    ) -> None:
         """Drive with another policy of the same interface from the next tick on; the command stays continuous.
 
         From any thread, with a policy that is loaded already. Raises ValueError for another interface.
         """
+        self._check_interface(contract)
+        self._next = policy, contract, guard, stage
+
+    def _check_interface(self, contract: Contract) -> None:
         difference = self.contract.interface.difference(contract.interface)
         if difference or [t.history for t in contract.observation] != [t.history for t in self.contract.observation]:
             raise ValueError(f"the new policy has another interface: {difference or 'other histories'}")
-        self._next = policy, contract
 
     def finish(self) -> None:
         """End `run` after the present tick, with a stop command. From any thread or signal handler."""
@@ -225,6 +240,10 @@ class Runner:
     def _carry_out(self, order: Order) -> None:
         if order.verb == "skills":
             self.mind.want(order.values)
+        elif order.verb == "policy":
+            if order.name not in self.offered:
+                raise LookupError(f"no policy {order.name!r} was loaded, {near(order.name, self.offered)}")
+            self.swap(*self.offered[order.name])
         elif order.verb == "goal":
             for name, value in order.values.items():
                 self.mind.builder.set_goal(name, value)

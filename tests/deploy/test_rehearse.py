@@ -132,6 +132,22 @@ def test_a_run_on_loopback_drives_or_shadows_records_and_obeys(
     assert report.dropped == 0 and report.statistics["tick_p50_ms"] > 0
 
 
+def test_every_bundle_of_a_run_needs_its_own_rehearsal(make_bundle: MakeBundle, robot_file: Path) -> None:
+    folder, other, done = make_bundle("walk"), make_bundle("trot", seed=3), threading.Event()
+    rehearse(folder, robot_file, RehearseOptions(seconds=1.0))
+    options = RunOptions(transport="loopback", armed=True, seconds=0.5, recording=False, stale=0.4, others=(other,))
+    with pytest.raises(ValueError, match="trot has no readable rehearsal receipt"):
+        run(folder, robot_file, options)
+    rehearse(other, robot_file, RehearseOptions(seconds=1.0))
+
+    def orders() -> Any:
+        yield "policy trot"
+        done.set()
+
+    report = run(folder, robot_file, options, lambda text: None, orders())
+    assert done.is_set() and report.statistics.get("refused_order", 0) == 0
+
+
 def test_a_robot_that_says_nothing_is_explained(make_bundle: MakeBundle, arm_dict: dict, tmp_path: Path) -> None:
     pytest.importorskip("cyclonedds")
     pytest.importorskip("rosbags")

@@ -183,6 +183,34 @@ def test_another_policy_takes_over_without_a_step(make_rig: MakeRig, arm_dict: d
     np.testing.assert_allclose(rig.commands[-1], [0.6, -0.5], atol=1e-6)
 
 
+def test_an_operator_chooses_among_the_policies_that_were_loaded(
+    make_rig: MakeRig, arm_dict: dict, arm_contract: Contract
+) -> None:
+    class Watchful:
+        episodes = 0
+
+        def alarm(self, obs: np.ndarray, action: np.ndarray, taken: np.ndarray | None) -> bool:
+            return False
+
+        def reset(self) -> None:
+            self.episodes += 1
+
+    guard = Watchful()
+    rig = make_rig(policy=Constant(0.5, 0.5), spec=robot_from_dict(arm_dict))
+    rig.runner.offer("low", Constant(-0.5, 0.1), arm_contract, guard)
+    rig.drive(1.0)
+    rig.loopback.say("policy high")
+    rig.go(1.1)
+    assert rig.runner.stats.events["refused_order"] == 1 and "did you mean" not in rig.runner.refusal
+    rig.loopback.say("policy low")
+    rig.go(3.0)
+    np.testing.assert_allclose(rig.commands[-1], [0.6, -0.5], atol=1e-6)
+    assert rig.runner.mode is Mode.ACTIVE and rig.runner.mind.guard is guard and guard.episodes == 1
+    rig.check_box()
+    with pytest.raises(ValueError, match="takes the name of a bundle"):
+        parse_order("policy")
+
+
 def test_a_policy_of_another_interface_is_not_swapped_in(
     make_rig: MakeRig, make_bundle: MakeBundle, arm_interface: Interface
 ) -> None:
