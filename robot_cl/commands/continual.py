@@ -7,13 +7,7 @@ from typing import Any
 
 from robot_cl.commands.verb import Call, Outcome, Verb
 
-NUMBERS = {
-    "acc": "ACC",
-    "forgetting": "forgetting",
-    "bwt": "BWT",
-    "forward_transfer": "forward transfer",
-    "jump_start": "jump-start",
-}
+NUMBERS = {"acc": "ACC", "forgetting": "forgetting", "bwt": "BWT", "forward_transfer": "forward transfer"}
 
 
 def run(call: Call, options: Any) -> Outcome:
@@ -50,7 +44,7 @@ def watched(call: Call, work: Any) -> Path:
 
 def show(call: Call, data: dict[str, Any]) -> None:
     """One row per method."""
-    table = call.table("method", *(f"{label} [95 %] " for label in NUMBERS.values()), "kB per task ", "minutes ")
+    table = call.table("method", *(f"{label} [95 %] " for label in NUMBERS.values()), "kB/task ", "minutes ")
     for name, entry in data["methods"].items():
         cells = [interval_text(entry["metrics"].get(number)) for number in NUMBERS]
         table.add_row(name, *cells, f"{entry['bytes_per_task'] / 1000:.1f}", f"{entry['wall_s'] / 60:.1f}")
@@ -62,11 +56,11 @@ def show(call: Call, data: dict[str, Any]) -> None:
 
 
 def interval_text(number: dict[str, Any] | None) -> str:
-    """'0.412 [0.380, 0.441]', or nothing."""
+    """'0.41 [0.38, 0.44]', or nothing."""
     if number is None:
         return ""
-    ends = "" if number["low"] is None else f" [{number['low']:.3f}, {number['high']:.3f}]"
-    return f"{number['estimate']:.3f}{ends}"
+    ends = "" if number["low"] is None else f" [{number['low']:.2f}, {number['high']:.2f}]"
+    return f"{number['estimate']:.2f}{ends}"
 
 
 def _options() -> type:

@@ -165,9 +165,14 @@ def _train_options() -> type:
 
 def run_resume(call: Call, options: Any) -> Outcome:
     from robot_cl.commands.runs import find_run
+    from robot_cl.continual.run import is_continual
     from robot_cl.train import resume
 
     folder = find_run(call.words[0])
+    if is_continual(folder):
+        from robot_cl.commands.continual import run as run_continual
+
+        return run_continual(call, None)
     return _trained(call, [watched(call, f"continuing {folder.name}", lambda progress: resume(folder, progress))])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from robot_cl.continual.stage_worlds import score, stage_world
 from robot_cl.data.atomic import write_json
 from robot_cl.learners import config_class, name_of
 from robot_cl.learners.base import LearnerConfig, repeated
-from robot_cl.paths import runs_root
+from robot_cl.paths import new_run_folder, runs_root
 from robot_cl.provenance import provenance, simulator_fingerprint
 from robot_cl.run_config import filled, plain
 from robot_cl.suite_worlds import SuiteWorlds, is_suite
@@ -73,13 +72,9 @@ def start(config: ContinualConfig, learner: LearnerConfig, progress: Progress | 
     stream = config.scaled_stream()
     for name in config.methods:
         method_class(name)
-    root = Path(config.out) if config.out else runs_root()
-    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.name or f'continual-{config.stream}'}"
-    folder = root / stem
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already; choose another name")
     face = _interface(stream.base)
-    folder.mkdir(parents=True)
+    root = Path(config.out) if config.out else runs_root()
+    folder = new_run_folder(root, config.name or f"continual-{config.stream}")
     write_json(folder / "interface.json", face.to_dict())
     task = None if is_suite(stream.base.task) else stream.base.task
     write_json(folder / "provenance.json", provenance(task, None, config.seed, 1, "cpu"))
@@ -129,7 +124,7 @@ def prepare(
     folder: Path, config: ContinualConfig, learner: LearnerConfig, progress: Progress | None = None
 ) -> tuple[Setup, np.ndarray]:
     """The base (trained where there is none yet) and its scores on all tasks (seeds, tasks)."""
-    stream, threads, face = config.scaled_stream(), config.threads or seeding.cores(), None
+    stream, threads = config.scaled_stream(), config.threads or seeding.cores()
     face, base = _interface(stream.base), folder / "base"
     if not (base / "policy.json").exists():
         actor, values = _base(config, learner, threads, progress)
@@ -150,13 +145,13 @@ def _base(
     """From the run named, or trained."""
     stage = config.scaled_stream().base
     if config.base is None:
+
         def told(done: int, total: int) -> None:
             if progress is not None:
                 progress("base policy", done, total)
 
-        return train_base(
-            stage, learner, name_of(learner), config.seeds, config.seed, config.num_worlds, threads, told
-        )  # fmt: skip
+        worlds = config.num_worlds
+        return train_base(stage, learner, name_of(learner), config.seeds, config.seed, worlds, threads, told)
     source = checkpoint_folder(config.base)
     actor = repeated(load_actor(source), config.seeds)
     state = load_resume(source)[0] if (source / "resume").exists() else {}
@@ -178,9 +173,8 @@ def record(
         entries[name] = summary.method_entry(rows, untrained, stream.stages, alone, facts, knows)
         entries[name] |= {"alarms": facts["alarms"], "contexts": facts["contexts"]} if name == HIDDEN else {}
     seeds = range(config.seed, config.seed + config.seeds)
-    simulator = SuiteWorlds(stream.base.task, 1).fingerprint if is_suite(stream.base.task) else simulator_fingerprint(
-        stream.base.task
-    )
+    task = stream.base.task
+    simulator = SuiteWorlds(task, 1).fingerprint if is_suite(task) else simulator_fingerprint(task)
     summary.write(folder, stream, seeds, untrained, entries, config.measuring.points, simulator)
 
 

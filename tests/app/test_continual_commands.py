@@ -1,0 +1,63 @@
+"""continual, gate and transfer as typed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., Any]
+TINY = [
+    "stream=vehicle_regimes", "seeds=2", "steps=64", "base_steps=32", "tasks=2", "num_worlds=4", "threads=1",
+    "learner.horizon=8", "learner.minibatch=32", "learner.epochs=1", "learner.actor.hidden=[8]",
+    "learner.critic.hidden=[8]", "measuring.episodes=2", "measuring.points=2", "measuring.curve_episodes=1",
+    "options.trial_worlds=1", "options.trial_steps=4",
+]  # fmt: skip
+
+
+def test_a_stream_is_learned_and_its_numbers_stand_in_a_table_and_in_a_file(run_in: Cli, tmp_path: Path) -> None:
+    ran = run_in(tmp_path, "continual", "methods=[library,reset]", "name=two", *TINY)
+    assert ran.code == 0, ran
+    assert "library" in ran.out and "forward transfer is against reset" in ran.out
+    again = run_in(tmp_path, "continual", "last", "--json")
+    assert again.code == 0, again
+    data = again.json["continual"]
+    assert data["methods"]["library"]["metrics"]["forgetting"]["estimate"] == 0.0
+    assert [task["name"] for task in data["tasks"]] == ["steering reversed", "drive reversed"]
+    assert len(data["methods"]["library"]["R"]) == 2 and len(data["methods"]["library"]["R"][0]) == 3
+    resumed = run_in(tmp_path, "resume", "two")
+    assert resumed.code == 0, resumed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stream=vehicles"], "did you mean 'vehicle_regimes'"),
+        (["stream=walker", "methods=[packnt]"], "did you mean 'packnet'"),
+        (["methods=[]"], "methods is empty"),
+        (["options.prune_at=2"], "between 0 and 1"),
+        (["stepps=3"], "steps"),
+    ],
+)
+def test_a_mistake_is_one_sentence(run_in: Cli, tmp_path: Path, words: list[str], said: str) -> None:
+    ran = run_in(tmp_path, "continual", *words)
+    assert ran.code == 2 and said in ran.err and "Traceback" not in ran.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_streams_and_methods_are_listed(run_in: Cli, tmp_path: Path) -> None:
+    found = run_in(tmp_path, "list", "streams", "methods", "--json").json
+    assert "halfcheetah_shifts" in found["streams"] and "7 tasks" in found["streams"]["halfcheetah_shifts"]
+    assert set(found["methods"]) >= {"library", "ewc", "packnet", "multitask"}
+    assert all(found["methods"].values())
+
+
+def test_the_gate_plays_both_and_its_exit_code_is_its_verdict(run_in: Cli, place: Path) -> None:
+    same = run_in(place, "gate", "cloned", "cloned", "tasks=[hopper,hopper:gravity0.8]", "episodes=3", "--json")
+    assert same.code == 0 and same.json["promoted"] and len(same.json["tasks"]) == 2
+    other = run_in(place, "gate", "walk.safetensors", "cloned", "tasks=[hopper]", "episodes=3", "margin=1e-9", "--json")
+    assert other.code == (0 if other.json["promoted"] else 1)
+    assert "percentiles" in other.json["tasks"][0] and len(other.json["tasks"][0]["percentiles"]) == 3
+    assert "two policies" in run_in(place, "gate", "cloned").err
