@@ -211,7 +211,7 @@ def test_leaving_out_a_skill_that_is_not_used_costs_nothing(known: Known) -> Non
     assert without["right"] < loss + 0.05 and without["left"] > loss + 0.3
 
 
-def test_a_generative_base_is_composed_by_its_own_loss() -> None:
+def test_a_generative_base_is_composed_by_its_own_loss(tmp_path: Path) -> None:
     config = GenerativeConfig(hidden=16, blocks=1, features=8, time_width=8, steps=3)
     base = DiffusionActor(OBS, ACT, generators(0, 1), config)
     base.requires_grad_(False)
@@ -223,8 +223,13 @@ def test_a_generative_base_is_composed_by_its_own_loss() -> None:
         choice = choose(Known(base, {"a": skill}), demos, replace(settings, level=level))
         assert ("own loss" in choice.measure) is (level != "action")
         assert all(np.isfinite(judged.loss) for judged in choice.judged)
-        action = choice.chosen.route.policy().act(demos.obs[:7].numpy())
+        composed = next(judged.route for judged in choice.judged if judged.name == "composition")
+        action = composed.policy().act(demos.obs[:7].numpy())
         assert action.shape == (7, ACT) and np.abs(action).max() <= 1.0
+        folder = tmp_path / level
+        folder.mkdir()
+        write_route(folder, composed, Known(base, {"a": skill}), {"step": 0, "interface": INTERFACE.to_dict()})
+        np.testing.assert_array_equal(load_policy(folder).act(demos.obs[:7].numpy()), action)
 
 
 @pytest.fixture

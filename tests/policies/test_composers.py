@@ -1,6 +1,7 @@
 """Laws that every composer keeps, and broken ones that each law catches."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -141,6 +142,15 @@ def test_a_lone_skill_at_its_own_weight_is_that_skill(name, actor, skills):
         return _build(name, shape) if name == "self_activated" else _constant(name, shape, weights)
 
     a_lone_skill_at_its_own_weight_is_that_skill(build, actor, skills)
+
+
+@pytest.mark.parametrize("name", COMPOSERS)
+def test_a_composer_is_built_again_from_its_settings_and_tensors(name, actor, skills):
+    mixture = Mixture(actor, skills)
+    shape, one = _shape(mixture), _random(name, _shape(mixture))
+    again = COMPOSERS[name](shape, **json.loads(json.dumps(one.settings())))
+    again.load_state_dict(one.state_dict())
+    np.testing.assert_array_equal(ComposedActor(mixture, again).act(_obs()), ComposedActor(mixture, one).act(_obs()))
 
 
 def company_changes_no_skill(serve, actor, skills, make_skill):
