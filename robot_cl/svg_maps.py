@@ -95,7 +95,7 @@ def bars(rows: Sequence[Row], label: str, width: int = 720) -> str:
     return _svg(width, height, escape(label), parts, "chart rows")
 
 
-def strip(names: Sequence[str], values: np.ndarray, dt: float, width: int = 600) -> str:
+def strip(names: Sequence[str], values: np.ndarray, dt: float, width: int = 500) -> str:
     """values (T, K) of K skills every `dt` seconds: one lane each, stronger where the coefficient is larger.
 
     A line class="playhead" stands at the left end of the lanes, whose ends the chart carries as data for a player.

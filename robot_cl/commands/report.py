@@ -34,8 +34,8 @@ def run(call: Call, options: ReportOptions) -> Outcome:
         beside = figures(runs[-1]) if options.figures else []
     size = page.stat().st_size / 1e6
     call.say(f"{page.name}: {size:.1f} MB, opens from disk without network")
-    for path in beside:
-        call.say(f"{path.relative_to(runs[-1])}")
+    for figure in beside:
+        call.say(f"{figure.relative_to(runs[-1])}")
     wrote = [str(p) for p in (page, options.csv, options.png, *beside) if p]
     following = "verify" if open_run(runs[-1]).trained else "export"
     return Outcome({"files": wrote}, wrote=page, next=f"{following} {runs[-1]}")
