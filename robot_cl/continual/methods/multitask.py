@@ -87,7 +87,8 @@ class JoinedWorlds:
         obs, reward, terminated, truncated, info = zip(*done, strict=True)
         facts = {"final_obs": self._seen([i["final_obs"] for i in info])}
         facts["episode_return"] = self._joined([i["episode_return"] for i in info])
-        return self._seen(list(obs)), *(self._joined(list(x)) for x in (reward, terminated, truncated)), facts
+        gained, fallen, timed_out = (self._joined(list(x)) for x in (reward, terminated, truncated))
+        return self._seen(list(obs)), gained, fallen, timed_out, facts
 
     def get_state(self) -> dict[str, np.ndarray]:
         return {f"{j}.{n}": value for j, part in enumerate(self.parts) for n, value in part.get_state().items()}
@@ -145,5 +146,5 @@ def told(wide: StackedGaussianActor, base: StackedGaussianActor, task: int) -> S
     marks[task] = 1.0
     mine = actor.net.layers[0]
     assert isinstance(mine, StackedLinear)
-    mine.bias += (first.weight[..., base.obs_dim :] @ marks).unsqueeze(1)
+    mine.bias.add_((first.weight[..., base.obs_dim :] @ marks).unsqueeze(1))
     return actor
