@@ -36,7 +36,7 @@ class GateConfig:
     horizon: int = 200  # steps of each imagined rollout
     starts: int = 32  # start states from the data, the same for all tests
     confidence: float = 1.0  # standard deviations over the models that a gain must exceed; 0: any gain
-    reach: float = 0.25  # farthest mean distance from the clone, in the clone's own deviations per action
+    reach: float = 0.5  # farthest mean distance from the clone, in its own deviations, times the trust in the values
     margin: float = 0.1  # share of the data's range by which imagined states may leave it
     noise: bool = True  # draw the models' noise, the same for all policies; false: their mean
     end_steps: int = 1500  # gradient steps of the model of where episodes end, if the data has such ends
@@ -157,7 +157,8 @@ class Gate(nn.Module):
     """Models, starts and noise that candidates are judged with, and how many passed.
 
     Remembers E elite models per seed, the model of where episodes end, start states (P, K, obs_dim), the scores of the
-    accepted policies (P, n, E) and the tests made and passed (P, n). All of it is drawn from the seeds' generators.
+    accepted policies (P, n, E), the tests made and passed (P, n), and the trust in the values (P,). All of it is drawn
+    from the seeds' generators.
     """
 
     starts: Tensor
@@ -165,6 +166,7 @@ class Gate(nn.Module):
     scores: Tensor
     made: Tensor
     passed: Tensor
+    trust: Tensor
 
     def __init__(
         self, obs_dim: int, act_dim: int, seeds: int, policies: int, config: GateConfig, dynamics: EnsembleConfig,
@@ -180,6 +182,7 @@ class Gate(nn.Module):
         self.register_buffer("scores", torch.zeros(seeds, policies, dynamics.elites))
         self.register_buffer("made", torch.zeros(seeds, policies))
         self.register_buffer("passed", torch.zeros(seeds, policies))
+        self.register_buffer("trust", torch.ones(seeds))
         self.requires_grad_(False)
 
     def fit(self, data: Transitions, config: FitConfig, rngs: Sequence[torch.Generator]) -> list[float]:
@@ -209,12 +212,17 @@ class Gate(nn.Module):
     def test(self, found: Scores, paired: bool = True) -> Tensor:
         """Which candidates pass (P, n); their scores become those to beat. Not paired: any higher mean passes."""
         gain = found.each.mean(-1) > self.scores.mean(-1)
-        sure = accepts(found.each, self.scores, self.config.confidence) & (found.away <= self.config.reach)
+        sure = accepts(found.each, self.scores, self.config.confidence) & (found.away <= self.reach.unsqueeze(1))
         passed = sure if paired else gain
         self.scores = torch.where(passed.unsqueeze(-1), found.each, self.scores)
         self.made += 1.0
         self.passed += passed.float()
         return passed
+
+    @property
+    def reach(self) -> Tensor:
+        """How far a policy of each seed may go from its clone, (P,)."""
+        return self.config.reach * self.trust
 
     def best(self) -> Tensor:
         """The policy of each seed with the highest score, (P,)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from policies.critics import CriticConfig, StackedQ, polyak
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Metrics, OnlinePlan, Trainable, merged
+from robot_cl.learners.evidence import realised, trust
 from robot_cl.learners.gate import Gate, GateConfig
 from robot_cl.learners.iql import reward_scale
 from robot_cl.learners.optim import FlatAdam, cosine
@@ -27,6 +28,7 @@ from robot_cl.learners.stacks import copy_rows, repeat_members
 
 # Weight of what a candidate's squared distance from its clone has above that of 0.8 of the gate's reach; a heuristic.
 HOLD = 10.0
+ROWS = 20_000  # of the data at a time, where all of it is looked at
 
 
 class Profile(StrEnum):
@@ -48,7 +50,7 @@ class Compat(StrEnum):
 
 
 def _actor(hidden: tuple[int, ...] = (256, 256)) -> ActorConfig:
-    return ActorConfig(hidden=hidden, sigma=Sigma.head, log_std_min=-5.0, log_std_max=0.0, init="orthogonal")
+    return ActorConfig(hidden=hidden, sigma=Sigma.head, log_std_min=-3.0, log_std_max=0.0, init="orthogonal")
 
 
 # Field -> (cpu, reference); a field that is given wins. Lei et al. 2024, appendix.
@@ -300,11 +302,28 @@ class UniO4(PPO):
         """Phase 2, and the scores that the first candidates have to beat."""
         assert self.data is not None
         losses = self.gate.fit(self.data, self.config.fit, self.rng)
+        self.gate.trust.copy_(self.trust(self.data))
         for moment in self.opts["members"].state.values():
             moment.zero_()
         copy_rows(self.members, self.accepted)
         self.gate.scores = self.gate.judge(self.accepted.mode, self.value).each
-        return {"dynamics_loss": torch.tensor(losses)}
+        return {"dynamics_loss": torch.tensor(losses), "trust": self.gate.trust.clone()}
+
+    @torch.no_grad()
+    def trust(self, data: Transitions) -> Tensor:
+        """How far the data bears out min Q(s, a) − min Q(s, clone(s)), (P,)."""
+        value, after, claimed = [], [], []
+        for part in data.pack().split(ROWS):
+            rows = Transitions.unpack(part, self.obs_dim, self.act_dim)
+            z = self.actor.normalizer(rows.obs).expand(self.seeds, -1, -1)
+            mean = self.clones.heads(self._each(z))[0].view(self.seeds, self.config.behaviours, -1, self.act_dim).mean(1)
+            taken, cloned = (self.q(z, a.expand_as(mean)).amin(1) for a in (rows.action, mean.clamp(-1.0, 1.0)))
+            claimed.append(taken - cloned)
+            value.append(self.v(z))
+            after.append(self.v(self.actor.normalizer(rows.next_obs).expand(self.seeds, -1, -1)))
+        scaled = replace(data, reward=data.reward * self.extra["reward_scale"])
+        found = realised(scaled, torch.cat(value, 1), torch.cat(after, 1), self.config.discount)
+        return trust(torch.cat(claimed, 1), found)
 
     def improve(self, batch: Transitions) -> Metrics:
         """Phase 4, one step: a ~ π_old at states of the data, Â = min Q − V, clipped as PPO clips."""
@@ -317,7 +336,8 @@ class UniO4(PPO):
         mean, log_std = self.members.heads(self._each(z))
         log_ratio = self.members.log_prob(mean, log_std, action) - old_log_prob
         loss = clipped_improvement(log_ratio, advantage, c.improve_clip)  # (P·n,)
-        beyond = self._distance(self._each(z), mean) - (0.8 * c.gate.reach) ** 2  # state by state: rare ones count most
+        reach = self._each(self.gate.reach).unsqueeze(1)
+        beyond = self._distance(self._each(z), mean) - (0.8 * reach).square()  # state by state: rare ones count most
         hold = HOLD if c.compat is Compat.ours else 0.0
         (loss + hold * beyond.clamp(min=0.0).mean(-1)).sum().backward()
         self.opts["members"].step()
