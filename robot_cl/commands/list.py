@@ -85,6 +85,18 @@ def _runs() -> dict[str, str]:
     return {p.name: "" for p in sorted(root.iterdir()) if (p / "config.yaml").exists()} if root.is_dir() else {}
 
 
+def _skills() -> dict[str, str]:
+    from robot_cl.skills import open_libraries
+
+    found = {}
+    for library in open_libraries():
+        for name in library.names():
+            card = library.card(name)
+            scores = ", ".join(f"{task} {value:,.0f}" for task, value in card.scores.items())
+            found[name] = ", ".join(part for part in (f"base {library.folder.name}", card.description, scores) if part)
+    return found
+
+
 def _shifts() -> dict[str, str]:
     from sim.shift import NEUTRAL, PER_BODY, PER_JOINT
 
@@ -107,6 +119,7 @@ SHELVES: dict[str, Shelf] = {
     "shifts": Shelf("shift=", _shifts),
     "streams": Shelf("stream=", _streams),
     "methods": Shelf("methods=[...]", _table("robot_cl.continual.methods", "METHODS")),
+    "skills": Shelf("skills=[...]", _skills),
     "merges": Shelf("how=", _table("policies.merging", "MERGE")),
     "composers": Shelf("composer=", _table("policies.composers", "COMPOSERS")),
     "routers": Shelf("router=", _table("policies.routers", "ROUTERS")),
