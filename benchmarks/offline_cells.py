@@ -99,7 +99,7 @@ def _fraction(task: str, percent: int) -> Mixture:
     """Expert and uniformly random actions, `percent` of the transitions from the expert."""
     both = ((EXPERTS[task], None), percent), (("random", None), 100 - percent)
     parts, shares = zip(*(pair for pair in both if pair[1]), strict=True)
-    return Mixture(task, parts, shares, 100_000)
+    return Mixture(task, parts, shares, steps=100_000)
 
 
 SWEEP = {f"{task}-expert-{percent}": _fraction(task, percent) for task in EXPERTS for percent in FRACTIONS}

@@ -312,11 +312,11 @@ class UniO4(PPO):
     @torch.no_grad()
     def trust(self, data: Transitions) -> Tensor:
         """How far the data bears out min Q(s, a) − min Q(s, clone(s)), (P,)."""
-        value, after, claimed = [], [], []
+        n, value, after, claimed = self.config.behaviours, [], [], []
         for part in data.pack().split(ROWS):
             rows = Transitions.unpack(part, self.obs_dim, self.act_dim)
             z = self.actor.normalizer(rows.obs).expand(self.seeds, -1, -1)
-            mean = self.clones.heads(self._each(z))[0].view(self.seeds, self.config.behaviours, -1, self.act_dim).mean(1)
+            mean = self.clones.heads(self._each(z))[0].view(self.seeds, n, -1, self.act_dim).mean(1)
             taken, cloned = (self.q(z, a.expand_as(mean)).amin(1) for a in (rows.action, mean.clamp(-1.0, 1.0)))
             claimed.append(taken - cloned)
             value.append(self.v(z))

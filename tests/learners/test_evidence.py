@@ -15,7 +15,8 @@ def walk(rewards, terminated=(), truncated=()) -> Transitions:
     def flags(rows):
         return torch.tensor([float(i in rows) for i in range(n)])
 
-    return Transitions(at[:-1].clone(), torch.zeros(n, 1), torch.tensor(rewards), at[1:], flags(terminated), flags(truncated))
+    ends = flags(terminated), flags(truncated)
+    return Transitions(at[:-1].clone(), torch.zeros(n, 1), torch.tensor(rewards), at[1:], *ends)
 
 
 def test_what_came_of_an_action_is_summed_to_the_horizon_or_the_end():
