@@ -156,13 +156,19 @@ def onnx_bytes(module: nn.Module, obs_dim: int, skills: int = 0, memory: int = 0
     if memory:
         example = tuple(torch.zeros(1, width) for width in (obs_dim, act_dim, act_dim, memory))
         shapes, names, outputs = [None] * 4, [*names, "planned", "taken", "memory"], [*outputs, "memory_out"]
+    with torch.no_grad():
+        module(*example)  # what is wrong with the policy itself is said by itself
     # With gradients enabled layers take their plain form, without the choice by batch size that eager mode makes.
     with _quiet(), tempfile.TemporaryDirectory() as scratch, torch.enable_grad():
         path = Path(scratch) / MODEL_FILE
-        torch.onnx.export(
-            module, example, str(path), input_names=names, output_names=outputs,
-            dynamic_shapes=tuple(shapes), opset_version=OPSET, dynamo=True, external_data=False, verbose=False,
-        )  # fmt: skip
+        try:
+            torch.onnx.export(
+                module, example, str(path), input_names=names, output_names=outputs,
+                dynamic_shapes=tuple(shapes), opset_version=OPSET, dynamo=True, external_data=False, verbose=False,
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as problem:
+            cause = " ".join(str(problem.__cause__ or problem).split())[:200]
+            raise ValueError(f"no graph can be made of a {type(module).__name__}: {cause}") from None
         return _lean(path.read_bytes())
 
 

@@ -129,6 +129,19 @@ def test_a_graph_that_differs_from_torch_is_not_written(tmp_path: Path, arm_inte
     assert not (tmp_path / "bundle").exists() and not list(tmp_path.iterdir())
 
 
+class Branching(nn.Module):
+    """What it computes depends on what it sees, which a graph cannot follow."""
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return torch.tanh(obs[:, :2] if float(obs.sum()) > 0 else obs[:, 2:4])
+
+
+def test_what_no_graph_can_be_made_of_is_said_in_one_sentence(tmp_path: Path, arm_interface: Interface) -> None:
+    with pytest.raises(ValueError, match="no graph can be made of a Branching") as caught:
+        export_module(Branching(), arm_interface, tmp_path / "bundle")
+    assert "\n" not in str(caught.value) and not (tmp_path / "bundle").exists()
+
+
 def test_only_an_older_bundle_is_replaced(tmp_path: Path, arm_interface: Interface) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose")
