@@ -53,7 +53,7 @@ def check_free(root: Path, name: str) -> Path:
 def not_found(kind: str, name: str, existing: Iterable[str], hint: str = "") -> LookupError:
     """The sentence for a name that is not there: near matches first, else everything that exists."""
     names = sorted(existing)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         tail = f"did you mean {' or '.join(near)}?"
     elif names:
