@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "resume": ("train", "RESUME", "continue a run where it stopped, bit for bit"),
     "verify": ("train", "VERIFY", "run the first steps of a run again and compare"),
     "evaluate": ("evaluate", "EVALUATE", "returns of a policy with intervals, and a film"),
+    "adapt": ("adapt", "ADAPT", "a flow that keeps a policy or a robot going when the robot changes"),
     "report": ("report", "REPORT", "one self-contained page about a run"),
     "serve": ("serve", "SERVE", "runs, skills and reports in a browser, live, on this machine alone"),
     "mismatch": ("mismatch", "MISMATCH", "which error of a dynamics model tells what it is worth to a planner"),
