@@ -2,11 +2,15 @@
 
     python tools/train_experts.py walker-stand
     python tools/train_experts.py walker-run --demonstrator walker-run-sac.npz
+    python tools/train_experts.py walker-walk --demonstrator walker-run-sac.npz --cap 1.5 --width 128
 
 Soft actor-critic on batched worlds with action repeat 2 and layer-normalised critics. With a demonstrator half of each
 batch comes from its noisy episodes (RLPD, Ball et al. 2023), and the card says so; without one learning starts from
 nothing. The policy is measured every few thousand steps on the same start states and kept while it is the best;
 training ends `MARGIN` above the bar or at the step limit. `--minutes` stops earlier; the same command goes on.
+
+Walking is rewarded for any speed above 1 m/s, so that its expert may well run. With `--cap` the reward it learns from
+falls off above that speed (it is measured by the true one), and the demonstrator's episodes are slowed down.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +35,15 @@ from robot_cl.data.sampler import Sampler
 from robot_cl.learners.replay import ReplayBuffer
 from robot_cl.learners.rlpd import RLPD, RLPDConfig
 from robot_cl.learners.rollout import Collector, play
+from robot_cl.learners.sac import tanh_actor
+from sim.task import State, Task
+from sim.tasks import dm_walker
 
 PLACE = Path(__file__).resolve().parents[1] / "benchmarks" / "few_shot_parts" / "experts"
-REPEAT, WORLDS, BATCH, WARMUP = 2, 4, 256, 2000
+REPEAT, WORLDS, WARMUP = 2, 4, 2000
 BARS = {"walker-stand": 950.0, "walker-walk": 900.0, "walker-run": 500.0}
 MARGIN = 40.0
+FORWARD = 16  # where observations say the root's forward velocity
 MEASURE_EVERY, MEASURE_EPISODES, MEASURE_SEED = 5000, 10, 1000
 NOISES = (0.0, 0.2, 0.5)  # σ of the Gaussian added to the demonstrator's actions, one world each
 
@@ -52,14 +60,20 @@ class Progress:
 class ExpertRun:
     """Remembers learner, worlds, buffer and progress; `folder` holds all of it between two processes."""
 
-    def __init__(self, task: str, demonstrator: Behaviour | None, seed: int, folder: Path):
-        self.task, self.demonstrator, self.seed, self.folder = task, demonstrator, seed, folder
+    def __init__(
+        self, task: str, demonstrator: Behaviour | None, seed: int, folder: Path, cap: float | None = None,
+        width: int = 256,
+    ):  # fmt: skip
+        self.task, self.demonstrator, self.seed, self.folder, self.cap = task, demonstrator, seed, folder, cap
+        learned: str | Task = task if cap is None else capped(cap)
+        self.batch = width  # as many rows as units: what a smaller network needs, at its price
         share = 0.0 if demonstrator is None else 0.5
-        critic = CriticConfig(layer_norm=True)
+        critic = CriticConfig(layer_norm=True, hidden=(width, width))
         config = RLPDConfig(
-            critic=critic, critics=2, offline_share=share, entropy_per_action=-1.0, temperature=0.1, actor_every=2
+            actor=replace(tanh_actor(), hidden=(width, width)), critic=critic, critics=2, offline_share=share,
+            entropy_per_action=-1.0, temperature=0.1, actor_every=2,
         )
-        self.world = sim.make(task, num_worlds=WORLDS, threads=1, seed=seed, action_repeat=REPEAT)
+        self.world = sim.make(learned, num_worlds=WORLDS, threads=1, seed=seed, action_repeat=REPEAT)
         widths = self.world.interface.obs_dim, self.world.interface.act_dim
         self.learner = RLPD(config, *widths, seeds=1, seed=seed)
         self.learner.actor.normalizer.clip = 1e6  # raw observations, as soft actor-critic reads them without data
@@ -67,7 +81,7 @@ class ExpertRun:
         self.buffer = ReplayBuffer(config.capacity, 1, *widths)
         self.progress, self.sampler = Progress(), None
         if demonstrator is not None:
-            self.sampler = Sampler.over(demonstrations(demonstrator, task, seed), self.learner.rng, "cpu")
+            self.sampler = Sampler.over(demonstrations(demonstrator, learned, seed, cap), self.learner.rng, "cpu")
         self.measured = sim.make(task, num_worlds=MEASURE_EPISODES, threads=1, action_repeat=REPEAT)
 
     def round(self) -> None:
@@ -76,10 +90,10 @@ class ExpertRun:
         self.progress.steps += 1
         if len(self.buffer) < WARMUP:
             return
-        old = BATCH // 2 if self.sampler else 0
+        old = self.batch // 2 if self.sampler else 0
         for _ in range(WORLDS):
             offline = self.sampler.sample(old) if self.sampler else None
-            self.learner.update_online(self.buffer.sample(BATCH - old, self.learner.rng), offline)
+            self.learner.update_online(self.buffer.sample(self.batch - old, self.learner.rng), offline)
 
     def measure(self) -> float:
         """Mean return of the deterministic policy; the best so far is written with its card."""
@@ -95,7 +109,7 @@ class ExpertRun:
         made = "none" if self.demonstrator is None else self.demonstrator.name
         notes = {"algorithm": "sac" if self.demonstrator is None else "rlpd", "demonstrator": made,
                  "steps": self.progress.steps * WORLDS, "seed": self.seed, "action_repeat": REPEAT,
-                 "episodes": len(returns), "first_seed": MEASURE_SEED}  # fmt: skip
+                 "cap": self.cap, "episodes": len(returns), "first_seed": MEASURE_SEED}  # fmt: skip
         card = BehaviourCard(
             f"{self.task}-expert", self.task, "relu", "tanh", None, round(float(returns.mean()), 1),
             round(float(returns.std()), 1), "tools/train_experts.py", notes,
@@ -120,13 +134,30 @@ class ExpertRun:
         self.progress = Progress(**json.loads((self.folder / "progress.json").read_text(encoding="utf-8")))
 
 
-def demonstrations(behaviour: Behaviour, task: str, seed: int, worlds: int = 24) -> Transitions:
-    """One episode of each world, σ of the added noise in turn from NOISES: (worlds · 500,) transitions."""
+def capped(cap: float) -> Task:
+    """Walking whose reward for moving falls from all at `cap` m/s to nothing at 1 m/s more."""
+
+    def reward(before: State, after: State, action: np.ndarray) -> np.ndarray:
+        standing = dm_walker.reward(before, after, action, 0.0) / 6.0
+        moving = dm_walker.reward(before, after, action, dm_walker.WALK_SPEED) - standing
+        return standing + moving * np.clip(cap + 1.0 - after["speed"][:, 0], 0.0, 1.0)
+
+    return replace(dm_walker.WALK, reward=reward)
+
+
+def demonstrations(
+    behaviour: Behaviour, task: str | Task, seed: int, cap: float | None, worlds: int = 24
+) -> Transitions:
+    """One episode of each world, σ of the added noise in turn from NOISES: (worlds · 500,) transitions.
+
+    With a cap, actions shrink as the walker gets faster, in each world from another speed on."""
     world = sim.make(task, num_worlds=worlds, threads=1, action_repeat=REPEAT)
     rng, sigma = np.random.default_rng(seed), np.resize(NOISES, worlds)[:, None]
+    slow = np.linspace(1.5, 4.0, worlds)[:, None]
     obs, going, rows = world.reset(seed=10_000 + seed * worlds), True, []
     while going:
-        action = np.clip(behaviour.act(obs) + sigma * rng.standard_normal((worlds, behaviour.act_dim)), -1, 1)
+        meant = behaviour.act(obs) * (1.0 if cap is None else np.clip(slow - obs[:, FORWARD, None], 0.3, 1.0))
+        action = np.clip(meant + sigma * rng.standard_normal((worlds, behaviour.act_dim)), -1, 1)
         after, reward, terminated, truncated, info = world.step(action)
         columns = (obs, action, reward, info["final_obs"], terminated, truncated)
         rows.append(Transitions(*(torch.tensor(np.asarray(x), dtype=torch.float32) for x in columns)))
@@ -166,6 +197,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(BARS))
     parser.add_argument("--demonstrator", type=Path, help="behaviour file whose noisy episodes fill half of each batch")
+    parser.add_argument("--cap", type=float, help="m/s above which walking is no longer rewarded")
+    parser.add_argument("--width", type=int, default=256, help="of the hidden layers, and rows per batch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=200_000, help="environment steps at most")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop for now after so many")
@@ -179,7 +212,7 @@ def main() -> None:
         return
     args.out.mkdir(parents=True, exist_ok=True)
     demonstrator = load_behaviour(args.demonstrator) if args.demonstrator else None
-    run = ExpertRun(args.task, demonstrator, args.seed, args.out / args.task)
+    run = ExpertRun(args.task, demonstrator, args.seed, args.out / args.task, args.cap, args.width)
     run.restore()
     over = train(run, args.steps, args.minutes)
     print(f"{best}: {run.progress.best:.1f}" + ("" if over else "; run the same command again to go on"))

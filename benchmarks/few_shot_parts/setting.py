@@ -40,12 +40,12 @@ class Sizes:
     skill_episodes: int = 40
     actor: GenerativeConfig = field(default_factory=GenerativeConfig)
     kind: str = "diffusion"
-    base: Schedule = field(default_factory=lambda: Schedule(6000, 1e-3, 1024))
-    skills: Schedule = field(default_factory=lambda: Schedule(4000, 3e-3, 512))
-    new: Schedule = field(default_factory=lambda: Schedule(3000, 3e-3))  # a new adapter
+    base: Schedule = field(default_factory=lambda: Schedule(6000, 3e-4, 1024))
+    skills: Schedule = field(default_factory=lambda: Schedule(4000, 1e-3, 512))
+    new: Schedule = field(default_factory=lambda: Schedule(3000, 1e-3))  # a new adapter
     gate: Schedule = field(default_factory=lambda: Schedule(1000, 3e-4))  # coefficients by a network
     constants: Schedule = field(default_factory=lambda: Schedule(1000, 1e-2))  # one coefficient per skill
-    whole: Schedule = field(default_factory=lambda: Schedule(4000, 1e-3))  # as adapter and gate together
+    whole: Schedule = field(default_factory=lambda: Schedule(4000, 3e-4))  # as adapter and gate together
 
     @property
     def members(self) -> list[tuple[int, int]]:
