@@ -105,6 +105,7 @@ class PolicyBundle:
         self._check_signature()
         self.weights = np.array([s.weight for s in contract.skills], dtype=np.float32)
         self._bind()
+        self.act(np.zeros((1, self.obs_dim), dtype=np.float32))  # the first run takes longest: before anything moves
 
     @classmethod
     def load(cls, folder: Path | str) -> PolicyBundle:

@@ -31,6 +31,8 @@ class FlowStage:
             raise ValueError(f"{FLOW_FILE} reads {found}, its contract says {expected}; export it again")
         self.act_dim, self.size = contract.act_dim, contract.flow_memory
         self.reset()
+        self(np.zeros((1, contract.obs_dim)), np.zeros(self.act_dim), None)  # the first run takes longest
+        self.reset()
 
     def reset(self) -> None:
         self.memory = np.zeros((1, self.size), dtype=np.float32)
