@@ -183,7 +183,8 @@ def interval(scores: np.ndarray) -> stats.Interval:
 
 def rows_of(results: Results) -> list[tuple[object, ...]]:
     lines: list[tuple[object, ...]] = []
-    for row in [*results.cells]:
+    order = {row: k for k, row in enumerate([*LEARNED, *CHOICES])}  # what needs no demonstration comes first
+    for row in sorted(results.cells, key=lambda row: order.get(row, -1)):
         for count in results.counts(row):
             x, fell = results.scores(row, count), results.scores(row, count, "fell")
             assert x is not None and fell is not None
@@ -217,6 +218,8 @@ def claims_walk(r: Results) -> list[Claim]:
 def claims_run(r: Results) -> list[Claim]:
     """stand + walk → run: the library's own choice against the best single skill."""
     single, found = r.best_single(), list[Claim]()
+    if single is not None:  # a task that a skill solves already says nothing about composition
+        found.append(Claim("run: best single skill zero-shot", float(single[1].mean()), 300.0, at_least=False))
     for row in CHOICES:
         chosen = r.scores(row, TEN)
         if single is None or chosen is None:
@@ -244,7 +247,7 @@ def claims_shift(r: Results) -> list[Claim]:
 def claims_speed(r: Results) -> list[Claim]:
     """Reward and cost skill under a speed limit: the composition is safe and faster than the cost skill."""
     careful, found = r.scores("cost skill zero-shot", 0), list[Claim]()
-    for row in ("composition", "learned α(s)"):
+    for row in ("composition", "fixed α", "learned α(s)"):
         reward, cost = r.scores(row, TEN), r.scores(row, TEN, "fell")
         if reward is not None and cost is not None and careful is not None:
             found.append(Claim(f"speed limit: normalised cost of {row}", float(cost.mean()), 1.0, at_least=False))
