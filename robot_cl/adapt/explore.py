@@ -81,7 +81,8 @@ def explore(
     told = [torch.tensor(f, dtype=torch.float32) for f in (obs, action, after)]
     living = torch.tensor(lived)
     asked = [torch.stack(c, 1) for c in zip(*questions, strict=True)]
-    return Exploration(*told, living, *(asked or [t[:, :0] for t in (told[0], told[1], told[1], living)]))
+    none = [t[:, :0] for t in (told[0], told[1], told[1], living)]
+    return Exploration(*[*told, living, *(asked or none)])
 
 
 def ask(fleet: Fleet, model: Ensemble, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
