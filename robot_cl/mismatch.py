@@ -19,7 +19,7 @@ from dynamics import mismatch
 from dynamics.ensemble import Ensemble, EnsembleConfig
 from dynamics.fit import gradient_step, optimiser
 from dynamics.losses import LOSSES, GradientTable, Loss, VaGraM, ValueDifference, value_gradient
-from dynamics.planner import MPPI, ModelRollout, PlannerConfig, Propose
+from dynamics.planner import MPPI, ModelRollout, PlannerConfig
 from policies.networks import StackedMLP
 from robot_cl.batch import Transitions
 from robot_cl.learners.returns import episode_returns, returns_to_go
@@ -42,7 +42,7 @@ class StudyConfig:
     discount: float = 0.99
     episodes: int = 4
     length: int = 150
-    planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(samples=96, horizon=8))
+    planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(samples=96, horizon=8, policy_share=0.5))
     attack: int = 4
     seed: int = 0
 
@@ -117,25 +117,26 @@ def pieces(data: Transitions, steps: int, limit: int = 200) -> tuple[Tensor, Ten
     return torch.cat([data.obs[index], data.next_obs[index[:, -1:]]], 1), data.action[index]
 
 
-class Value(nn.Module):
-    """Value of the data's behaviour, (rows, obs_dim) raw -> (rows,): least squares on discounted returns-to-go."""
+class Regression(nn.Module):
+    """Least squares on raw observations: (rows, obs_dim) -> (rows, outputs). Remembers the statistics of both."""
 
-    def __init__(self, data: Transitions, discount: float, seed: int, steps: int = 2000):
+    def __init__(self, obs: Tensor, target: Tensor, seed: int, steps: int = 2000):
+        """obs (N, obs_dim), target (N, outputs)."""
         super().__init__()
-        rng, target = torch.Generator().manual_seed(seed), returns_to_go(data, discount)
-        self.mean, self.std = data.obs.mean(0), data.obs.std(0) + 1e-6
-        self.shift, self.scale = target.mean(), target.std() + 1e-6
-        self.net = StackedMLP(data.obs_dim, (64, 64), 1, [rng], "tanh")
+        rng = torch.Generator().manual_seed(seed)
+        self.mean, self.std = obs.mean(0), obs.std(0) + 1e-6
+        self.shift, self.scale = target.mean(0), target.std(0) + 1e-6
+        self.net = StackedMLP(obs.shape[1], (64, 64), target.shape[1], [rng], "tanh")
         opt = torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
         for _ in range(steps):
-            rows = torch.randint(len(data), (256,), generator=rng)
+            rows = torch.randint(len(obs), (256,), generator=rng)
             opt.zero_grad(set_to_none=True)
-            ((self(data.obs[rows]) - target[rows]) / self.scale).square().mean().backward()
+            ((self(obs[rows]) - target[rows]) / self.scale).square().mean().backward()
             opt.step()
         self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net((x - self.mean) / self.std).flatten() * self.scale + self.shift
+        return self.net((x - self.mean) / self.std)[0] * self.scale + self.shift
 
 
 # -- the study --------------------------------------------------------------------------------------------------------
@@ -147,8 +148,11 @@ class Bench:
     def __init__(
         self, sources: dict[str, Transitions], task: str, config: StudyConfig, act: Callable[[Tensor], Tensor] | None
     ):
-        """Every source is a slice of the population; a single one gives two, see `halves`."""
-        self.task, self.config, self.act = task, config, act
+        """Every source is a slice of the population; a single one gives two, see `halves`.
+
+        `act` proposes plans; without it the data's behaviour does, cloned, so that plans stay where the models know.
+        """
+        self.task, self.config = task, config
         parts = {name: split(data) for name, data in sources.items()}
         train = {name: train for name, (train, _) in parts.items()}
         slices = train if len(train) > 1 else halves(next(iter(train.values())))
@@ -161,8 +165,14 @@ class Bench:
                 raise ValueError(f"{name} has {data.obs_dim} observations and {data.act_dim} actions, {task} {widths}")
         held = Transitions.cat([held for _, held in parts.values()])
         self.pieces, self.held = pieces(held, PIECE), _at_most(held, HELD)
-        everything = Transitions.cat(list(self.train.values()))
-        self.value = Value(everything, config.discount, config.seed)
+        whole = Transitions.cat(list(train.values()))
+        self._value = Regression(whole.obs, returns_to_go(whole, config.discount).unsqueeze(1), config.seed)
+        behaviour = Regression(whole.obs, whole.action, config.seed)
+        self.act = act or (lambda obs: behaviour(obs).clamp(-1.0, 1.0))
+
+    def value(self, obs: Tensor) -> Tensor:
+        """Value of the data's behaviour, (rows, obs_dim) -> (rows,): a regression on discounted returns-to-go."""
+        return self._value(obs)[:, 0]
 
     def loss(self, kind: str, data: Transitions) -> Loss:
         if kind == "vagram":
@@ -191,7 +201,7 @@ class Bench:
         c = self.config
         rollout = ModelRollout(model, value_fn=self.value, discount=c.discount)
         rng = torch.Generator().manual_seed(c.seed)
-        proposals: Propose | None = rollout.proposals(self.act, c.planner.horizon, rng, 0.1) if self.act else None
+        proposals = rollout.proposals(self.act, c.planner.horizon, rng, 0.2)
         planner = MPPI(rollout, model.obs_dim, model.act_dim, c.planner, rng, proposals)
         obs, total = self.worlds.reset(seed=EVALUATION_SEED), np.zeros(c.episodes)
         going, gaps = np.ones(c.episodes, dtype=bool), []

@@ -29,7 +29,7 @@ class MismatchOptions:
     length: int = 150  # control steps of an episode, at most
     samples: int = 96  # plans the planner draws per control step
     horizon: int = 8  # control steps it looks ahead
-    policy: str | None = None  # run, checkpoint or behaviour that proposes plans; none: a run's own, or none
+    policy: str | None = None  # run, checkpoint or behaviour that proposes plans; none: a run's, or the data's, cloned
     attack: int = 4  # generations of the attack on a model's last weights, 0: none
     seed: int = 0  # of first weights, batches, planner and bootstrap
     name: str | None = None  # of the folder after its date; none: that of the data
@@ -111,7 +111,7 @@ def the_task(sources: list[Source], wanted: str | None) -> str:
 
 
 def the_policy(sources: list[Source], named: str | None) -> Callable[[Any], Any] | None:
-    """Raw observations (rows, obs_dim) -> actions, as tensors; None if nothing proposes."""
+    """Raw observations (rows, obs_dim) -> actions, as tensors; None if there is no policy but the data's."""
     from robot_cl.checkpoint import load_policy
 
     where = named or next((str(s.policy) for s in sources if s.policy), None)
@@ -135,7 +135,7 @@ def study_config(options: MismatchOptions) -> Any:
     from dynamics.planner import PlannerConfig
     from robot_cl.mismatch import StudyConfig
 
-    planner = PlannerConfig(samples=options.samples, horizon=options.horizon)
+    planner = PlannerConfig(samples=options.samples, horizon=options.horizon, policy_share=0.5)
     shared = {f.name: getattr(options, f.name) for f in fields(StudyConfig) if f.name != "planner"}
     return StudyConfig(planner=planner, **shared)
 
