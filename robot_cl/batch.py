@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # whoever only lists datasets should not wait for torch
+    import torch
+    from torch import Tensor
 
 
 @dataclass
@@ -54,10 +56,14 @@ class Transitions:
 
     @staticmethod
     def cat(parts: list[Transitions], dim: int = 0) -> Transitions:
+        import torch
+
         return Transitions(*(torch.cat([getattr(p, f.name) for p in parts], dim) for f in fields(Transitions)))
 
     def pack(self) -> Tensor:
         """One row per transition, [obs | action | reward | next_obs | terminated | truncated]: (..., row_width)."""
+        import torch
+
         scalars = (self.reward, self.terminated, self.truncated)
         reward, terminated, truncated = (x.unsqueeze(-1) for x in scalars)
         return torch.cat((self.obs, self.action, reward, self.next_obs, terminated, truncated), -1)

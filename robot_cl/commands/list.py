@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,14 @@ class Shelf:
 
 
 def _table(module: str, name: str) -> Callable[[], dict[str, str]]:
-    """Names of an explicit table, each with the first line of its member's docstring."""
-    return lambda: {key: first_line(value) for key, value in getattr(importlib.import_module(module), name).items()}
+    """Names of an explicit table, each with the first sentence of its member's docstring."""
 
+    def items() -> dict[str, str]:
+        from robot_cl.commands.tables import described
 
-def first_line(member: Any) -> str:
-    doc = (getattr(member, "__doc__", None) or "").strip()
-    return doc.splitlines()[0].rstrip(".") if doc and not doc.startswith(f"{type(member).__name__}(") else ""
+        return described(module, name)
+
+    return items
 
 
 def _tasks() -> dict[str, str]:
@@ -54,12 +54,6 @@ def _behaviours() -> dict[str, str]:
     return {name: line(card) for name, card in list_behaviours().items()}
 
 
-def _learners() -> dict[str, str]:
-    from robot_cl.learners import LEARNERS, learner_class
-
-    return {name: first_line(learner_class(name)) for name in LEARNERS}
-
-
 def _robots() -> dict[str, str]:
     from robot_cl.commands.deploy import robot_files
     from robot_cl.deploy.robot_file import load_robot
@@ -72,12 +66,6 @@ def _robots() -> dict[str, str]:
     return {name: line(path) for name, path in robot_files().items()}
 
 
-def _transports() -> dict[str, str]:
-    from robot_cl.deploy.transport import TRANSPORTS
-
-    return dict.fromkeys(TRANSPORTS, "")
-
-
 def _runs() -> dict[str, str]:
     from robot_cl.paths import runs_root
 
@@ -86,6 +74,10 @@ def _runs() -> dict[str, str]:
 
 
 def _skills() -> dict[str, str]:
+    from robot_cl.paths import library_root
+
+    if not any(library_root().glob("*/base.json")):
+        return {}
     from robot_cl.skills import open_libraries
 
     found = {}
@@ -115,7 +107,7 @@ SHELVES: dict[str, Shelf] = {
     "tasks": Shelf("task=", _tasks),
     "datasets": Shelf("data=", _datasets),
     "behaviours": Shelf("policy=", _behaviours),
-    "learners": Shelf("learner=", _learners),
+    "learners": Shelf("learner=", _table("robot_cl.learners", "LEARNERS")),
     "shifts": Shelf("shift=", _shifts),
     "streams": Shelf("stream=", _streams),
     "methods": Shelf("methods=[...]", _table("robot_cl.continual.methods", "METHODS")),
@@ -124,7 +116,7 @@ SHELVES: dict[str, Shelf] = {
     "composers": Shelf("composer=", _table("policies.composers", "COMPOSERS")),
     "routers": Shelf("router=", _table("policies.routers", "ROUTERS")),
     "robots": Shelf("robot=", _robots),
-    "transports": Shelf("transport=", _transports),
+    "transports": Shelf("transport=", _table("robot_cl.deploy.transport", "TRANSPORTS")),
     "runs": Shelf("RUN", _runs),
 }
 

@@ -14,17 +14,18 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from policies.networks import ACTIVATIONS
 from robot_cl.data.naming import not_found
 
+if TYPE_CHECKING:  # whoever only lists behaviours should not wait for torch
+    from torch import Tensor
+
 EMBEDDED = Path(__file__).parent / "embedded"
-SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "clip": lambda x: x.clamp(-1.0, 1.0)}
+SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {"tanh": lambda x: x.tanh(), "clip": lambda x: x.clamp(-1.0, 1.0)}
+ACTIVATIONS = ("relu", "tanh", "silu", "mish", "gelu")  # by their names in policies.networks
 _LOG_STD_RANGE = (-20.0, 2.0)
 _EPS = 1e-8
 _HEADER = "robot_cl.behaviour"
@@ -91,6 +92,8 @@ class Behaviour:
         """
         if not self.stochastic:
             raise ValueError(f"behaviour {self.name!r} has no log_std to sample with; give a noise level instead")
+        import torch
+
         mean, hidden = self._mean_and_hidden(obs)
         noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), dtype=np.float32))
         log_std = self._log_std(hidden).clamp(*_LOG_STD_RANGE)
@@ -101,6 +104,10 @@ class Behaviour:
 
     def _mean_and_hidden(self, obs: np.ndarray) -> tuple[Tensor, Tensor]:
         """Output before squashing (B, act_dim) and the last hidden layer (B, width), float32."""
+        import torch
+
+        from policies.networks import ACTIVATIONS
+
         x = np.asarray(obs)
         if self._mean is not None and self._scale is not None:
             x = (x - self._mean) * self._scale
@@ -114,6 +121,8 @@ class Behaviour:
         return torch.addmm(bias, hidden, weight), hidden
 
     def _log_std(self, hidden: Tensor) -> Tensor:
+        import torch
+
         if "log_std" in self.arrays:
             return torch.from_numpy(self.arrays["log_std"].astype(np.float32))
         weight, bias = (torch.from_numpy(self.arrays[f"log_std_{key}"].astype(np.float32)) for key in "Wb")
@@ -161,6 +170,8 @@ def list_behaviours() -> dict[str, BehaviourCard]:
 
 def _layers(arrays: dict[str, np.ndarray], name: str) -> list[tuple[Tensor, Tensor]]:
     """(weight (in, out), bias (out,)) of each layer, float32."""
+    import torch
+
     count = sum(1 for _ in itertools.takewhile(lambda i: f"W{i}" in arrays, itertools.count()))
     if not count:
         raise ValueError(f"behaviour {name!r} has no layers W0, b0, ...; it has {', '.join(arrays) or 'nothing'}")

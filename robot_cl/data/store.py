@@ -12,11 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from robot_cl.batch import Transitions, row_width
 from robot_cl.data.atomic import refuse_existing, remove_folder, whole_folder, write_json
@@ -27,6 +25,9 @@ from robot_cl.data.recording import Recording, split_rows
 from robot_cl.data.reference import claims_d4rl, d4rl_id, find_reference
 from robot_cl.paths import data_root
 from sim.spec import Channel, Interface
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _EPISODE_ARRAYS = ("lengths", "seeds", "ordinals", "complete")
 
@@ -92,6 +93,8 @@ class StoredDataset:
 
     def packed(self) -> Tensor:
         """(N, row_width) float32 tensor over the mapped file."""
+        import torch
+
         return torch.from_numpy(self.rows)
 
     def transitions(self) -> Transitions:

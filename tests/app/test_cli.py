@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 
 from robot_cl import cli as cli_module
 from robot_cl.cli import VERBS, main
+from robot_cl.commands.tables import described
 from robot_cl.commands.verb import Call, Outcome, Progress, Verb
 
 Cli = Callable[..., Any]
@@ -30,6 +32,34 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not loaded & set(HEAVY), loaded & set(HEAVY)
+
+
+def test_list_names_everything_without_waiting_for_torch() -> None:
+    code = "import sys; from robot_cl.cli import main; main(['list', '--json']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *_, said, loaded = done.stdout.splitlines()
+    assert loaded == "False" and json.loads(said)["learners"]["iql"].startswith("Kostrikov")
+
+
+@pytest.mark.parametrize(
+    ("module", "table"),
+    [
+        ("robot_cl.learners", "LEARNERS"), ("robot_cl.continual.methods", "METHODS"), ("policies.merging", "MERGE"),
+        ("policies.composers", "COMPOSERS"), ("policies.routers", "ROUTERS"),
+        ("robot_cl.deploy.transport", "TRANSPORTS"),
+    ],
+)  # fmt: skip
+def test_what_is_read_from_the_source_is_the_table(module: str, table: str) -> None:
+    found = described(module, table)
+    assert list(found) == list(getattr(importlib.import_module(module), table))
+    assert all(3 < len(sentence) <= 150 and "\n" not in sentence for sentence in found.values()), found
+
+
+def test_behaviours_name_the_activations_that_networks_know() -> None:
+    from policies import networks
+    from robot_cl.data import behaviours
+
+    assert set(behaviours.ACTIVATIONS) == set(networks.ACTIVATIONS)
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
