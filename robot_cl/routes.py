@@ -17,6 +17,7 @@ from policies.composed import LEVELS, ComposedActor
 from policies.composers import COMPOSERS, Composer, CompositionShape
 from policies.composers.fixed import Fixed
 from policies.composers.preference import Preference
+from policies.composers.routed import Routed
 from policies.intrinsic import suggested_rank
 from policies.lora import layer_shapes
 from policies.mixture import Mixture
@@ -26,7 +27,13 @@ from robot_cl.imitation import held_out_loss, sized_rank, train_adapter, train_c
 from robot_cl.skills import with_skills
 
 ROUTES = ("zero_shot", "composition", "residual", "fresh")
-ALIASES = {"psec": "context_gate", "atlas": "anisotropic", "mora": "self_activated", "ibcl": "preference"}
+ALIASES = {
+    "psec": "context_gate",
+    "atlas": "anisotropic",
+    "mora": "self_activated",
+    "ibcl": "preference",
+    "ridge": "routed",
+}
 LEARNING_RATES = {"context_gate": 3e-4}  # of a network; plain numbers move in steps of 1e-2
 BASE = "base"
 
@@ -35,7 +42,9 @@ BASE = "base"
 class RouteSettings:
     """How each route is fitted. The defaults are those of PSEC's experiments where it has them."""
 
-    composer: str = "psec"  # psec (context_gate), fixed, atlas (anisotropic), mora (self_activated), ibcl (preference)
+    composer: str = (
+        "psec"  # psec (context_gate), fixed, atlas (anisotropic), mora (self_activated), ibcl, ridge (routed)
+    )
     level: str = "parameter"  # what is mixed: parameter, noise (outputs of the actor's network) or action
     per_layer: bool = False  # psec only: one coefficient per skill and layer
     steps: int = 1000  # updates of the composer
@@ -162,6 +171,8 @@ class Fitted:
         shape = CompositionShape.of(mixture, int(known.base.obs_dim))
         composed = ComposedActor(mixture, self._untrained(shape), s.level)
         lr = s.lr if s.lr is not None else LEARNING_RATES.get(s.composer_name, 1e-2)
+        if isinstance(composed.composer, Routed):
+            composed.composer.fit(known.base.normalizer(self.demos.obs), self._errors())
         train_composer(composed, self.demos, s.steps, lr, s.batch, s.seed)
         if isinstance(composed.composer, Scalars):
             composed.composer = self._fixed(shape, composed.composer.weights.detach())
@@ -169,6 +180,15 @@ class Fitted:
         composed.mode(self.demos.obs[:1])  # a preference that no skill supports is refused here
         weights = constant_weights(composed)
         return Route("composition", composed, weights)
+
+    @torch.no_grad()
+    def _errors(self) -> Tensor:
+        """(N, 1 + K) squared error of the actions that the base and each skill would have taken."""
+        known, demos, columns = self.known, self.demos, []
+        for weights in ({}, *({name: 1.0} for name in known.skills)):
+            action = with_skills(known.base, known.skills, weights).mode(demos.obs)[0]
+            columns.append((action - demos.action).square().sum(-1))
+        return torch.stack(columns, 1)
 
     def _untrained(self, shape: CompositionShape) -> Composer:
         s, name = self.settings, self.settings.composer_name

@@ -5,6 +5,7 @@ from policies.composers.composer import Composer, CompositionShape
 from policies.composers.context_gate import ContextGate
 from policies.composers.fixed import Fixed
 from policies.composers.preference import Preference
+from policies.composers.routed import Routed
 from policies.composers.self_activated import SelfActivated
 
 __all__ = ["COMPOSERS", "Composer", "CompositionShape"]
@@ -15,4 +16,5 @@ COMPOSERS: dict[str, type[Composer]] = {
     "context_gate": ContextGate,
     "self_activated": SelfActivated,
     "preference": Preference,
+    "routed": Routed,
 }

@@ -81,6 +81,12 @@ def test_two_skills_each_right_in_its_half_are_composed_by_context(known: Known)
     assert all(without > 2 * loss["composition"] for without in choice.left_out.values())  # both skills matter
 
 
+def test_a_router_picks_each_skill_in_its_half(known: Known) -> None:
+    routed = choose(known, _demos(_either), replace(QUICK, composer="ridge"), routes=("zero_shot", "composition"))
+    loss = {judged.name: judged.loss for judged in routed.judged}
+    assert loss["composition"] < 0.3 * loss["zero_shot"] and routed.chosen.name == "composition"
+
+
 def test_a_task_that_no_skill_knows_gets_a_new_adapter(known: Known) -> None:
     choice = choose(known, _demos(lambda obs: _behaviour(9, obs)), QUICK)
     assert choice.chosen.name in ("residual", "fresh") and choice.chosen.route.adapter is not None

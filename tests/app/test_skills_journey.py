@@ -113,7 +113,7 @@ def test_a_composition_is_a_run_that_evaluate_and_report_read(typed: Cli, home: 
 
 @pytest.mark.parametrize(
     "composer",
-    ["psec", "psec level=noise", "psec level=action", "psec per_layer=true", "fixed", "atlas", "mora"],
+    ["psec", "psec level=noise", "psec level=action", "psec per_layer=true", "fixed", "atlas", "mora", "ridge"],
 )
 def test_every_composer_is_saved_and_acts_the_same_when_loaded(typed: Cli, home: Path, composer: str) -> None:
     from policies.composed import ComposedActor

@@ -68,6 +68,8 @@ def _constant(name, shape, weights):
             composer.weights.copy_(weights[:, None].expand(-1, shape.layers))
         elif name == "context_gate":
             composer.net.layers[-1].bias.copy_(weights)
+        elif name == "routed" and set(weights.tolist()) <= {0.0, 1.0} and weights.sum() <= 1:
+            composer.weights[0] = torch.cat([1.0 - weights.sum(0, keepdim=True), weights])
         else:
             return None
     return composer
@@ -317,6 +319,24 @@ def test_self_activation_picks_the_ranks_whose_keys_match():
     out = composer.coefficients(h, None)
     torch.testing.assert_close(out[:2], torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]]), rtol=1e-3, atol=1e-3)
     assert out[2, 0] == 1.0 and (out[2, 1:] == 0).all()
+
+
+def test_a_router_chooses_the_skill_that_is_right_where_and_the_base_where_none_is():
+    shape = CompositionShape(OBS, 2)
+    obs = torch.randn(600, OBS, generator=torch.Generator().manual_seed(0))
+    right = torch.where(obs[:, 0] > 0.3, 1, torch.where(obs[:, 0] < -0.3, 2, 0))
+    errors = 1.0 - torch.nn.functional.one_hot(right, 3).float()
+    composer = COMPOSERS["routed"](shape)
+    assert not composer(obs).any()  # nothing is known yet: the base
+    composer.fit(obs, errors)
+    chosen = composer(obs)
+    assert set(chosen.sum(1).tolist()) <= {0.0, 1.0}
+    picked = torch.where(chosen.any(1), 1 + chosen.argmax(1), 0)
+    assert (picked == right).float().mean() > 0.9
+    composer.fit(obs, errors + torch.tensor([9.0, 0.0, 9.0]))  # only the first skill is ever right
+    assert torch.equal(composer(obs * 3), torch.tensor([1.0, 0.0]).expand(600, 2))
+    with pytest.raises(ValueError, match="the base's, then each skill's"):
+        composer.fit(obs, errors[:, 1:])
 
 
 def test_a_preference_between_distant_skills_is_refused_and_between_close_ones_answered():
