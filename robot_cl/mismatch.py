@@ -120,15 +120,15 @@ def pieces(data: Transitions, steps: int, limit: int = 200) -> tuple[Tensor, Ten
 class Regression(nn.Module):
     """Least squares on raw observations: (rows, obs_dim) -> (rows, outputs). Remembers the statistics of both."""
 
-    def __init__(self, obs: Tensor, target: Tensor, seed: int, steps: int = 2000):
-        """obs (N, obs_dim), target (N, outputs)."""
+    def __init__(self, obs: Tensor, target: Tensor, seed: int):
+        """obs (N, obs_dim), target (N, outputs). About fifty passes over few rows, 2000 batches of many."""
         super().__init__()
         rng = torch.Generator().manual_seed(seed)
         self.mean, self.std = obs.mean(0), obs.std(0) + 1e-6
         self.shift, self.scale = target.mean(0), target.std(0) + 1e-6
         self.net = StackedMLP(obs.shape[1], (64, 64), target.shape[1], [rng], "tanh")
         opt = torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
-        for _ in range(steps):
+        for _ in range(max(300, min(2000, len(obs) // 5))):
             rows = torch.randint(len(obs), (256,), generator=rng)
             opt.zero_grad(set_to_none=True)
             ((self(obs[rows]) - target[rows]) / self.scale).square().mean().backward()
@@ -143,7 +143,10 @@ class Regression(nn.Module):
 
 
 class Bench:
-    """Data, values and the true world that all models of a study share. Raises ValueError for data that do not fit."""
+    """Data, values and the true world that all models of a study share.
+
+    Raises ValueError for data that do not fit, or fewer than 12 models.
+    """
 
     def __init__(
         self, sources: dict[str, Transitions], task: str, config: StudyConfig, act: Callable[[Tensor], Tensor] | None
@@ -157,6 +160,10 @@ class Bench:
         train = {name: train for name, (train, _) in parts.items()}
         slices = train if len(train) > 1 else halves(next(iter(train.values())))
         self.train = {name: _at_most(data, config.rows) for name, data in slices.items()}
+        self.trainings = [(n, width, kind) for n in self.train for width in config.widths for kind in config.losses]
+        self.size = len(self.trainings) * len(config.steps)
+        if self.size < 12:
+            raise ValueError(f"{self.size} models are too few to correlate; add widths, steps, losses or data")
         self.worlds = sim.make(task, num_worlds=config.episodes, threads=1)
         self.aside = sim.make(task, num_worlds=config.episodes, threads=1)
         widths = (self.worlds.interface.obs_dim, self.worlds.interface.act_dim)
@@ -231,15 +238,11 @@ class Bench:
 
 
 def run_study(bench: Bench, progress: Progress | None = None) -> Study:
-    """Train, score and try every model, and say what goes with the return. Raises ValueError for fewer than 12."""
-    c = bench.config
-    trainings = [(name, width, kind) for name in bench.train for width in c.widths for kind in c.losses]
-    total = len(trainings) * len(c.steps)
-    if total < 12:
-        raise ValueError(f"{total} models are too few for a correlation; add widths, steps, losses or datasets (12)")
+    """Train, score and try every model, and say what goes with the return."""
+    c, total = bench.config, bench.size
     members: list[Member] = []
     likeliest: tuple[float, Ensemble] | None = None
-    for name, width, kind in trainings:
+    for name, width, kind in bench.trainings:
         for steps, model in bench.models(name, width, kind):
             metrics, (ret, gap) = bench.scores(model), bench.worth(model)
             members.append(Member(name, width, kind, steps, metrics, ret, gap))
