@@ -1,6 +1,6 @@
 """The far side of the round trip: a process that answers every command with joint states of the same numbers.
 
-    python benchmarks/bridge_parts/echo.py dds DOMAIN CODEC
+    python benchmarks/bridge_parts/echo.py dds DOMAIN CODEC [PRIORITY]
     python benchmarks/bridge_parts/echo.py rosbridge PORT
     python benchmarks/bridge_parts/echo.py robot DOMAIN HZ      a robot at its own pace instead
 
@@ -9,7 +9,9 @@ Prints "ready" and goes on until it is killed. It waits for data, so that the ti
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import socket
 import sys
 import time
@@ -132,6 +134,9 @@ def echo_rosbridge(port: int) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        with contextlib.suppress(OSError):  # the near side says that it is not permitted
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(int(sys.argv[4])))
     if sys.argv[1] == "dds":
         echo_dds(int(sys.argv[2]), sys.argv[3])
     elif sys.argv[1] == "robot":
