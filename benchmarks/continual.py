@@ -30,6 +30,7 @@ from robot_cl import seeding, stats
 from robot_cl.continual import summary
 from robot_cl.continual.hidden import run_hidden
 from robot_cl.continual.loop import Measuring, run_method
+from robot_cl.continual.method import MethodConfig
 from robot_cl.continual.methods import METHODS, REFERENCE
 from robot_cl.continual.run import HIDDEN, ContinualConfig, prepare, read_facts
 from robot_cl.data.atomic import write_json
@@ -43,25 +44,26 @@ SLOWEST = (HIDDEN, "multitask", "library", "clonex", "replay", "ewc", "packnet",
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large one stream is measured."""
+    """How large one stream is measured; the base is trained with twice the `worlds`."""
 
     steps: int
     base_steps: int
-    episodes: int = 4
+    episodes: int = 3
     seeds: int = 3
     tasks: int | None = None
+    worlds: int = 16
 
 
-FULL = {"halfcheetah_shifts": Sizes(98_304, 163_840), "walker": Sizes(98_304, 163_840)}
-QUICK = {"halfcheetah_shifts": Sizes(32_768, 122_880, 2, 2, 3)}
+FULL = {"halfcheetah_shifts": Sizes(30_720, 163_840), "walker": Sizes(40_960, 163_840)}
+QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, 2, 2, 3)}
 
 
 def config_of(stream: str, quick: bool) -> ContinualConfig:
     size = (QUICK if quick else FULL)[stream]
-    measuring = Measuring(episodes=size.episodes, points=6, curve_episodes=2)
     return ContinualConfig(
-        stream, tuple(METHODS), size.seeds, 0, size.steps, size.base_steps, size.tasks, num_worlds=32, threads=1,
-        measuring=measuring,
+        stream, tuple(METHODS), size.seeds, 0, size.steps, size.base_steps, size.tasks, num_worlds=2 * size.worlds,
+        threads=1, measuring=Measuring(size.episodes, points=5, curve_episodes=2, save_every=10_240),
+        options=MethodConfig(trial_worlds=2, trial_steps=100),
     )  # fmt: skip
 
 
@@ -84,7 +86,7 @@ def measure(cell: str, quick: bool) -> None:
     setup, untrained = prepare(folder, config, PPOConfig())
     record: dict[str, Any] = {"cell": cell, "untrained": untrained.tolist()}
     record["simulator"] = simulator_fingerprint(setup.stream.base.task)
-    setup = replace(setup, folder=folder / name)
+    setup = replace(setup, folder=folder / name, num_worlds=(QUICK if quick else FULL)[stream].worlds)
     if name == HIDDEN:
         record["rows"], record["facts"] = run_hidden(replace(setup, stream=setup.stream.hidden()), config.measuring)
     elif name != BASE:

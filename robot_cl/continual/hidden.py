@@ -91,7 +91,7 @@ class Playing:
 
 
 @dataclass
-class Alarms:
+class Alarm:
     """When the detector rang: the step of the whole stream, the true task then, and the steps since it began."""
 
     step: int
@@ -149,40 +149,44 @@ class _Seed:
     def __init__(self, setup: Setup, measuring: Measuring):
         self.setup, self.measuring, self.method = setup, measuring, HiddenLibrary(setup)
         self.watch: ChangeWatch | None = None
-        self.alarms: list[Alarms] = []
+        self.alarms: list[Alarm] = []
         self.learner: Learner | None = None
         self.trained = 0  # steps in this context
         self.total = 0
 
     def live(self, k: int, stage: Stage, progress: Progress | None) -> list[float]:
         """The budget of true task k -> its learning curve. Nothing here tells the method where it is."""
-        seed = self.setup.seed + SEEDS_PER_STAGE * (k + 1)
-        world = self._world(stage)
-        collector, steps, points = Collector(world, 1, seed), 0, self.measuring.points
-        horizon = self._horizon()
+        seed, points = self.setup.seed + SEEDS_PER_STAGE * (k + 1), self.measuring.points
+        world = stage_world([stage] * self.setup.num_worlds, self.setup.threads)
+        collector, steps = Collector(world, 1, seed), 0
         if self.watch is None:  # the robot's first moment: it knows that it knows nothing
             self.watch = ChangeWatch(self.setup.base.normalizer, world.interface.act_dim, self.setup.seed)
             steps += self._meet(stage)
         curve = [self._score(stage)]
         while steps < stage.steps:
-            actor = self.learner or Playing(self.method.current(-1, None), seed + steps)
-            fresh = collector.collect(actor, horizon)
-            taken = horizon * collector.worlds
-            if self.watch.see(fresh):
-                self.alarms.append(Alarms(self.total + steps, k, steps))
-                self.method.leave(self.learner, self.trained)
-                steps += taken + self._meet(stage)
-            else:
-                if self.learner is not None:
-                    self.learner.update_online(fresh, None)
-                steps += taken
-                self.trained += taken
+            steps += self._round(collector, stage, k, steps)
             while len(curve) < 1 + int(points * min(1.0, steps / stage.steps)):
                 curve.append(self._score(stage))
             if progress is not None:
                 progress(f"library, hidden: {stage.name}", self.total + steps, self.budget)
         self.total += stage.steps
         return [*curve, *[self._score(stage)] * (points + 1 - len(curve))]  # trials may have used up the rest
+
+    def _round(self, collector: Collector, stage: Stage, k: int, steps: int) -> int:
+        """Act and watch; learn where nothing has changed, decide anew where something has -> steps taken."""
+        assert self.watch is not None
+        seed = self.setup.seed + SEEDS_PER_STAGE * (k + 1) + steps
+        actor = self.learner or Playing(self.method.current(-1, None), seed)
+        fresh = collector.collect(actor, int(getattr(self.setup.learner, "horizon", 64)))
+        taken = fresh.reward.numel()
+        if self.watch.see(fresh):
+            self.alarms.append(Alarm(self.total + steps, k, steps))
+            self.method.leave(self.learner, self.trained)
+            return taken + self._meet(stage)
+        if self.learner is not None:
+            self.learner.update_online(fresh, None)
+        self.trained += taken
+        return taken
 
     @property
     def budget(self) -> int:
@@ -192,12 +196,6 @@ class _Seed:
         self.learner, spent = self.method.meet(stage)
         self.trained = 0
         return spent
-
-    def _world(self, stage: Stage) -> Any:
-        return stage_world([stage] * self.setup.num_worlds, self.setup.threads)
-
-    def _horizon(self) -> int:
-        return int(getattr(self.setup.learner, "horizon", 64))
 
     def _score(self, stage: Stage) -> float:
         actor = self.method.current(-1, self.learner)

@@ -34,9 +34,9 @@ def stream() -> Stream:
 
 @pytest.fixture
 def make_setup(tmp_path: Path, stream: Stream) -> Callable[..., Setup]:
-    """make_setup(name, seeds=2): a setup whose folder is tmp_path/name."""
+    """make_setup(name, seeds=2, tasks=3): a setup whose folder is tmp_path/name."""
 
-    def make(name: str = "run", seeds: int = 2, **options: object) -> Setup:
+    def make(name: str = "run", seeds: int = 2, tasks: int = 3, **options: object) -> Setup:
         import sim
 
         interface = sim.make("vehicle-waypoint", 1, threads=1).interface
@@ -45,6 +45,7 @@ def make_setup(tmp_path: Path, stream: Stream) -> Callable[..., Setup]:
         actor.normalizer.freeze()
         values = learner_values(PPO(TINY, 4, 2, seeds, 5))
         given = {"config": SMALL, **options}
-        return Setup(stream, actor, values, TINY, "ppo", tmp_path / name, 0, 4, 1, interface=interface, **given)
+        some = stream.scaled(tasks=tasks)
+        return Setup(some, actor, values, TINY, "ppo", tmp_path / name, 0, 4, 1, interface=interface, **given)
 
     return make
