@@ -30,6 +30,7 @@ from robot_cl.deploy.transport import State, Transport
 
 Whole = tuple[Policy, Contract, Guard | None, Stage | None]  # what makes one bundle
 ENABLED = "enabled"
+LAST_WORDS = 3  # attempts at the stop command of a run that ends
 HISTORY = 1000  # changes of mode that are kept
 
 
@@ -181,8 +182,21 @@ class Runner:
         """Send the stop command if anything was being sent, and let go of the policy thread."""
         if self.mode in SENDING and self.actuation.previous is not None:
             self._enter(Mode.ESTOP, "finished")
-            self.transport.write(self.actuation.stop(self._values))
+            stop = self.actuation.stop(self._values)
+            for _ in range(LAST_WORDS):
+                if self._sent(stop):
+                    break
         self.mind.caller.close()
+
+    def _sent(self, command: np.ndarray) -> bool:
+        """Whether the transport took the command; a refusal is counted."""
+        try:
+            self.transport.write(command)
+        except OSError as problem:
+            self.stats.events["unsent"] += 1
+            self.refusal = str(problem)
+            return False
+        return True
 
     def tick(self) -> None:
         """One control step: orders, state, policy, judgement, command."""
@@ -202,8 +216,8 @@ class Runner:
     def _send(self, began: float, thought: Thought) -> None:
         """The command of the present mode to the robot, if it sends one, and the step to the listeners."""
         command = self._command(thought.action)
-        if command is not None and self.mode in SENDING:
-            self.transport.write(command)
+        if command is not None and self.mode in SENDING and not self._sent(command):
+            self._doubt("a command could not be sent", began)
         age = self.transport.age()
         if np.isfinite(age):
             self.stats.add("age", age)

@@ -273,6 +273,25 @@ def test_run_ends_with_a_stop_command_also_on_a_signal(make_rig: MakeRig) -> Non
     assert (rig.commands[-1] == rig.commands[-2]).all() and len(rig.commands) == pytest.approx(27, abs=1)
 
 
+def test_a_command_that_cannot_be_sent_holds_and_the_stop_is_tried_again(make_rig: MakeRig) -> None:
+    rig = make_rig().drive(0.5)
+    write, refusals = rig.loopback.write, iter([True, False, False, True, True, False])
+
+    def sometimes(command: np.ndarray) -> None:
+        if next(refusals, False):
+            raise OSError("DDS could not write (code -2)")
+        write(command)
+
+    rig.loopback.write = sometimes
+    count = len(rig.loopback.sent)
+    rig.go(0.56)
+    assert rig.runner.mode is Mode.HOLD and "could not be sent" in rig.runner.reason
+    assert len(rig.loopback.sent) == count + 2, "the loop goes on and holds"
+    rig.runner.close()
+    assert rig.runner.stats.events["unsent"] == 3 and rig.runner.mode is Mode.ESTOP
+    assert len(rig.loopback.sent) == count + 3, "the third attempt at the stop command came through"
+
+
 def test_run_keeps_its_rhythm_and_skips_what_it_lost(make_rig: MakeRig) -> None:
     class Stall:
         count = 0
