@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 SWITCH_S = 0.0002
 
@@ -40,3 +42,19 @@ def punctual(priority: int | None = None) -> Iterator[str | None]:
             gc.enable()
         gc.unfreeze()
         sys.setswitchinterval(before)
+
+
+class Finishes(Protocol):
+    def finish(self) -> None: ...
+
+
+@contextmanager
+def stop_on_signals(runner: Finishes) -> Iterator[None]:
+    """Within it, SIGINT and SIGTERM end `run` with a stop command instead of ending the process. Main thread only."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {s: signal.signal(s, lambda *_: runner.finish()) for s in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -20,12 +20,12 @@ from robot_cl.deploy.loopback import Loopback
 from robot_cl.deploy.modes import Listener, Mode, RunnerConfig, Stage, Step
 from robot_cl.deploy.observe import Finding, compare
 from robot_cl.deploy.plants import simulated_plant
-from robot_cl.deploy.realtime import punctual
+from robot_cl.deploy.realtime import punctual, stop_on_signals
 from robot_cl.deploy.receipt import require_receipt
 from robot_cl.deploy.record import Recorder
 from robot_cl.deploy.robot import RobotSpec
 from robot_cl.deploy.robot_file import load_robot
-from robot_cl.deploy.runner import Runner, stop_on_signals
+from robot_cl.deploy.runner import Runner
 from robot_cl.deploy.transport import Transport, open_transport
 
 Say = Callable[[str], None]

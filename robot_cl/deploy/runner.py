@@ -6,11 +6,8 @@ Nothing but an operator leads back up. SHADOW computes and logs commands and sen
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -361,15 +358,3 @@ class Runner:
         self.mode, self.reason, self.since = mode, reason, self.clock.now()
         self.history.append((self.since, mode, reason))
         self.actuation.enter(self._values)
-
-
-@contextmanager
-def stop_on_signals(runner: Runner) -> Iterator[None]:
-    """Within it, SIGINT and SIGTERM end `run` with a stop command instead of ending the process. Main thread only."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {s: signal.signal(s, lambda *_: runner.finish()) for s in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

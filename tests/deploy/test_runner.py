@@ -21,9 +21,10 @@ from robot_cl.deploy.faults import Fault
 from robot_cl.deploy.loopback import JointPlant, Loopback
 from robot_cl.deploy.modes import Mode, RunnerConfig, Step
 from robot_cl.deploy.operator import parse_order
+from robot_cl.deploy.realtime import stop_on_signals
 from robot_cl.deploy.robot import RobotSpec
 from robot_cl.deploy.robot_file import robot_from_dict
-from robot_cl.deploy.runner import Runner, stop_on_signals
+from robot_cl.deploy.runner import Runner
 from sim.spec import Interface
 
 DT = 0.02
