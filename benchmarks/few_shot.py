@@ -1,7 +1,7 @@
 """Few demonstrations of a new task for a walker that knows others: skills on a frozen base against learning anew.
 
     python benchmarks/few_shot.py --tiny                      seconds: whether the code runs
-    python benchmarks/few_shot.py --quick                     10 demonstrations, three draws, a small network
+    python benchmarks/few_shot.py --quick                     10 demonstrations, a small network
     python benchmarks/few_shot.py --device cuda --prepare     experts' recordings, base and skills; the rest follows
     python benchmarks/few_shot.py --device cuda --tasks stand-walk --only "fresh adapter"
     python benchmarks/few_shot.py --table                     print what has been measured so far
@@ -29,9 +29,9 @@ from common import ROOT, Claim, arguments, report, table
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from few_shot_parts import walker
 from few_shot_parts.cheetah import CheetahSetting, cheetah_sizes
-from few_shot_parts.choice import choose
+from few_shot_parts.choice import ORDER, choose
 from few_shot_parts.rows import LEARNED, TASKS, Play, Rows, Task
-from few_shot_parts.setting import FULL, SCORE_SEED, SMALL, TINY, Setting, Sizes
+from few_shot_parts.setting import FULL, SCORE_SEED, SMALL, TINY, TRIAL_SEED, Setting, Sizes
 from few_shot_parts.speed import SpeedSetting, speed_sizes
 
 from robot_cl import stats
@@ -58,6 +58,10 @@ class Bench:
     def seeds(self) -> list[int]:
         return [SCORE_SEED + i for i in range(self.sizes.episodes)]
 
+    def trial_seeds(self) -> list[int]:
+        """Starts that choices may look at, apart from those that are scored."""
+        return [TRIAL_SEED + i for i in range(self.sizes.trials)]
+
     def play(self, policy: Play, seeds: Sequence[int], who: Sequence[int] | None = None) -> walker.Episodes:
         """Each member, or those of `who`, from each start: row k · E + i is the k-th of them from seeds[i]."""
         members = self.rows.members
@@ -82,10 +86,14 @@ class Bench:
         who = [p for p, (_, count) in enumerate(members) if row in EVERY_COUNT or count == self.sizes.main_count]
         episodes = self.play(policy, self.seeds(), who)
         by_member = zip(who, *(x.reshape(len(who), -1) for x in (episodes.returns, episodes.fell)), strict=True)
-        cells = [
+        cells: list[dict[str, Any]] = [
             {"draw": members[p][0], "count": members[p][1], "returns": r.tolist(), "fell": f.tolist()}
             for p, r, f in by_member
         ]
+        if row in ORDER:
+            trials = self.play(policy, self.trial_seeds(), who).returns.reshape(len(who), -1)
+            for cell, returns in zip(cells, trials, strict=True):
+                cell["trials"] = returns.tolist()
         self.keep(row, cells, train_s=trained - began, play_s=time.monotonic() - trained)
 
     def measure_given(self, row: str, act: walker.Act) -> None:
@@ -94,9 +102,11 @@ class Bench:
             return
         seeds = [SCORE_SEED + i for i in range(self.sizes.episodes * self.sizes.draws)]
         with torch.inference_mode():
+            trials = self.setting.roll(act, self.rows.task.name, self.trial_seeds()).returns.tolist()
             e = self.setting.roll(act, self.rows.task.name, seeds)
         by_draw = zip(*(x.reshape(self.sizes.draws, -1) for x in (e.returns, e.fell)), strict=True)
-        cells = [{"draw": d, "count": 0, "returns": r.tolist(), "fell": f.tolist()} for d, (r, f) in enumerate(by_draw)]
+        cells = [{"draw": d, "count": 0, "returns": r.tolist(), "fell": f.tolist(), "trials": trials}
+                 for d, (r, f) in enumerate(by_draw)]  # fmt: skip
         self.keep(row, cells)
 
     def measure_choice(self) -> None:
@@ -140,7 +150,7 @@ class Results:
     """What was measured of one task. Rows are (members, episodes) arrays by number of demonstrations; 0: none."""
 
     def __init__(self, folder: Path, task: Task):
-        self.task = task
+        self.task, self.name = task, next(name for name, known in TASKS.items() if known is task)
         read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
         records = {record["row"]: record for record in read}
         self.decisions = records.pop("choice", {"cells": []})["cells"]
@@ -148,6 +158,22 @@ class Results:
         self.cells = {row: record["cells"] for row, record in records.items()}
         for row, rule in CHOICES.items():
             self._add_choice(row, rule)
+        if "choice by episodes" not in self.cells:
+            self._choose_by_trials()
+
+    def _choose_by_trials(self) -> None:
+        """Of the routes trained on all demonstrations of a member, the best in its trial episodes."""
+        names = [*(f"{s} skill zero-shot" for s in self.task.parents), *ORDER[1:]]
+        chosen: list[dict[str, Any]] = []
+        for cell in self.cells.get(ORDER[-1], []):
+            key = (cell["draw"], cell["count"])
+            routes = [c for name in names for c in self.cells.get(name, [])
+                      if "trials" in c and (c["draw"], c["count"]) in (key, (key[0], 0))]  # fmt: skip
+            if len(routes) < len(names):
+                return
+            chosen.append({**max(routes, key=lambda c: float(np.mean(c["trials"]))), "count": cell["count"]})
+        if chosen:
+            self.cells["choice by episodes"] = chosen
 
     def _add_choice(self, row: str, rule: str) -> None:
         """A member's choice scores what the chosen row of the same member scores."""
@@ -181,6 +207,10 @@ def interval(scores: np.ndarray) -> stats.Interval:
     return stats.nested_bootstrap(scores, np.random.default_rng(0))  # type: ignore[arg-type]
 
 
+# What stands in the third column where it is not the share of episodes without a fall.
+COLUMNS: dict[str, Callable[[np.ndarray], str]] = {"shift": lambda x: "", "speed-limit": lambda x: f"{x.mean():.2f}"}
+
+
 def rows_of(results: Results) -> list[tuple[object, ...]]:
     lines: list[tuple[object, ...]] = []
     order = {row: k for k, row in enumerate([*LEARNED, *CHOICES])}  # what needs no demonstration comes first
@@ -188,8 +218,8 @@ def rows_of(results: Results) -> list[tuple[object, ...]]:
         for count in results.counts(row):
             x, fell = results.scores(row, count), results.scores(row, count, "fell")
             assert x is not None and fell is not None
-            kept = f"{fell.mean() if results.task is TASKS['speed-limit'] else 1.0 - fell.mean():.2f}"
-            lines.append((row, count or "none", str(interval(x)), f"{stats.iqm(x.ravel()):.0f}", kept,
+third = COLUMNS.get(results.name, lambda x: f"{1.0 - x.mean():.2f}")(fell)
+            lines.append((row, count or "none", str(interval(x)), f"{stats.iqm(x.ravel()):.0f}", third,
                           " ".join(f"{m:.0f}" for m in x.mean(1))))  # fmt: skip
     return lines
 

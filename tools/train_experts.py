@@ -10,7 +10,8 @@ nothing. The policy is measured every few thousand steps on the same start state
 training ends `MARGIN` above the bar or at the step limit. `--minutes` stops earlier; the same command goes on.
 
 Walking is rewarded for any speed above 1 m/s, so that its expert may well run. With `--cap` the reward it learns from
-falls off above that speed (it is measured by the true one), and the demonstrator's episodes are slowed down.
+falls off above that speed (it is measured by the true one), and the demonstrator's episodes are slowed down. With
+`--slower 2` nothing is trained: the demonstrator is told that it moves 2 m/s faster than it does, and the runner walks.
 """
 
 from __future__ import annotations
@@ -176,6 +177,19 @@ def as_arrays(actor: StackedGaussianActor) -> dict[str, np.ndarray]:
     return arrays
 
 
+def slowed(runner: Behaviour, by: float, task: str) -> None:
+    """Write a runner that believes it moves faster by so many m/s, with what it is worth."""
+    arrays = {name: array.copy() for name, array in runner.arrays.items()}
+    arrays["b0"] = arrays["b0"] + by * arrays["W0"][:, FORWARD]
+    world = sim.make(task, num_worlds=MEASURE_EPISODES, threads=1, action_repeat=REPEAT)
+    returns = play(Behaviour(arrays, runner.card), world, MEASURE_SEED)
+    name, notes = f"{task}-slow", {"demonstrator": runner.name, "slower": by, "action_repeat": REPEAT}
+    card = replace(runner.card, name=name, task=task, mean_return=round(float(returns.mean()), 1),
+                   std_return=round(float(returns.std()), 1), source="tools/train_experts.py", notes=notes)  # fmt: skip
+    save_behaviour(PLACE / f"{name}.safetensors", Behaviour(arrays, card))
+    print(f"{PLACE / name}.safetensors: {card.mean_return} ± {card.std_return} on {task}")
+
+
 def train(run: ExpertRun, limit: int, minutes: float) -> bool:
     """Whether training is over: the bar passed by MARGIN, or `limit` steps made."""
     start, p, every = time.monotonic(), run.progress, MEASURE_EVERY // WORLDS
@@ -199,6 +213,7 @@ def main() -> None:
     parser.add_argument("--demonstrator", type=Path, help="behaviour file whose noisy episodes fill half of each batch")
     parser.add_argument("--cap", type=float, help="m/s above which walking is no longer rewarded")
     parser.add_argument("--width", type=int, default=256, help="of the hidden layers, and rows per batch")
+    parser.add_argument("--slower", type=float, help="m/s that a runner is told it is faster; nothing is trained")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=200_000, help="environment steps at most")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop for now after so many")
@@ -209,6 +224,9 @@ def main() -> None:
     best = args.out / f"{args.task}-expert.safetensors"
     if args.publish:
         save_behaviour(PLACE / best.name, load_behaviour(best))
+        return
+    if args.slower is not None:
+        slowed(load_behaviour(args.demonstrator), args.slower, args.task)
         return
     args.out.mkdir(parents=True, exist_ok=True)
     demonstrator = load_behaviour(args.demonstrator) if args.demonstrator else None

@@ -64,10 +64,10 @@ class Sizes:
 
 FULL = Sizes()
 SMALL = replace(
-    FULL, draws=3, counts=(10,), base_episodes=40, skill_episodes=20,
+    FULL, counts=(10,), base_episodes=24, skill_episodes=12,
     actor=GenerativeConfig(hidden=128, blocks=2, time_width=64, features=32),
-    base=Schedule(3000, 1e-3, 256), skills=Schedule(1500, 3e-3, 256), new=Schedule(2000, 3e-3, 256),
-    gate=Schedule(500, 1e-3, 128), constants=Schedule(500, 1e-2, 128), whole=Schedule(2500, 1e-3, 256),
+    base=Schedule(2500, 1e-3, 256), skills=Schedule(1000, 3e-3, 256), new=Schedule(1500, 3e-3, 128),
+    gate=Schedule(300, 1e-3, 128), constants=Schedule(300, 1e-2, 128), whole=Schedule(2000, 1e-3, 128),
 )  # fmt: skip
 TINY = replace(
     SMALL, draws=2, counts=(1, 3), episodes=2, trials=2, horizon=12, base_episodes=3, skill_episodes=2,
@@ -141,7 +141,8 @@ class Setting:
     def skill_data(self, name: str) -> Tensor:
         """What the expert of a skill does, under a little noise."""
         seeds = list(range(SKILL_SEED, SKILL_SEED + self.sizes.skill_episodes))
-        return self.recording(f"skill-{name}", f"walker-{name}", seeds, 0.1, False)
+        path = self.kept / f"skill-{name}.safetensors"
+        return self.kept_rows(path, walker.skill_expert(name).act, seeds, 0.1, f"walker-{name}", False)
 
     # Pools: which rows each member may learn from
 

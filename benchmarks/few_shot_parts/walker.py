@@ -42,6 +42,14 @@ def expert(task: str) -> tuple[Behaviour, str]:
     return load_behaviour(path), f"shared/data/walker/{path.name}"
 
 
+def skill_expert(name: str) -> Behaviour:
+    """Who shows a skill of the library. A walk skill has to walk: the teacher of walking runs, where that pays as well,
+    so that its skill would solve running already."""
+    if name == "walk":
+        return load_behaviour(EXPERTS / "walker-walk-slow.safetensors")
+    return expert(f"walker-{name}")[0]
+
+
 def roll(
     act: Act, task: str, seeds: Sequence[int], threads: int, horizon: int = HORIZON,
     sigma: np.ndarray | float = 0.0, label_noise: bool = True, keep: bool = True,
