@@ -218,7 +218,7 @@ def rows_of(results: Results) -> list[tuple[object, ...]]:
         for count in results.counts(row):
             x, fell = results.scores(row, count), results.scores(row, count, "fell")
             assert x is not None and fell is not None
-third = COLUMNS.get(results.name, lambda x: f"{1.0 - x.mean():.2f}")(fell)
+            third = COLUMNS.get(results.name, lambda x: f"{1.0 - x.mean():.2f}")(fell)
             lines.append((row, count or "none", str(interval(x)), f"{stats.iqm(x.ravel()):.0f}", third,
                           " ".join(f"{m:.0f}" for m in x.mean(1))))  # fmt: skip
     return lines
