@@ -222,6 +222,41 @@ def test_a_lerobot_folder_reads_back_as_it_was_written(hops: StoredDataset, tmp_
     assert info["features"]["observation.state"]["names"][0] == "rootz.position" and info["fps"] == 125
 
 
+def test_a_lerobot_set_in_several_files_with_lists_of_any_length_and_pictures_reads_the_same(
+    hops: StoredDataset, tmp_path: Path
+) -> None:
+    """As other writers leave them: variable lists, one feature per sensor, later episodes in the first file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = export_lerobot(hops, tmp_path / "hops")
+    chunk, info = folder / "data" / "chunk-000", folder / "meta" / "info.json"
+    table, told = pq.read_table(chunk / "file-000.parquet"), json.loads(info.read_text())
+    state = np.array(table.column("observation.state").to_pylist(), np.float32)
+    parts = {"observation.state": state[:, :6], "observation.environment_state": state[:, 6:]}
+    rest = table.drop_columns(["observation.state", "action", "next.success", "next.reward"])
+    lists = {key: pa.array(value.tolist(), pa.list_(pa.float32())) for key, value in parts.items()}
+    lists["action"] = pa.array(table.column("action").to_pylist(), pa.list_(pa.float32()))
+    for key, value in lists.items():
+        rest = rest.append_column(key, value)
+    middle = hops.episodes()[1].stop
+    pq.write_table(rest.slice(middle), chunk / "file-000.parquet")
+    pq.write_table(rest.slice(0, middle), chunk / "file-001.parquet")
+    features = {key: about for key, about in told["features"].items() if key not in ("next.success", "next.reward")}
+    for key, value in parts.items():
+        features[key] = {"dtype": "float32", "shape": [value.shape[1]], "names": {"motors": ["a"] * value.shape[1]}}
+    features["observation.images.top"] = {"dtype": "video", "shape": [3, 48, 64], "names": ["c", "h", "w"]}
+    info.write_text(json.dumps(told | {"features": features}))
+    report = import_dataset(folder, "lerobot/foreign-v0")
+    again, was = report.dataset.recording(), hops.recording()
+    kept = np.ones(len(was), dtype=bool)
+    kept[was.stops - 1] = False
+    np.testing.assert_array_equal(again.obs, np.concatenate([state[:, 6:], state[:, :6]], 1)[kept])
+    assert not again.terminated.any() and not again.reward.any()
+    assert "learn by imitation" in " ".join(report.sentences())
+    assert [c.name for c in report.dataset.interface.obs][:2] == ["obs_0", "obs_1"], "names that repeat name nothing"
+
+
 def test_a_dataset_is_exported_by_one_line(hops: StoredDataset, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from robot_cl.cli import main
 

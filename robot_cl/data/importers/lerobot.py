@@ -127,8 +127,10 @@ def _interface(
     features = info["features"]
     obs = [name for key in seen for name in _names(key.removeprefix("observation."), features[key])]
     acts = _names("action", features["action"])
-    if len(acts) != action.shape[1] or len(set(obs)) != len(obs) or len(set(acts)) != len(acts):
-        return None
+    if len(set(obs)) != len(obs):
+        obs = [f"obs_{i}" for i in range(len(obs))]
+    if len(acts) != action.shape[1] or len(set(acts)) != len(acts):
+        acts = [f"action_{i}" for i in range(action.shape[1])]
     limits = zip(acts, low, high, strict=True)
     command = tuple(Channel(name, "unknown", float(a), float(b)) for name, a, b in limits)
     return Interface(tuple(Channel(name, "unknown") for name in obs), command, 1.0 / info["fps"])
