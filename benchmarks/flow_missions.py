@@ -61,6 +61,11 @@ class Oracle:
         self.models, self.nominal, self.reward = models, nominal, reward
         self.changed = torch.zeros(models.config.members, dtype=torch.bool)
 
+    def among(self, rows: Tensor) -> Oracle:
+        few = Oracle(self.models.subset(rows), self.nominal.subset(rows), self.reward)
+        few.changed = self.changed[rows]
+        return few
+
     @torch.no_grad()
     def __call__(self, obs: Tensor, actions: Tensor) -> Tensor:
         state, total = obs.unsqueeze(1).expand(-1, actions.shape[1], -1), actions.new_zeros(actions.shape[:2])

@@ -17,6 +17,8 @@ from dynamics.fit import OnlineConfig, gradient_step, optimiser
 from dynamics.losses import Errors
 from policies.policy import Policy
 
+Reward = Callable[[Tensor, Tensor, Tensor], Tensor]  # obs, action, next obs (rows, ·) -> (rows,)
+
 
 class RowModels:
     """One model per row of a batch of robots, each a copy of the best elite, updated from its own robot alone.
@@ -75,26 +77,17 @@ class RowModels:
         delta, _ = self.models.means(obs.unsqueeze(1), action.unsqueeze(1), with_reward=False)
         return self.models.advance(obs, delta[:, 0])
 
-    def returns(self, reward_fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def returns(self, reward_fn: Reward) -> RowReturns:
         """What a planner asks: obs (B, obs_dim), actions (B, K, H, act_dim) -> returns (B, K), row b by model b."""
+        return RowReturns(self, reward_fn)
 
-        @torch.no_grad()
-        def evaluate(obs: Tensor, actions: Tensor) -> Tensor:
-            if len(obs) != len(self._held):
-                self._begin(len(obs))
-            models = self._asked()
-            state, total = obs.unsqueeze(1).expand(-1, actions.shape[1], -1), actions.new_zeros(actions.shape[:2])
-            for h in range(actions.shape[2]):
-                delta, _ = models.means(state, actions[:, :, h], with_reward=False)
-                after = models.advance(state, delta)
-                flat = (state.flatten(0, 1), actions[:, :, h].flatten(0, 1), after.flatten(0, 1))
-                total, state = total + reward_fn(*flat).reshape(total.shape), after
-            return total
-
-        return evaluate
+    def asked(self, rows: int) -> Ensemble:
+        """One model for each of `rows` rows: its own where it leads, the nominal one elsewhere."""
+        if rows != len(self._held):
+            self._begin(rows)
+        return self._asked()
 
     def _asked(self) -> Ensemble:
-        """One model per row: its own where it leads, the nominal one elsewhere."""
         if self.leads.all():
             return self.models
         trios = zip(self._mixed.parameters(), self.models.parameters(), self.nominal.parameters(), strict=True)
@@ -115,6 +108,35 @@ class RowModels:
         self.action, self.reward = torch.zeros(size, self.nominal.act_dim), torch.zeros(size)
         self.terminated, self._held = torch.zeros(size), torch.zeros(rows, dtype=torch.int64)
         self.leads = torch.ones(rows, dtype=torch.bool)
+
+
+def rolled(models: Ensemble, reward_fn: Reward, obs: Tensor, actions: Tensor) -> Tensor:
+    """Returns (B, K) of actions (B, K, H, act_dim) from obs (B, obs_dim), row b rolled through member b."""
+    state, total = obs.unsqueeze(1).expand(-1, actions.shape[1], -1), actions.new_zeros(actions.shape[:2])
+    for h in range(actions.shape[2]):
+        delta, _ = models.means(state, actions[:, :, h], with_reward=False)
+        after = models.advance(state, delta)
+        flat = (state.flatten(0, 1), actions[:, :, h].flatten(0, 1), after.flatten(0, 1))
+        total, state = total + reward_fn(*flat).reshape(total.shape), after
+    return total
+
+
+class RowReturns:
+    """Evaluates a planner's candidates by the models of `RowModels`; with `rows` (R,) those of these rows alone."""
+
+    def __init__(self, models: RowModels, reward_fn: Reward, rows: Tensor | None = None):
+        self.models, self.reward_fn, self.rows = models, reward_fn, rows
+
+    def among(self, rows: Tensor) -> RowReturns:
+        return RowReturns(self.models, self.reward_fn, rows)
+
+    @torch.no_grad()
+    def __call__(self, obs: Tensor, actions: Tensor) -> Tensor:
+        count = len(obs) if self.rows is None else len(self.models.leads)
+        models = self.models.asked(count)
+        if self.rows is not None:
+            models = models.subset(self.rows)
+        return rolled(models, self.reward_fn, obs, actions)
 
 
 @dataclass

@@ -81,8 +81,11 @@ class MPPI:
     """A policy that plans: obs (B, obs_dim) -> action (B, act_dim) in [-1, 1].
 
     Remembers per row the plan (shifted by one step at each decision) and the temperature, in standard deviations of
-    the returns. `evaluate` says what every candidate earns: `ModelRollout`, or a true simulator.
+    the returns. `evaluate` says what every candidate earns: `ModelRollout`, or a true simulator. Rows that are not
+    `awake` (B,) bool need no plan; an `evaluate` with a method `among(rows)` is asked about the others alone.
     """
+
+    awake: Tensor | None = None
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class MPPI:
         plan = self._plan
         for _ in range(self.config.iterations):
             candidates = self._candidates(obs, plan)
-            returns = self.evaluate(obs, candidates)
+            returns = self._returns(obs, candidates)
             weights, self._temperature = self._weights(returns)
             self.expected = (weights * returns.nan_to_num(0.0, 0.0, 0.0)).sum(-1)
             plan = torch.einsum("bk,bkha->bha", weights, candidates)
@@ -141,6 +144,16 @@ class MPPI:
         if self.propose is not None and proposed:
             candidates = torch.cat([candidates, self.propose(obs, proposed)], 1)
         return candidates.clamp(-1.0, 1.0)
+
+    def _returns(self, obs: Tensor, candidates: Tensor) -> Tensor:
+        among = getattr(self.evaluate, "among", None)
+        if among is None or self.awake is None or self.awake.all():
+            return self.evaluate(obs, candidates)
+        rows = torch.nonzero(self.awake)[:, 0]
+        returns = obs.new_zeros(candidates.shape[:2])
+        if len(rows):
+            returns[rows] = among(rows)(obs[rows], candidates[rows])
+        return returns
 
     def _weights(self, returns: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of the candidates; one whose return is not finite gets none (all of them: equal ones)."""
@@ -179,6 +192,10 @@ class ModelRollout:
         everyone = len(self.model.elites) == self.model.config.members
         self._elites = self.model if everyone else self.model.subset(self.model.elites)
         self._state_net = copy.deepcopy(self._elites.state_net).bfloat16() if self.half else None
+
+    def among(self, rows: Tensor) -> ModelRollout:
+        """What evaluates these rows (R,) alone: the same model."""
+        return self
 
     @torch.no_grad()
     def __call__(self, obs: Tensor, actions: Tensor) -> Tensor:

@@ -16,10 +16,12 @@ from robot_cl.adapt.robots import Prepared
 class Chase:
     """A policy of poses (N, obs_dim) that heads for `goal` (N, goal_dim), which is set before each decision.
 
-    The planner is shown the pose with the goal as origin. Remembers what the planner remembers, and its last action.
+    The planner is shown the pose with the goal as origin. Rows that are not `awake` (N,) bool have nothing to do.
+    Remembers what the planner remembers, and its last action.
     """
 
     remembers = True
+    awake: np.ndarray | None = None
 
     def __init__(self, planner: MPPI, goal_dim: int):
         self.planner, self.goal_dim = planner, goal_dim
@@ -29,6 +31,7 @@ class Chase:
     def act(self, obs: np.ndarray) -> np.ndarray:
         shown = np.array(obs, dtype=np.float32)
         shown[:, : self.goal_dim] -= self.goal
+        self.planner.awake = None if self.awake is None else torch.as_tensor(self.awake)
         self.last = self.planner.act(shown)
         return self.last
 

@@ -44,7 +44,7 @@ def fly(
         if fleet.over.all():
             break
         pose, changed, going = fleet.pose().astype(np.float32), fleet.changed, ~fleet.over
-        planner.goal = fleet.goal.astype(np.float32)
+        planner.goal, planner.awake = fleet.goal.astype(np.float32), going
         if tell is not None:
             tell(changed)
         action = controller.act(pose)

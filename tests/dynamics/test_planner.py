@@ -163,6 +163,21 @@ def test_every_candidate_is_rolled_through_one_member() -> None:
             assert got[b, k].item() == pytest.approx(total, abs=1e-4)
 
 
+def test_only_rows_that_are_awake_are_evaluated() -> None:
+    model, asked = ensemble(), []
+
+    def reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        asked.append(len(obs))
+        return -next_obs.square().sum(-1)
+
+    mppi = MPPI(ModelRollout(model, reward), 2, 2, PlannerConfig(samples=30, horizon=2), rng())
+    mppi.awake = torch.tensor([True, False, True])
+    plan = mppi.plan(torch.randn(3, 2, generator=rng()))
+    assert asked == [60, 60] and plan.isfinite().all() and plan[0].abs().max() > 0
+    mppi.awake = torch.zeros(3, dtype=torch.bool)
+    assert mppi.plan(torch.zeros(3, 2)).isfinite().all() and len(asked) == 2
+
+
 def test_half_precision_ranks_candidates_as_full_precision_does() -> None:
     model = ensemble()
     obs, actions = torch.randn(1, 2, generator=rng()), torch.rand(1, 60, 4, 2, generator=rng()) * 2 - 1

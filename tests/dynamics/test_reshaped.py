@@ -307,6 +307,8 @@ def test_rows_that_do_not_lead_plan_with_the_nominal_model(vehicle: SimpleNamesp
     plans = vehicle.actions(2 * 3 * 4, 2).reshape(2, 3, 4, 2)
     mine, usual = (m.returns(lambda o, a, n: n[:, 0])(obs, plans) for m in (rows, nominal))
     torch.testing.assert_close(mine[1], usual[1])
+    few = rows.returns(lambda o, a, n: n[:, 0]).among(torch.tensor([1]))
+    torch.testing.assert_close(few(obs[1:], plans[1:]), usual[1:])
     assert (mine[0] - usual[0]).abs().max() > 0.01
     rows.forget(torch.tensor([True, False]))
     assert rows._held.tolist() == [0, 1]
