@@ -30,7 +30,7 @@ from robot_cl.routes import Fitted, Known, RouteSettings, whole
 from sim.spec import Channel, Interface
 
 OBS, ACT, EPISODES = 4, 2, 5
-QUICK = RouteSettings(steps=150, lr=5e-3, adapter_steps=150, adapter_lr=5e-3, rank=4, batch=128)
+QUICK = RouteSettings(steps=110, lr=7e-3, adapter_steps=110, adapter_lr=7e-3, rank=4, batch=128)
 INTERFACE = Interface(
     tuple(Channel(f"o{i}", "1") for i in range(OBS)), tuple(Channel(f"a{i}", "1", -1.0, 1.0) for i in range(ACT)), 0.02
 )
@@ -46,6 +46,11 @@ def _demos(action: Any, rows: int = 400, seed: int = 0) -> Demonstrations:
     return Demonstrations(obs, action(obs), torch.arange(rows) // (rows // EPISODES))
 
 
+def _judged(known: Known, demos: Demonstrations, settings: RouteSettings = QUICK, **more: Any) -> composing.Choice:
+    """The choice without fitting the chosen route again to all demonstrations."""
+    return composing.choose(known, demos, settings, refit=False, **more)
+
+
 @pytest.fixture(scope="module")
 def known() -> Known:
     """An untrained base and two trained skills, "left" and "right"."""
@@ -56,7 +61,7 @@ def known() -> Known:
     skills = {}
     for k, name in enumerate(("left", "right")):
         demos = _demos(lambda obs, k=k: _behaviour(k, obs), seed=k)
-        skills[name] = train_adapter(base, demos, 4, 300, 3e-3, 2.0, 128).with_header(header)
+        skills[name] = train_adapter(base, demos, 4, 160, 8e-3, 2.0, 128).with_header(header)
     return Known(base, skills)
 
 
@@ -66,29 +71,29 @@ def _either(obs: Tensor) -> Tensor:
 
 
 def test_demonstrations_of_one_skill_need_no_new_one(known: Known) -> None:
-    choice = choose(known, _demos(lambda obs: _behaviour(1, obs)), QUICK)
+    choice = _judged(known, _demos(lambda obs: _behaviour(1, obs)), QUICK)
     assert choice.chosen.name == "zero_shot" and choice.chosen.route.weights == {"right": 1.0}
     assert "as good as the lowest" in choice.why and "cheaper" in choice.why
 
 
 def test_two_skills_each_right_in_its_half_are_composed_by_context(known: Known) -> None:
-    choice = choose(known, _demos(_either), QUICK)
+    choice = _judged(known, _demos(_either), QUICK)
     loss = {judged.name: judged.loss for judged in choice.judged}
     assert loss["composition"] < 0.3 * loss["zero_shot"]
-    blind = choose(known, _demos(_either), replace(QUICK, composer="fixed"), routes=("composition",))
+    blind = _judged(known, _demos(_either), replace(QUICK, composer="fixed"), routes=("composition",))
     assert loss["composition"] < 0.3 * blind.chosen.loss  # no constants do what the context does
     assert choice.chosen.name in ("composition", "residual")
     assert all(without > 2 * loss["composition"] for without in choice.left_out.values())  # both skills matter
 
 
 def test_a_router_picks_each_skill_in_its_half(known: Known) -> None:
-    routed = choose(known, _demos(_either), replace(QUICK, composer="ridge"), routes=("zero_shot", "composition"))
+    routed = _judged(known, _demos(_either), replace(QUICK, composer="ridge"), routes=("zero_shot", "composition"))
     loss = {judged.name: judged.loss for judged in routed.judged}
     assert loss["composition"] < 0.3 * loss["zero_shot"] and routed.chosen.name == "composition"
 
 
 def test_a_task_that_no_skill_knows_gets_a_new_adapter(known: Known) -> None:
-    choice = choose(known, _demos(lambda obs: _behaviour(9, obs)), QUICK)
+    choice = _judged(known, _demos(lambda obs: _behaviour(9, obs)), QUICK)
     assert choice.chosen.name in ("residual", "fresh") and choice.chosen.route.adapter is not None
     assert choice.chosen.relative <= 1.0
 
@@ -97,7 +102,7 @@ def test_losses_are_of_demonstrations_that_were_not_learned_from(known: Known) -
     """On pure noise nothing can be learned: held out, every route is as bad as the noise; a leak would look better."""
     noise = torch.Generator().manual_seed(3)
     demos = _demos(lambda obs: torch.rand(len(obs), ACT, generator=noise) * 2 - 1, rows=100)
-    settings = replace(QUICK, adapter_steps=800, rank=8)
+    settings = replace(QUICK, adapter_steps=250, adapter_lr=2e-2, rank=8)
     train, held = demos.split(0.2)
     fitted = Fitted(known, train, settings)
     seen, unseen = (held_out_loss(fitted.fresh.module, part) for part in (train, held))
@@ -136,7 +141,7 @@ def test_roll_outs_decide_where_they_are_allowed(known: Known) -> None:
         action = policy.act(np.ones((3, OBS), np.float32))
         return -np.abs(action).sum(1)
 
-    choice = choose(known, _demos(lambda obs: _behaviour(1, obs)), QUICK, play=play)
+    choice = _judged(known, _demos(lambda obs: _behaviour(1, obs)), QUICK, play=play)
     assert played == ["zero_shot", "composition", "residual", "fresh"]
     assert choice.chosen.mean_return == max(judged.mean_return for judged in choice.judged)
     assert "the highest" in choice.why and "3 episodes" in choice.why

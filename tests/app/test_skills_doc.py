@@ -15,7 +15,7 @@ SIZES = {
     r"steps=100000 noise": "steps=600 noise",
     r"offline_steps=\d+": "offline_steps=20",
     r"online_steps=\d+": "online_steps=64",
-    r"(?<!_)steps=20000": "steps=12000",
+    r"(?<!_)steps=20000": "steps=2200",
     r"demos=10": "demos=2 steps=10 adapter_steps=10",
     r"episodes=20": "episodes=1",
     r"gate=0.1": "gate=1 steps=10 episodes=1",
