@@ -246,7 +246,7 @@ def test_a_lerobot_set_in_several_files_with_lists_of_any_length_and_pictures_re
     for key, value in parts.items():
         features[key] = {"dtype": "float32", "shape": [value.shape[1]], "names": {"motors": ["a"] * value.shape[1]}}
     features["observation.images.top"] = {"dtype": "video", "shape": [3, 48, 64], "names": ["c", "h", "w"]}
-    info.write_text(json.dumps(told | {"features": features}))
+    info.write_text(json.dumps(told | {"features": features, "robot_type": "so100"}))
     report = import_dataset(folder, "lerobot/foreign-v0")
     again, was = report.dataset.recording(), hops.recording()
     kept = np.ones(len(was), dtype=bool)
