@@ -3,9 +3,9 @@
     python benchmarks/serve.py [--quick] [--json] [--readers 200] [--runs 10000] [--seconds 20]
 
 Run folders are written to a temporary folder, ten of which grow while the readers read. The server is the command
-itself in a process of its own. Each reader keeps a connection and asks again half a second after every answer, as a
-page that follows its runs does: for the list, searches, sorted and later pages, runs, curves, files and skills. Then
-requests that must be refused: paths out of the folder, links, a file too large.
+itself in a process of its own. Each reader keeps a connection and asks again a second after every answer, twice as
+often as a page that follows its run does: for the list, searches, sorted and later pages, runs, curves, files and
+skills. Then requests that must be refused: paths out of the folder, links, a file too large.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import common
 
 LEARNERS, TASKS = ("iql", "bc", "ppo", "uni_o4", "sac"), ("hopper", "halfcheetah", "walker2d", "ant")
-THINK, LIVE = 0.5, 10  # seconds between an answer and the next question; runs that grow
+THINK, LIVE = 1.0, 10  # seconds between an answer and the next question; runs that grow
 REFUSED = (
     "/runs/..%2f..%2fetc%2fpasswd", "/runs/{run}/files/..%2f..%2f..%2fetc%2fpasswd", "/runs/{run}/files/link.txt",
     "/runs/{run}/files/huge.csv", "/runs/{run}/files/%2fetc%2fpasswd", "/runs/nothing", "/runs?page=0",

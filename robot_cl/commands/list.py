@@ -18,6 +18,20 @@ class Shelf:
     items: Callable[[], dict[str, str]]
 
 
+SHIFT_LINES = {
+    "friction": "friction0.5: factor on all contacts",
+    "gravity": "gravity0.6: factor on gravity",
+    "mass": "mass1.5: factor on every body's mass",
+    "payload": "payload2: kg at the torso",
+    "latency": "latency2: control steps by which actions come late",
+    "noise": "noise0.01: standard deviation added to every observation",
+    "gain": "gain=0.8 or gain.JOINT=0.8: factor on motor forces",
+    "bias": "bias=0.1 or bias.JOINT=0.1: added to commands, in their unit",
+    "command": "command.JOINT=-1: factor on commands; −1 is a motor wired the wrong way round",
+    "size": "size.BODY=1.3: factor on a limb's length and thickness",
+}
+
+
 def _table(module: str, name: str) -> Callable[[], dict[str, str]]:
     """Names of an explicit table, each with the first sentence of its member's docstring."""
 
@@ -92,9 +106,7 @@ def _skills() -> dict[str, str]:
 def _shifts() -> dict[str, str]:
     from sim.shift import NEUTRAL, PER_BODY, PER_JOINT
 
-    joints = {k: f"write {k}=VALUE or {k}.JOINT=VALUE" for k in PER_JOINT}
-    bodies = {k: f"write {k}.BODY=VALUE" for k in PER_BODY}
-    return {**{k: f"write {k}VALUE" for k in NEUTRAL}, **joints, **bodies}
+    return {kind: SHIFT_LINES[kind] for kind in (*NEUTRAL, *PER_JOINT, *PER_BODY)}
 
 
 def _streams() -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,11 +57,9 @@ def file(base: Path, inside: str, types: dict[str, str] = TYPES) -> Path:
 
 def listing(base: Path) -> Iterator[tuple[str, int, bool]]:
     """(path inside, bytes, whether it may be shown) of up to MAX_LISTED files, two levels deep, none that is hidden."""
-    found = sorted([*base.glob("*"), *base.glob("*/*")])
-    shown = [p for p in found if not p.is_symlink() and p.is_file() and not _hidden(p.relative_to(base))]
-    for path in shown[:MAX_LISTED]:
-        size = path.stat().st_size
-        yield path.relative_to(base).as_posix(), size, path.suffix in TYPES and size <= MAX_FILE
+    for name, entry in list(itertools.islice(_walk(base, "", 2), MAX_LISTED)):
+        size = entry.stat(follow_symlinks=False).st_size
+        yield name, size, os.path.splitext(name)[1] in TYPES and size <= MAX_FILE  # noqa: PTH122 (text, not a path)
 
 
 def _check_part(part: str) -> None:
@@ -67,5 +67,12 @@ def _check_part(part: str) -> None:
         raise RefusedError(404, "this path leads nowhere")
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _walk(folder: Path | str, prefix: str, levels: int) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Plain files by name, those of folders after their folder's place; neither hidden ones nor links."""
+    with os.scandir(folder) as found:
+        entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+    for entry in entries:
+        if entry.is_file(follow_symlinks=False):
+            yield prefix + entry.name, entry
+        elif levels > 1 and entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, f"{entry.name}/", levels - 1)
