@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,15 +118,18 @@ def test_a_composition_is_enough_near_the_best_any_skill_has_reached_and_the_bar
     assert not method._route(stage, 0, "base", {}, enough).reached
 
 
-def test_a_task_that_composition_reaches_costs_its_trials_and_nothing_else(make_setup: MakeSetup) -> None:
-    method = learned("library", make_setup(config=SMALL_AND_EASY), 1)
-    for p, route in enumerate(method.routes[0]):
-        assert route.learned, "the gate let nothing through; the rest of this test would be empty"
-        method.levels[p] = {route.skill: -1e9}
+def test_a_task_that_returns_costs_its_trials_and_nothing_else(make_setup: MakeSetup) -> None:
+    setup = make_setup(config=SMALL_AND_EASY)
+    first = setup.stream.stages[0]
+    twice = replace(setup.stream, stages=(first, replace(first, name="steering reversed once more")))
+    method = learned("library", replace(setup, stream=twice), 1)
+    assert all(route.learned for route in method.routes[0]), "nothing was published; the rest would be empty"
     learner, spent = method.begin(1)
     assert learner is None and spent == 2 * 4 + 3 * 16
     method.end(1, None, None)
+    assert [route.mix for route in method.routes[1]] == [{"steering-reversed": 1.0}] * 2
     assert not any(route.learned for route in method.routes[1])
+    np.testing.assert_array_equal(mode(method.policy(1)), mode(method.policy(0)))
 
 
 def test_skills_of_a_library_are_files_that_know_their_parents(make_setup: MakeSetup) -> None:

@@ -19,7 +19,7 @@ from robot_cl.demonstrations import Demonstrations
 from robot_cl.routes import Known, RouteSettings
 from robot_cl.skills import with_skills
 
-SETTINGS = RouteSettings(steps=60, adapter_steps=60, rank=2, batch=64, lr=1e-2, adapter_lr=1e-2)
+SETTINGS = RouteSettings(steps=40, adapter_steps=40, rank=2, batch=64, lr=1e-2, adapter_lr=1e-2)
 
 
 def adapter(base: StackedGaussianActor, seed: int) -> Adapter:
