@@ -20,6 +20,7 @@ from robot_cl import svg_maps
 from robot_cl.activity import read_activity
 from robot_cl.report_composition import composition_section
 from robot_cl.report_continual import continual_headline, continual_section
+from robot_cl.report_gate import gate_section
 from robot_cl.run_folder import RunFolder, open_run
 from robot_cl.scores import Entry, headline_entry, interval_text
 
@@ -69,6 +70,7 @@ def make_page(runs: Sequence[RunFolder], title: str | None = None, lead: str = "
         "scores": sections.scores_section(runs),
         "continual": continual_section(last),
         "composition": next((c for run in reversed(runs) if (c := composition_section(run))), None),
+        "gate": gate_section(last),
         "plots": plots(last),
         "curves_about": sections.curves_about(runs),
         "curves": [group for run in runs if (group := sections.charts(run, len(runs) > 1))],

@@ -40,7 +40,19 @@ def run(call: Call, options: GateOptions) -> Outcome:
         verdict = gate_two(call, options)
         after = f"report {call.words[0] if verdict.promoted else call.words[1]}"
     show(call, verdict)
+    keep(call, options, verdict)
     return Outcome(_data(verdict), next=after, code=0 if verdict.promoted else 1)
+
+
+def keep(call: Call, options: GateOptions, verdict: GateVerdict) -> None:
+    """gate.json in NEW's folder, if it is a run, for its report."""
+    from robot_cl.commands.runs import find_source
+    from robot_cl.data.atomic import write_json
+
+    owner = find_source(call.words[0])[1]
+    if owner is not None:
+        against = f"skill {options.skill}" if options.skill else call.words[1]
+        write_json(owner / "gate.json", _data(verdict) | {"against": against})
 
 
 def gate_two(call: Call, options: GateOptions) -> GateVerdict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 
 from robot_cl import svg_maps
 from robot_cl.activity import activity, read_activity, write_activity
+from robot_cl.commands.gate import _data
 from robot_cl.commands.report import figures
+from robot_cl.continual.release_gate import GateVerdict, TaskVerdict
 from robot_cl.evaluate import Film
 from robot_cl.report import write_report
 from robot_cl.report_composition import placed
@@ -145,3 +148,16 @@ def test_a_damaged_strip_is_left_out(tmp_path: Path, text: str) -> None:
 
 def test_a_plain_policy_has_no_strip() -> None:
     assert activity(object(), Film("hopper", np.zeros((5, 6)), 0.016, 1, 1.0)) is None
+
+
+def test_the_gates_verdict_is_told_task_by_task(tmp_path: Path) -> None:
+    planted.planted_composition(tmp_path / "run")
+    kept = TaskVerdict("hopper", 100.0, 104.0, -1.0, 5.0, {10: (80.0, 82.0)}, 60, 20)
+    lost = TaskVerdict("hopper:ice", 50.0, 30.0, -28.0, 2.5, {10: (40.0, 20.0)}, 60, 20)
+    told = _data(GateVerdict([kept, lost])) | {"against": "the old one"}
+    (tmp_path / "run" / "gate.json").write_text(json.dumps(told))
+    html = write_report([tmp_path / "run"]).read_text()
+    assert "Not promoted: judged against the old one" in html and "10 %: 80 → 82" in html
+    assert lost.sentence() in html and kept.sentence() not in html
+    (chart,) = re.findall(r'<svg class="chart rows"[^>]*aria-label="change of the mean.*?</svg>', html)
+    assert [float(v) for v in re.findall(r'class="value"[^>]*>([-\d.]+)<', chart)] == pytest.approx([4.0, -40.0])
