@@ -1,10 +1,9 @@
 """Model-based learning where most of the state is a distraction: does the model's loss decide what is learned?
 
 Pendulum with 15 distracting dimensions (5000 steps, 5 seeds) and Hopper with 10 and a 2×64 model (12 000 steps, 3
-seeds: a trend, not a result). The learner is
-`mbpo` with everything equal but the loss of its model, and, with no imagined data at all, soft actor-critic alone.
-Every seed has distractors of its own; the seeds of a cell are trained as one stack in one process. Finished cells stay
-in runs/benchmarks/distractors and are not run again:
+seeds: a trend, not a result). The learner is `mbpo` with everything equal but the loss of its model, and, with no
+imagined data at all, soft actor-critic alone. Every seed has distractors of its own; the seeds of a cell are trained as
+one stack in one process. Finished cells stay in runs/benchmarks/distractors and are not run again:
 
     python benchmarks/distractors.py --cell pendulum/vagram     one cell
     python benchmarks/distractors.py --jobs 8                   those that are missing, side by side, then the table
@@ -297,7 +296,7 @@ def main() -> None:
     options = [
         ("--cell", {"help": f"run this cell only: {', '.join(CELLS)}"}),
         ("--worlds", {"nargs": "+", "default": list(SETTINGS), "choices": list(SETTINGS), "help": "which worlds"}),
-        ("--jobs", {"type": int, "default": 2, "help": "processes at once"}),
+        ("--jobs", {"type": int, "default": 2, "help": "processes at once; 0: show what is there"}),
         ("--again", {"action": "store_true", "help": "run the cell even if it is there"}),
     ]
     args = arguments(__doc__ or "", options)
@@ -311,10 +310,14 @@ def main() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, found)
         return
-    run_missing([c for c in CELLS if c.split("/")[0] in args.worlds], args.quick, args.jobs)
+    if args.jobs:
+        run_missing([c for c in CELLS if c.split("/")[0] in args.worlds], args.quick, args.jobs)
     claims, details = [], {}
     for world in args.worlds:
-        cells = {loss: json.loads(file_of(f"{world}/{loss}", args.quick).read_text()) for loss in ORDER}
+        files = {loss: file_of(f"{world}/{loss}", args.quick) for loss in ORDER}
+        cells = {loss: json.loads(path.read_text()) for loss, path in files.items() if path.exists()}
+        if not cells:
+            continue
         claims += claims_of(world, show(world, cells))
         print(f"wrote {plot(file_of('', args.quick).parent, world, cells)}")
         details[world] = cells
