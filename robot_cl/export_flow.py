@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def add_flow(
     if (model.obs_dim, model.act_dim) != (contract.obs_dim, contract.act_dim):
         has, wants = (model.obs_dim, model.act_dim), (contract.obs_dim, contract.act_dim)
         raise ValueError(f"the flow's model is of {has[0]} observations and {has[1]} actions, the policy of {wants}")
-    coder = coder or plain_coder(model)
+    coder, config = coder or plain_coder(model), config or _told(source)
     probe = coder.evidence(torch.zeros(1, model.obs_dim), torch.zeros(1, model.act_dim), torch.zeros(1, model.obs_dim))
     if probe.shape[-1] != flow.encoder.d_in:
         raise ValueError(
@@ -118,6 +119,15 @@ def add_flow(
     (report.folder / FLOW_FILE).write_bytes(data)
     (report.folder / CONTRACT_FILE).write_text(replace(more, parity=parity).to_json())
     return replace(report, parity=parity, size=report.size + len(data))
+
+
+def _told(source: Path | str | tuple[Ensemble, ActionFlow]) -> ReshapeConfig:
+    """With the trigger that the folder's card says, if it says one."""
+    card = None if isinstance(source, tuple) else Path(source) / "card.json"
+    if card is None or not card.is_file():
+        return ReshapeConfig()
+    usual = ReshapeConfig()
+    return replace(usual, trigger=float(json.loads(card.read_text()).get("trigger", usual.trigger)))
 
 
 def flow_difference(step: ReshapeStep, stage: FlowStage, rows: int = 64) -> float:
