@@ -25,6 +25,13 @@ Gate: TypeAlias = Callable[[Tensor, "MixedLinear"], Tensor]  # a layer's activat
 Coefficients: TypeAlias = Tensor | Gate  # (K,), (B, K), (B, K, L), (B, K, L, R), or computed inside each layer
 
 
+def _nothing(coefficients: Tensor) -> bool:
+    """Whether all are 0; never where that would have to be waited for, differentiated or written into a graph."""
+    if torch.is_grad_enabled() or coefficients.is_cuda or torch.compiler.is_compiling():
+        return False
+    return not bool(coefficients.any())
+
+
 class _Active:
     """The coefficients of the forward in progress, shared by the layers of one mixture. None: the bare base."""
 
@@ -47,6 +54,7 @@ class MixedLinear(nn.Module):
         self.base, self.index, self.stacked = base, index, isinstance(base, StackedLinear)
         self.active = _Active()
         self._ready: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
+        self._joined: tuple[int, Tensor] | None = None
         ranks = [(k, r) for k, (down, _) in factors.items() for r in range(down.shape[0])]
         self.register_buffer("down", torch.cat([d for d, _ in factors.values()]).to(base.weight))
         self.register_buffer("up", torch.cat([u.T for _, u in factors.values()]).to(base.weight).contiguous())
@@ -60,12 +68,20 @@ class MixedLinear(nn.Module):
         self._ready = (*bare, self.down, self.up)
         return self._ready
 
+    def _side_by_side(self, weight: Tensor, up: Tensor) -> Tensor:
+        """[W0 | upᵀ] (d_out, d_in + R): one large product instead of two that pass the result through memory. Made when
+        the first large batch comes, and again should the base have been written to."""
+        version = 0 if weight.is_inference() else weight._version
+        if self._joined is None or self._joined[0] != version:
+            self._joined = (version, torch.cat([weight, up.T], 1))
+        return self._joined[1]
+
     def _apply(self, *args: Any, **kwargs: Any) -> MixedLinear:
-        self._ready = None  # moved to another device or type
+        self._ready = self._joined = None  # moved to another device or type
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ready": None}  # a copy looks up its own
+        return {**self.__dict__, "_ready": None, "_joined": None}  # a copy looks up its own
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias, down, up = self._ready or self._tensors()
@@ -73,20 +89,20 @@ class MixedLinear(nn.Module):
         if lone:
             x = x[0]
         rows, plain = self.active.rows, torch.is_grad_enabled() or x.dim() > 2
-        # A base's own layer decides by which library it multiplies, and coefficients of 0 must give its very bits.
         large = not plain and len(x) >= MANY_ROWS and self.stacked and by_onednn(x, weight)
-        if rows is None:
-            y = product(x, weight, bias) if large else nn.functional.linear(x, weight, bias)
+        if large and type(rows) is list:
+            h = product(x, down).mul_(rows[self.index])
+            y = product(torch.cat([x, h], 1), self._side_by_side(weight, up), bias)
         else:
-            h = product(x, down) if large else nn.functional.linear(x, down)
-            coefficients = rows[self.index] if type(rows) is list else rows(h, self)  # type: ignore[operator]
-            if large:  # the skills' part first, which the large product then adds to while it is in the cache
-                change = product(h.mul_(coefficients), up.T, bias)
-                y = torch.ops.mkldnn._linear_pointwise.binary(x, change, weight, None, "add")
-            elif plain:
-                y = nn.functional.linear(x, weight, bias) + (h * coefficients) @ up
-            else:  # nothing to differentiate: no copies, the cheapest form for single observations
-                y = nn.functional.linear(x, weight, bias).addmm_(h.mul_(coefficients), up)
+            # A base's own layer decides by which library it multiplies, and coefficients of 0 must give its very bits.
+            y = product(x, weight, bias) if large else nn.functional.linear(x, weight, bias)
+            if rows is not None:
+                h = nn.functional.linear(x, down)
+                coefficients = rows[self.index] if type(rows) is list else rows(h, self)  # type: ignore[operator]
+                if plain:
+                    y = y + (h * coefficients) @ up
+                else:  # nothing to differentiate: no copies, the cheapest form for single observations
+                    y.addmm_(h.mul_(coefficients), up)
         return y.unsqueeze(0) if lone or (self.stacked and y.dim() == 2) else y
 
 
@@ -130,9 +146,14 @@ class Mixture(nn.Module):
 
     @contextmanager
     def using(self, coefficients: Coefficients | None) -> Iterator[nn.Module]:
-        """The actor under these coefficients: (K,) or (1, K…) for all rows alike, else row i of x meets row i."""
+        """The actor under these coefficients: (K,) or (1, K…) for all rows alike, else row i of x meets row i.
+
+        If all are 0 and nothing is learned, it is the bare base, bit for bit.
+        """
         before = self.active.rows
         ready = coefficients is None or not isinstance(coefficients, Tensor)
+        if not ready and _nothing(coefficients):  # type: ignore[arg-type]
+            coefficients, ready = None, True
         self.active.rows = coefficients if ready else self.expand(coefficients)  # type: ignore[assignment,arg-type]
         try:
             yield self.actor

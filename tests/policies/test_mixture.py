@@ -57,6 +57,13 @@ def test_the_laws_hold_whichever_library_multiplies(wide, rows, make_skill):
     with learned:
         expected = mixture.actor(x).detach()  # with gradients: the plain formula
     torch.testing.assert_close(_run(mixture, weights, x), expected, rtol=1e-4, atol=1e-4)
+    weights[0] = 0.0  # one quiet row among others
+    torch.testing.assert_close(_run(mixture, weights, x)[..., 0, :], base(x)[..., 0, :], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        next(base.parameters()).mul_(1.1)  # what was made from the base is made again
+        with mixture.using(weights):
+            changed = mixture.actor(x)
+    torch.testing.assert_close(changed[..., 0, :], base(x)[..., 0, :], rtol=1e-4, atol=1e-5)
     alone = Mixture(base, {"s1": skills["s1"]})
     with torch.no_grad():
         merged = merge_into(copy.deepcopy(base), skills["s1"])(x)
