@@ -11,6 +11,7 @@ from robot_cl.data.checks.subject import Subject
 _NEIGHBOUR_ROWS = 2000
 _CHUNK = 250
 _NARROW_SPREAD, _NARROW_DISAGREEMENT, _EXPERT_SCORE = 0.15, 0.35, 80.0
+_RANDOM_DISAGREEMENT, _UNIFORM = 0.97, 0.03  # random: unrelated to the state, and as spread as uniform ones to 3 %
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ def coverage(subject: Subject) -> Coverage:
 
 
 def recommend(found: Coverage, score: float | None, informative_reward: bool = True) -> Recommendation:
-    """Near-expert, narrow data: imitate (bc). Mixed data, or room above the behaviour: improve on it (iql)."""
+    """Near-expert, narrow data: imitate (bc). Mixed data, or room above the behaviour: improve on it (iql).
+
+    Random actions: nothing is worth imitating, but every action was tried; values with a lower bound (lcb).
+    """
     spread = f"returns spread by {found.return_spread:.0%} between the worst and the best tenth of the episodes"
     actions = f"actions at neighbouring states differ {found.action_disagreement:.2f} as much as random ones"
     narrow = found.return_spread < _NARROW_SPREAD and found.action_disagreement < _NARROW_DISAGREEMENT
@@ -70,6 +74,8 @@ def recommend(found: Coverage, score: float | None, informative_reward: bool = T
         return Recommendation("bc", [spread, actions, f"{quality}: one behaviour, hardly anything to choose between"])
     if narrow:
         return Recommendation("iql", [spread, actions, f"the mean score is {score:.0f}: there is room above it"])
+    if found.action_disagreement > _RANDOM_DISAGREEMENT and abs(found.action_spread - 1.0) < _UNIFORM:
+        return Recommendation("lcb", [spread, actions, "nobody is worth imitating, but every action was tried"])
     return Recommendation("iql", [spread, actions, "better and worse behaviour can be told apart"])
 
 

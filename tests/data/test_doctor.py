@@ -308,6 +308,7 @@ def coverage_of(spread: float, disagreement: float) -> Coverage:
         (0.80, 0.1, 95.0, True, "iql"),
         (0.02, 0.8, 95.0, True, "iql"),
         (0.80, 0.8, None, False, "bc"),
+        (0.47, 1.0, None, True, "lcb"),
     ],
 )
 def test_the_learner_follows_from_spread_disagreement_and_score(
