@@ -16,7 +16,6 @@ from policies.peft_io import import_peft
 from policies.policy import Policy
 from policies.rebase import RebaseReport, rebase
 from robot_cl.checkpoint import load_policy
-from robot_cl.commands.runs import find_run
 from robot_cl.data.store import open_dataset
 from robot_cl.skills import base_policy, find_base, library_of, skill_policy
 
@@ -35,17 +34,12 @@ class MoveOptions(Protocol):
     seed: int
 
 
-def new_home(word: str) -> Library:
-    """The library of a base named by a digest of an existing library, or by a run, whose library is made if need be."""
-    try:
-        return find_base(word)
-    except LookupError:
-        if not Path(word).exists():
-            word = str(find_run(word))
-        policy: Any = load_policy(word)
-        if policy.interface is None:
-            raise ValueError(f"{word} does not know its interface, and skills need one") from None
-        return library_of(policy.actor, policy.interface, policy.task)
+def library_of_run(run: Path) -> Library:
+    """The library of a run's policy as a base, made if need be. Raises ValueError for a policy without an interface."""
+    policy: Any = load_policy(run)
+    if policy.interface is None:
+        raise ValueError(f"{run} does not know its interface, and skills need one")
+    return library_of(policy.actor, policy.interface, policy.task)
 
 
 def move_skill(library: Library, name: str, target: Library, options: MoveOptions) -> tuple[RebaseReport, bool]:

@@ -43,9 +43,12 @@ def composition_below(checkpoint: Path, member: int = 0) -> tuple[str, dict[str,
         return _parts(own)
     run = _run_of(checkpoint)
     start = _config(run).get("init_from") if run is not None else None
-    if not start or not Path(start).exists():
+    if run is None or not start:
         return "", {}
-    source = checkpoint_folder(start)
+    there = [path for path in (Path(start), run.resolve().parent.parent / start) if path.exists()]
+    if not there:
+        return "", {}
+    source = checkpoint_folder(there[0])
     if (source / ADAPTER).exists():
         return _known_skill(source, member)
     return _parts(read_card(source).get("composition") or {})

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robot_cl.commands.verb import Call, Outcome, Verb
+
+if TYPE_CHECKING:
+    from policies.library import Library
 
 
 @dataclass
@@ -25,7 +28,7 @@ class RebaseOptions:
 
 
 def run_rebase(call: Call, options: RebaseOptions) -> Outcome:
-    from robot_cl.moving import move_skill, new_home
+    from robot_cl.moving import move_skill
     from robot_cl.skills import find_skills
 
     library = find_skills(call.words, options.base)
@@ -49,6 +52,18 @@ def run_rebase(call: Call, options: RebaseOptions) -> Outcome:
         call.say(f"{', '.join(refused)} stay where they are; try more steps=, data=, or train them on the new base")
     return Outcome({"moved": moved, "library": str(target.folder)}, wrote=target.folder, next="skills list",
                    code=1 if refused else 0)  # fmt: skip
+
+
+def new_home(word: str) -> Library:
+    """The library of a base named by the start of its digest, or by a run, whose library is made if need be."""
+    from robot_cl.commands.runs import find_run
+    from robot_cl.moving import library_of_run
+    from robot_cl.skills import find_base
+
+    try:
+        return find_base(word)
+    except LookupError:
+        return library_of_run(Path(word) if Path(word).exists() else find_run(word))
 
 
 @dataclass
