@@ -38,6 +38,7 @@ from sim.robots.regimes import UNCHANGED
 
 COPIES = 2  # unchanged robots per cell
 FIRST = ("none", "flow", "online", "squares", "oracle", "context")  # methods in the order of interest
+COLUMNS = ("fraction", "success", "early", "miss", "steps")
 Cells = dict[str, dict[str, Any]]
 
 # -- cells ------------------------------------------------------------------------------------------------------------
@@ -129,11 +130,16 @@ def slices(robot: str) -> dict[str, np.ndarray]:
     return {"gains": kind == 1, "coupled": kind == 2, "all changed": kind > 0, "unchanged": kind == 0}
 
 
+def whole(found: Cells, robot: str) -> list[str]:
+    """robot/seed/map of which every method was measured: only those are compared."""
+    missions = {name.rsplit("/", 1)[0] for name in found if name.startswith(f"{robot}/") and name.count("/") == 3}
+    return sorted(m for m in missions if all(f"{m}/{method}" in found for method in METHODS))
+
+
 def pooled(found: Cells, robot: str, method: str, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Column -> values of these rows over all seeds and maps measured."""
-    mine = [c for name, c in found.items() if name.startswith(f"{robot}/") and name.endswith(f"/{method}")]
-    columns = ("fraction", "success", "early", "miss", "steps")
-    return {k: np.concatenate([np.array(c[k])[rows] for c in mine]) if mine else np.zeros(0) for k in columns}
+    """Column -> values of these rows over all seeds and maps that are whole."""
+    mine = [found[f"{mission}/{method}"] for mission in whole(found, robot)]
+    return {k: np.concatenate([np.array(c[k])[rows] for c in mine]) for k in COLUMNS}
 
 
 def print_tables(found: Cells, robot: str) -> None:
@@ -141,14 +147,11 @@ def print_tables(found: Cells, robot: str) -> None:
         lines = []
         for method, label in METHODS.items():
             c = pooled(found, robot, method, rows)
-            if not len(c["success"]):
-                continue
             between = stats.wilson(int(c["success"].sum()), len(c["success"]))
             told = f"{c['success'].mean():.3f} [{between.low:.3f}, {between.high:.3f}]"
             lines.append((label, len(c["success"]), float(c["fraction"].mean()), told,
                           *(float(c[k].mean()) for k in ("early", "miss", "steps"))))  # fmt: skip
-        seeds = sorted({name.split("/")[1] for name in found if name.startswith(f"{robot}/")})
-        print(f"\n{robot}, {part}, seeds {', '.join(seeds)}")
+        print(f"\n{robot}, {part}; seed/map: {', '.join(m.split('/', 1)[1] for m in whole(found, robot))}")
         head = ("method", "missions", "waypoints", "success [95 %]", "early progress", "one-step miss", "steps")
         print(table(head, lines))
 
@@ -211,7 +214,7 @@ def main() -> None:
         print(table(("one-step miss", "gains", "coupled"), rows))
         claims = [Claim(**c) for c in found["one_step"]["claims"]]
     for robot in robots:
-        if all(f"{robot}/0/yard/{m}" in found for m in METHODS):
+        if whole(found, robot):
             print_tables(found, robot)
             claims += claims_of(found, robot)
     left = [c for c in names if c not in found]
