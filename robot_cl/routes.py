@@ -42,9 +42,7 @@ BASE = "base"
 class RouteSettings:
     """How each route is fitted. The defaults are those of PSEC's experiments where it has them."""
 
-    composer: str = (
-        "psec"  # psec (context_gate), fixed, atlas (anisotropic), mora (self_activated), ibcl, ridge (routed)
-    )
+    composer: str = "psec"  # psec, fixed, atlas, mora, ibcl or ridge, by these names or as in `robot-cl list composers`
     level: str = "parameter"  # what is mixed: parameter, noise (outputs of the actor's network) or action
     per_layer: bool = False  # psec only: one coefficient per skill and layer
     steps: int = 1000  # updates of the composer
