@@ -127,17 +127,15 @@ def _drive(
     begin = runner.clock.now()
     if orders is not None:
         threading.Thread(target=_listen, args=(runner, orders, say), name="orders", daemon=True).start()
-    with stop_on_signals(runner), punctual(options.priority) as refusal:
+    with punctual(options.priority) as refusal:
         if refusal:
             say(refusal)
-        _await_state(runner, options.wait)  # last of all, so that nothing has grown stale when the robot is enabled
-        if options.armed:
-            runner.enable()
-            if options.start:
-                runner.start()
-        else:
-            runner.shadow()
-        runner.run(options.seconds)
+        # Last of all, so that nothing has grown stale when the robot is enabled. Nothing is sent before `run`.
+        _while_fresh(runner, options.wait, runner.enable if options.armed else runner.shadow)
+        if options.armed and options.start:
+            _while_fresh(runner, options.wait, runner.start)
+        with stop_on_signals(runner):
+            runner.run(options.seconds)
     history = [(when - begin, str(mode), why) for when, mode, why in runner.history]
     notes = [f.text for f in compare(runner.contract, runner.transport.spec)]
     return RunReport(
@@ -179,6 +177,18 @@ def _listen(runner: Runner, orders: Iterable[str], say: Say) -> None:
                 runner.order(line.strip())
             except (ValueError, LookupError) as problem:
                 say(str(problem))
+
+
+def _while_fresh(runner: Runner, patience: float, act: Callable[[], None]) -> None:
+    """`act` as soon as there is a fresh state; again if the state grew old in between, as on a busy machine."""
+    end = runner.clock.now() + patience
+    while True:
+        _await_state(runner, patience)
+        try:
+            return act()
+        except ValueError:
+            if runner.transport.age() <= runner.stale_s or runner.clock.now() > end:
+                raise
 
 
 def _await_state(runner: Runner, patience: float) -> None:

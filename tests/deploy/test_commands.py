@@ -158,11 +158,12 @@ def test_a_policy_in_one_process_a_robot_in_another_and_an_operator_in_a_third(
     try:
         assert robot.stdout is not None and "obeys /forward_position_controller/commands" in robot.stdout.readline()
         answers: list[int] = []
+        over = threading.Event()
 
         def operator() -> None:
             node = Node(**dds_peer.network(domain))
             commands, heard = node.reader("/forward_position_controller/commands", "std_msgs/msg/Float64MultiArray"), 0
-            while heard < 10:  # the policy drives
+            while heard < 10 and not over.is_set():  # until the policy drives
                 heard += len(commands.take())
                 time.sleep(0.01)
             node.close()
@@ -173,7 +174,8 @@ def test_a_policy_in_one_process_a_robot_in_another_and_an_operator_in_a_third(
         person.start()
         words = ("deploy", "run", folder, f"robot={robot_file}", *network, "armed=true", "ramp=0s", "stale=400ms")
         ran = cli(*words, "wait=20", "seconds=6", "keyboard=false", "record=b.mcap", "--json")
-        person.join()
+        over.set()
+        person.join(60)
     finally:
         robot.terminate()
         robot.wait()
