@@ -2,7 +2,7 @@
 
     python benchmarks/continual.py [--quick] [--json] [--workers 4] [--only halfcheetah_shifts/library ...]
 
-Streams: halfcheetah_shifts (seven dynamics shifts) and walker (stand, walk, run, backward of dm_control). All methods
+Streams: halfcheetah_shifts (six dynamics shifts) and walker (stand, walk, run, backward of dm_control). All methods
 start from the same base policy (PPO on the stream's base task) and have the same budget of control steps per task; what
 the library spends on trying skills counts. Seeds are trained side by side. Scores are scaled per task: 0 untrained, 1
 solved, as sim/stream.py defines them. Forward transfer is against `reset`, which learns each task alone from the base.
@@ -48,13 +48,13 @@ class Sizes:
 
     steps: int
     base_steps: int
-    episodes: int = 3
+    episodes: int = 2
     seeds: int = 3
     tasks: int | None = None
     worlds: int = 16
 
 
-FULL = {"halfcheetah_shifts": Sizes(30_720, 163_840), "walker": Sizes(40_960, 163_840)}
+FULL = {"halfcheetah_shifts": Sizes(24_576, 163_840), "walker": Sizes(40_960, 163_840)}
 QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, 2, 2, 3)}
 
 
@@ -62,7 +62,7 @@ def config_of(stream: str, quick: bool) -> ContinualConfig:
     size = (QUICK if quick else FULL)[stream]
     return ContinualConfig(
         stream, tuple(METHODS), size.seeds, 0, size.steps, size.base_steps, size.tasks, num_worlds=2 * size.worlds,
-        threads=1, measuring=Measuring(size.episodes, points=5, curve_episodes=2, save_every=10_240),
+        threads=1, measuring=Measuring(size.episodes, points=4, curve_episodes=2, save_every=10_240),
         options=MethodConfig(trial_worlds=2, trial_steps=100),
     )  # fmt: skip
 

@@ -90,14 +90,13 @@ def meta_world(names: Sequence[str], steps: int = 1_000_000) -> tuple[Stage, ...
 CHEETAH, HOPPING = 150_000, 150_000
 HALFCHEETAH_SHIFTS = Stream(
     "halfcheetah_shifts",
-    "half-cheetah under gravity, wiring, size, grip, delay and weakness; one combines two earlier, one returns",
+    "half-cheetah under gravity, wiring, size, grip with weakness and delay; one combines two earlier, one returns",
     Stage("unchanged", "halfcheetah", 300_000, solved=5000.0),
     shifts("halfcheetah", CHEETAH, 5000.0, (
         ("low gravity", "gravity0.5"),
         ("back leg reversed", "command.bthigh=-1+command.bshin=-1"),
         ("large thighs", "size.bthigh1.4+size.fthigh1.4"),
-        ("slippery and late", "friction0.3+latency1"),
-        ("weak front leg", "gain.fthigh0.25+gain.fshin0.25+gain.ffoot0.25"),
+        ("slippery, weak and late", "friction0.3+gain0.7+latency1"),
         ("back leg reversed in low gravity", "gravity0.5+command.bthigh=-1+command.bshin=-1"),
         ("low gravity again", "gravity0.5"),
     )),

@@ -78,13 +78,13 @@ def judge(
     """
     if set(new) != set(old) or not old:
         raise ValueError(f"both sides need the same tasks; only one has {sorted(set(new) ^ set(old)) or 'any'}")
-    return GateVerdict([judge_task(task, new[task], old[task], config, rng) for task in old])
+    return GateVerdict([judge_task(task, new[task], old[task], config, rng, len(old)) for task in old])
 
 
 def judge_task(
-    task: str, new: np.ndarray, old: np.ndarray, config: GateConfig, rng: np.random.Generator
+    task: str, new: np.ndarray, old: np.ndarray, config: GateConfig, rng: np.random.Generator, tasks: int = 1
 ) -> TaskVerdict:
-    """One task; new and old (episodes,), paired by seed."""
+    """One of `tasks` tasks; new and old (episodes,), paired by seed."""
     new, old = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
     if new.shape != old.shape or new.ndim != 1 or new.size < 2:
         raise ValueError(f"task {task!r} needs the same two or more seeds on both sides, got {new.shape}, {old.shape}")
@@ -97,16 +97,17 @@ def judge_task(
     return TaskVerdict(
         task, float(old.mean()), float(new.mean()), lower, float(tolerated),
         {q: (float(np.percentile(old, q)), float(np.percentile(new, q))) for q in PERCENTILES},
-        new.size, episodes_needed(difference, tolerated, config.confidence),
+        new.size, episodes_needed(difference, tolerated, config.confidence, tasks),
     )  # fmt: skip
 
 
-def episodes_needed(difference: np.ndarray, tolerated: float, confidence: float) -> int:
-    """Episodes after which an equal policy passes nine times out of ten: ((z_confidence + z_0.9) s / tolerated)²."""
+def episodes_needed(difference: np.ndarray, tolerated: float, confidence: float, tasks: int = 1) -> int:
+    """Episodes after which an equal policy passes all of `tasks` like this one nine times out of ten:
+    ((z_confidence + z_p) s / tolerated)² with p = 0.9^(1/tasks)."""
     spread = float(np.std(difference, ddof=1))
     if spread == 0.0:
         return 2
     if tolerated == 0.0:
         return np.iinfo(np.int64).max
-    z = NormalDist().inv_cdf(confidence) + NormalDist().inv_cdf(0.9)
+    z = NormalDist().inv_cdf(confidence) + NormalDist().inv_cdf(0.9 ** (1 / tasks))
     return max(2, math.ceil((z * spread / tolerated) ** 2))
