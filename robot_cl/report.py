@@ -21,6 +21,7 @@ from robot_cl.activity import read_activity
 from robot_cl.report_composition import composition_section
 from robot_cl.report_continual import continual_headline, continual_section
 from robot_cl.report_gate import gate_section
+from robot_cl.report_transfer import transfer_section
 from robot_cl.run_folder import RunFolder, open_run
 from robot_cl.scores import Entry, headline_entry, interval_text
 
@@ -70,6 +71,7 @@ def make_page(runs: Sequence[RunFolder], title: str | None = None, lead: str = "
         "scores": sections.scores_section(runs),
         "continual": continual_section(last),
         "composition": next((c for run in reversed(runs) if (c := composition_section(run))), None),
+        "transfer": transfer_section(last),
         "gate": gate_section(last),
         "plots": plots(last),
         "curves_about": sections.curves_about(runs),
@@ -90,6 +92,8 @@ def headline(run: RunFolder) -> str:
     text = f"{config.get('learner', {}).get('name', 'A learner')} on {config.get('task') or 'a dataset'}"
     text += f" from {config['data']}" if config.get("data") else ""
     text += f", continuing {Path(config['init_from']).name}" if config.get("init_from") else ""
+    if not run.scores and (run.path / "transfer.json").exists():
+        return "What the skills of a library are worth for a new task, beside all that must be read with it."
     if not run.scores:
         return f"{text}. Not evaluated yet." if config.get("kind") != "continual" else continual_headline(run)
     best = headline_entry(run.scores)

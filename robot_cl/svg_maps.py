@@ -63,7 +63,8 @@ def _cell_row(
         half = None if between is None else (between[1] - between[0]) / 2
         narrow = half is not None and count <= CELL_INTERVAL and tall >= 30
         if count <= CELL_TEXT:
-            parts.append(_text("cell-value", middle, y + tall / 2 + (0 if narrow else 4), f"{value:.2f}".replace("-", "−"), "middle"))
+            shown = f"{value:.2f}".replace("-", "−")
+            parts.append(_text("cell-value", middle, y + tall / 2 + (0 if narrow else 4), shown, "middle"))
         if narrow:
             parts.append(_text("cell-half", middle, y + tall / 2 + 12, f"±{half:.2f}", "middle"))
     return "".join(parts)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from policies.adapter import random_like
 from policies.composed import ComposedActor
 from policies.composers import Composer
-from policies.intrinsic import attach_subspace
+from policies.intrinsic import attach_subspace, subspace_deltas
 from policies.lora import base_layer, layer_shape, linear_layers
 from policies.mixture import Mixture
 from robot_cl import stats
@@ -120,7 +120,12 @@ class TransferRows:
         room = sum(layer_shape(layer)[0] * layer_shape(layer)[1] for *_, layer in linear_layers(student))
         theta = attach_subspace(student, min(count, room), torch.Generator().manual_seed(self.settings.seed))
         self._descend(student, [theta], self.settings.steps, 1e-2)
-        return student.eval().requires_grad_(False)
+        plain, changes = copy.deepcopy(self.known.base), subspace_deltas(student)
+        with torch.no_grad():  # an actor like any other again, which can be played
+            for name, _, _, layer in linear_layers(plain):
+                weight: Any = layer.weight
+                weight.add_(changes[name].to(weight))
+        return plain.eval().requires_grad_(False)
 
     def _trained(self, student: nn.Module) -> nn.Module:
         student.train().requires_grad_(True)

@@ -31,11 +31,14 @@ class TransferOptions(ComposeOptions):
 
 
 def run(call: Call, options: TransferOptions) -> Outcome:
+    import yaml
+
     from robot_cl import transfer
     from robot_cl.compose_run import read
     from robot_cl.data.atomic import write_json
     from robot_cl.paths import new_run_folder, runs_root
     from robot_cl.provenance import provenance
+    from robot_cl.run_config import plain
 
     options.demos *= options.draws
     job = read(options)
@@ -59,8 +62,11 @@ def run(call: Call, options: TransferOptions) -> Outcome:
     folder = new_run_folder(Path(options.out) if options.out else runs_root(), options.name or f"transfer-{job.task}")
     write_json(folder / "provenance.json", provenance(job.task, job.dataset, options.seed, 1, "cpu"))
     write_json(folder / "transfer.json", data)
+    config = {"kind": "transfer", **plain(options), "task": job.task}
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
     show(call, data)
-    return Outcome(json.loads(json.dumps(data)), wrote=folder, next="skills list")
+    return Outcome(json.loads(json.dumps(data)), wrote=folder, next=f"report {folder}")
 
 
 def divided(demos: Any, draws: int) -> list[Any]:

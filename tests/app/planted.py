@@ -69,3 +69,29 @@ def planted_composition(folder: Path) -> None:
                          "kick": {"mean": -0.1, "min": -0.2, "max": 0.0, "std": 0.1}},
     }  # fmt: skip
     (folder / "composition.json").write_text(json.dumps(data))
+
+
+def planted_transfer(folder: Path) -> None:
+    """Two skills for hopper on ice: the gate comes to 80, a fresh adapter to 50, and without `hop` the gate to 60."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("kind: transfer\ntask: hopper\n")
+
+    def row(name: str, mean: float, count: int) -> dict[str, Any]:
+        return {"name": name, "what": f"what {name} is", "demonstrations": count, "returns": [[mean - 2, mean + 2]] * 2,
+                "mean": mean, "interval": [mean - 2, mean + 2], "share": mean / 100}  # fmt: skip
+
+    def cell(value: float) -> dict[str, float]:
+        return {"estimate": value, "low": value - 5, "high": value + 5}
+
+    data = {
+        "task": "hopper", "shift": "friction0.2", "expert": 100.0, "demonstrations": 10, "draws": 2,
+        "rows": [row("base", 20.0, 0), row("fresh adapter", 50.0, 10), row("learned α(s)", 80.0, 10)],
+        "by_demonstrations": {
+            "fresh adapter": {"mean": {"1": 22.0, "10": 50.0}, "to_80": None, "area": 0.36},
+            "learned α(s)": {"mean": {"1": 60.0, "10": 80.0}, "to_80": 10, "area": 0.7},
+        },
+        "left_out": {"": [80.0, 80.0], "hop": [60.0, 60.0], "kick": [82.0, 80.0]},
+        "matrix": {"": {"hopper": cell(50), "ice": cell(20)}, "hop": {"hopper": cell(100), "ice": cell(10)}},
+        "coverage": ["friction 0.2: OUTSIDE the trained range 0.5 to 1"],
+    }  # fmt: skip
+    (folder / "transfer.json").write_text(json.dumps(data))

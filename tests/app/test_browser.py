@@ -55,7 +55,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Reports of a trained run with its film, of a stream of tasks, and of a composition."""
+    """Reports of a trained run with its film, of a stream of tasks, of a composition, and of transfer."""
     root = tmp_path_factory.mktemp("pages")
     (original,) = place.glob("runs/*critic")
     trained = Path(shutil.copytree(original, root / "trained"))
@@ -64,14 +64,15 @@ def pages(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     write_activity(Activity(["hop", "kick"], 0.01, values.tolist()), film)
     planted.planted_continual(root / "continual")
     planted.planted_composition(root / "composition")
-    return {name: write_report([root / name]) for name in ("trained", "continual", "composition")}
+    planted.planted_transfer(root / "transfer")
+    return {name: write_report([root / name]) for name in ("trained", "continual", "composition", "transfer")}
 
 
 def local(requests: list[str]) -> bool:
     return all(r.startswith(("file:", "data:", "blob:", "http://127.0.0.1:")) for r in requests)
 
 
-@pytest.mark.parametrize("name", ["trained", "continual", "composition"])
+@pytest.mark.parametrize("name", ["trained", "continual", "composition", "transfer"])
 @SIZES
 def test_a_report_is_drawn_without_a_complaint(
     browser: Any, pages: dict[str, Path], name: str, width: int, dark: bool
@@ -119,7 +120,7 @@ def test_the_film_plays_and_the_line_under_it_moves(browser: Any, pages: dict[st
 
 @pytest.fixture(scope="module")
 def address(pages: dict[str, Path]) -> Iterator[str]:
-    """A served folder with the three runs."""
+    """A served folder with the four runs."""
     root = pages["trained"].parent.parent
     index = RunIndex(root)
     index.refresh()

@@ -161,3 +161,15 @@ def test_the_gates_verdict_is_told_task_by_task(tmp_path: Path) -> None:
     assert lost.sentence() in html and kept.sentence() not in html
     (chart,) = re.findall(r'<svg class="chart rows"[^>]*aria-label="change of the mean.*?</svg>', html)
     assert [float(v) for v in re.findall(r'class="value"[^>]*>([-\d.]+)<', chart)] == pytest.approx([4.0, -40.0])
+
+
+def test_transfer_is_told_row_by_row_with_what_it_leaves_out(tmp_path: Path) -> None:
+    planted.planted_transfer(tmp_path / "run")
+    html = write_report([tmp_path / "run"]).read_text()
+    assert "hopper under friction0.2: 2 disjoint draws of 10 demonstrations" in html and "80 %" in html
+    assert "learned α(s) reaches 80 % of the demonstrations&#39; return with 10 demonstrations" in html
+    assert "fresh adapter does not reach 80 %" in html and "OUTSIDE the trained range" in html
+    (left_out,) = re.findall(r'<svg class="chart rows"[^>]*aria-label="change of return.*?</svg>', html)
+    assert [float(v) for v in re.findall(r'class="value"[^>]*>([-\d.]+)<', left_out)] == [-20.0, 1.0]
+    (matrix,) = re.findall(r'<svg class="chart heat".*?</svg>', html)
+    assert "base → ice: 1 [0.75, 1.25]" in matrix and "base → hopper: 0.5 [" in matrix

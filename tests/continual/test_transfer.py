@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from policies.actor import ActorConfig, StackedGaussianActor
+from policies.actor import ActorConfig, ActorPolicy, StackedGaussianActor
 from policies.adapter import Adapter, Factors
 from policies.lora import layer_shapes
 from policies.networks import generators
@@ -100,6 +100,14 @@ def test_exchanging_skills_keeps_the_coefficients_and_changes_the_actions(known:
     learned, turned = rows.gate(), rows.permuted()
     torch.testing.assert_close(learned.coefficients(demos.obs), turned.coefficients(demos.obs))
     assert not torch.allclose(learned.mode(demos.obs), turned.mode(demos.obs), atol=1e-3)
+
+
+def test_a_random_subspace_ends_as_an_actor_that_can_be_played(known: Known, demos: Demonstrations) -> None:
+    module: Any = transfer.TransferRows(known, demos, SETTINGS).subspace()
+    assert not torch.allclose(module.mode(demos.obs), known.base.mode(demos.obs), atol=1e-3)
+    obs = demos.obs[:5]
+    played = ActorPolicy(module).act(obs.numpy())
+    torch.testing.assert_close(torch.from_numpy(played), module.mode(obs)[0])
 
 
 def test_demonstrations_to_80_per_cent_and_the_area_are_the_hand_computed_ones() -> None:
