@@ -4,7 +4,7 @@ Skills are adapters of one frozen actor for a point mass that sees a cue and has
 (the base has learned to stand still). Kept: (return of the merge − return of the base) / (return of the skill − return
 of the base), mean over the skills merged, on episodes started anew. Each operator's settings are chosen once, on three
 skills, and stay fixed from two to eight. For comparison a ridge router picks one skill per observation. Each seed draws
-world, base, skills and episodes anew; a finished seed is kept under runs/benchmarks/merging and not run again.
+world, base, skills and episodes anew; what is finished is kept under runs/benchmarks/merging and not run again.
 
     python benchmarks/merging.py [--quick] [--json]
 """
@@ -218,23 +218,25 @@ def main() -> None:
 
 
 def kept_record(seed: int, steps: int, episodes: int) -> dict[str, Any]:
-    """One seed's shares per operator and number of skills, from disk where it has been run already."""
+    """One seed's shares per operator and number of skills; what has been run already is read from disk."""
     path = ROOT / "runs" / "benchmarks" / "merging" / f"seed{seed}-{steps}-{episodes}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    study, kept, chosen = Study(seed, steps, episodes), dict[str, list[float]](), dict[str, Mapping[str, float]]()
-    counts = range(2, TASKS + 1)
-    for how in MERGE:
-        settings = chosen[how] = best_settings(study, how)
+    record = json.loads(path.read_text()) if path.exists() else {"kept": {}, "settings": {}}
+    missing = [how for how in MERGE if how not in record["kept"]]
+    if not missing:
+        return record
+    study, counts = Study(seed, steps, episodes), range(2, TASKS + 1)
+    kept: dict[str, list[float]] = record["kept"]
+    for how in missing:
+        settings = record["settings"][how] = best_settings(study, how)
         kept[how] = [study.kept(study.merged(how, n, settings), n) for n in counts]
         if how == "concrete":
             few = [study.kept(study.concrete_with_observations(n, settings), n) for n in counts]
             kept["concrete on ranks, 16 observations"] = few
     kept["ridge router, one skill per row"] = [study.kept(study.routed(n), n) for n in counts]
-    gain = statistics.mean(h - low for h, low in zip(study.high, study.low, strict=True))
+    record["gain"] = statistics.mean(h - low for h, low in zip(study.high, study.low, strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"kept": kept, "settings": chosen, "gain": gain}))
-    return {"kept": kept, "settings": chosen, "gain": gain}
+    path.write_text(json.dumps(record))
+    return record
 
 
 def half_interval(runs: Tensor) -> list[float]:

@@ -21,7 +21,7 @@ def doge(
 
         Σ_j ‖rowsum(τ_j ∘ (Σ_i λ_i (τ_i + Δ) − τ_j))‖²,    λ_i = scale · w_i · norm / ‖τ_i‖,
 
-    by Adam (`lr` in units of the root mean square of τ), its gradient projected off the subspace shared by the top
+    by Adam (`lr` in units of the root mean square of τ over Σ λ, for Σ λ Δ is what acts), its gradient projected off the subspace shared by the top
     singular vectors of all τ; then Σ_i λ_i m_i ∘ (τ_i + Δ) with m_i the `density` largest of τ_i. `norm` is the norm
     every skill is brought to: a share of ‖W0‖, or the mean ‖τ‖ if None. A zero skill changes nothing.
     """
@@ -40,7 +40,8 @@ def doge(
 def _correction(tau: Tensor, lam: Tensor, basis: Tensor, steps: int, lr: float) -> Tensor:
     """Δ (rows, columns), float64."""
     delta = torch.zeros_like(tau[0], requires_grad=True)
-    optimiser = torch.optim.Adam([delta], lr=lr * tau.square().mean().sqrt().item())
+    size = tau.square().mean().sqrt() / lam.sum().abs().clamp_min(1e-12)
+    optimiser = torch.optim.Adam([delta], lr=lr * size.item())
     summed = weighted_sum(tau, lam)
     with torch.enable_grad():
         for _ in range(steps):
