@@ -21,9 +21,10 @@ def doge(
 
         Σ_j ‖rowsum(τ_j ∘ (Σ_i λ_i (τ_i + Δ) − τ_j))‖²,    λ_i = scale · w_i · norm / ‖τ_i‖,
 
-    by Adam (`lr` in units of the root mean square of τ over Σ λ, for Σ λ Δ is what acts), its gradient projected off the subspace shared by the top
-    singular vectors of all τ; then Σ_i λ_i m_i ∘ (τ_i + Δ) with m_i the `density` largest of τ_i. `norm` is the norm
-    every skill is brought to: a share of ‖W0‖, or the mean ‖τ‖ if None. A zero skill changes nothing.
+    by Adam (`lr` in units of the root mean square of τ over Σ λ, for Σ λ Δ is what acts), its gradient projected off
+    the subspace shared by the top singular vectors of all τ; then Σ_i λ_i m_i ∘ (τ_i + Δ) with m_i the `density`
+    largest of τ_i. `norm` is the norm every skill is brought to: a share of ‖W0‖, or the mean ‖τ‖ if None. A zero
+    skill changes nothing.
     """
     deltas, weights = checked(deltas, weights)
     if len(deltas) == 1:
