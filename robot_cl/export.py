@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dynamics.reshaped import ReshapedPolicy
 from policies.normalizer import Normalizer
 from robot_cl.deploy.bundle import BUNDLE_FILES, PolicyBundle
 from robot_cl.deploy.contract import CONTRACT_FILE, MODEL_FILE, Contract, SkillEntry, terms_from_interface
@@ -85,11 +86,17 @@ def export(
 def export_policy(
     policy: Any, folder: Path | str, interface: Interface | None = None, options: ExportOptions | None = None
 ) -> ExportReport:
-    """Write the bundle of a policy that carries its interface or is given one: an actor, a composition, a behaviour.
+    """Write the bundle of a policy that carries its interface or is given one: an actor, a composition, a behaviour, or
+    one of these realigned by an action flow.
 
     Where a composition's coefficients are constants, they become an input of the graph, so that the robot can weigh its
     skills anew without a merge; a learned composer goes into the graph as it is. Raises ValueError, OSError.
     """
+    if isinstance(policy, ReshapedPolicy):
+        from robot_cl.export_flow import add_flow
+
+        report = export_policy(policy.policy, folder, interface or getattr(policy, "interface", None), options)
+        return add_flow(report, policy.model, policy.flow, policy.coder, policy.config)
     interface = interface or getattr(policy, "interface", None)
     if interface is None:
         raise ValueError("this policy does not know its interface; load it from a run, or name its task")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,6 @@ from robot_cl.deploy.flow_stage import FlowStage
 from robot_cl.deploy.onnx_check import check_model
 from robot_cl.export import PARITY, ExportReport, onnx_bytes
 
-MODEL, FLOW = "model.safetensors", "flow.safetensors"
 FLAGS = 4  # known, active, count, calm: the first numbers of a memory row
 
 
@@ -87,25 +84,23 @@ class ReshapeStep(nn.Module):
 
 
 def add_flow(
-    report: ExportReport, source: Path | str | tuple[Ensemble, ActionFlow], coder: Coder | None = None,
+    report: ExportReport, model: Ensemble, flow: ActionFlow, coder: Coder | None = None,
     config: ReshapeConfig | None = None,
 ) -> ExportReport:  # fmt: skip
-    """Put a flow into an exported bundle; `source` is a folder with model.safetensors and flow.safetensors, or both.
+    """Put a flow into an exported bundle. `coder` is the one it was trained with (None: `plain_coder`).
 
     Nothing is changed if the graph differs from torch by more than 1e-5. Raises ValueError, OSError.
     """
-    model, flow = source if isinstance(source, tuple) else (Ensemble.load(Path(source) / MODEL),
-                                                            ActionFlow.load(Path(source) / FLOW))  # fmt: skip
     contract = read_contract(report.folder)
     if (model.obs_dim, model.act_dim) != (contract.obs_dim, contract.act_dim):
         has, wants = (model.obs_dim, model.act_dim), (contract.obs_dim, contract.act_dim)
         raise ValueError(f"the flow's model is of {has[0]} observations and {has[1]} actions, the policy of {wants}")
-    coder, config = coder or plain_coder(model), config or _told(source)
+    coder = coder or plain_coder(model)
     probe = coder.evidence(torch.zeros(1, model.obs_dim), torch.zeros(1, model.act_dim), torch.zeros(1, model.obs_dim))
     if probe.shape[-1] != flow.encoder.d_in:
         raise ValueError(
             f"the flow reads {flow.encoder.d_in} numbers of evidence, this coder gives {probe.shape[-1]}; "
-            "export from Python with the coder it was trained with: add_flow(report, (model, flow), coder)"
+            "pass the coder it was trained with"
         )
     step = ReshapeStep(model, flow, coder, config).eval()
     data = onnx_bytes(step, model.obs_dim, memory=step.memory, act_dim=model.act_dim)
@@ -119,15 +114,6 @@ def add_flow(
     (report.folder / FLOW_FILE).write_bytes(data)
     (report.folder / CONTRACT_FILE).write_text(replace(more, parity=parity).to_json())
     return replace(report, parity=parity, size=report.size + len(data))
-
-
-def _told(source: Path | str | tuple[Ensemble, ActionFlow]) -> ReshapeConfig:
-    """With the trigger that the folder's card says, if it says one."""
-    card = None if isinstance(source, tuple) else Path(source) / "card.json"
-    if card is None or not card.is_file():
-        return ReshapeConfig()
-    usual = ReshapeConfig()
-    return replace(usual, trigger=float(json.loads(card.read_text()).get("trigger", usual.trigger)))
 
 
 def flow_difference(step: ReshapeStep, stage: FlowStage, rows: int = 64) -> float:

@@ -22,7 +22,7 @@ class ExportWords:
     base: str | None = None  # base of the skills; none: found
     licence: str = "unknown"  # of the policy, an SPDX name
     guard: int = 0  # also calibrate a novelty guard on so many rollouts
-    flow: str | None = None  # folder with model.safetensors and flow.safetensors: actions are realigned by the flow
+    flow: str | None = None  # folder that `robot-cl adapt` wrote: its flow realigns actions on a robot that changed
 
 
 def run(call: Call, options: ExportWords) -> Outcome:
@@ -43,9 +43,7 @@ def run(call: Call, options: ExportWords) -> Outcome:
             source, _ = find_source(call.words[0])
             report = export(source, target, options.member, options.task, more)
         if options.flow:
-            from robot_cl.export_flow import add_flow
-
-            report = add_flow(report, options.flow)
+            report = with_flow(report, options.flow)
     call.say(f"max |torch − onnx| {report.parity:.1e} (allowed 1.0e-05), {report.size / 1e3:.0f} kB")
     if report.skills:
         call.say(f"skill weights are an input of the graph: {', '.join(report.skills)}")
@@ -56,6 +54,16 @@ def run(call: Call, options: ExportWords) -> Outcome:
     if options.guard:
         data["guard"] = guarded(call, report.folder, options.task, options.guard)
     return Outcome(data, wrote=report.folder, next=f"deploy rehearse {report.folder}")
+
+
+def with_flow(report: Any, folder: str) -> Any:
+    """The bundle with the flow that was prepared for its task. Raises OSError, ValueError."""
+    from dynamics.reshaped import ReshapeConfig
+    from robot_cl.adapt.task import TaskLearned
+    from robot_cl.export_flow import add_flow
+
+    prepared = TaskLearned.load(folder)
+    return add_flow(report, prepared.model, prepared.flow, config=ReshapeConfig(float(prepared.card["trigger"])))
 
 
 def composition(options: ExportWords) -> Any:
@@ -107,6 +115,7 @@ EXPORT = Verb(
         "robot-cl export last --to bundle",
         "robot-cl export runs/2026-01-31-ppo --to bundle guard=100",
         "robot-cl export skills=[hop-low-gravity,hop-heavy] weights=[1,0] --to bundle",
+        "robot-cl export last --to bundle flow=runs/2026-01-31-adapt-hopper",
         "robot-cl export halfcheetah-medium --to bundle task=halfcheetah",
     ),
     options=lambda: ExportWords,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from linear_onnx import linear_model
 from torch import Tensor
 
 from dynamics.action_flow import ActionFlow, Coder, FlowConfig, body_frame
 from dynamics.ensemble import Ensemble, EnsembleConfig
 from dynamics.reshaped import ReshapeConfig, ReshapedPolicy
+from policies.actor import ActorConfig, ActorPolicy, StackedGaussianActor
 from policies.networks import generators
 from robot_cl.deploy.bundle import PolicyBundle
-from robot_cl.deploy.contract import CONTRACT_FILE, FLOW_FILE, MODEL_FILE, Contract, terms_from_interface
+from robot_cl.deploy.contract import FLOW_FILE
 from robot_cl.deploy.flow_stage import load_flow
 from robot_cl.deploy.receipt import bundle_digest
-from robot_cl.export import ExportReport
+from robot_cl.export import ExportReport, export_policy
 from robot_cl.export_flow import OnlineStage, ReshapeStep, add_flow
 from sim.spec import Channel, Interface
 
@@ -62,17 +61,13 @@ def parts() -> tuple[Ensemble, ActionFlow, Coder]:
 
 @pytest.fixture(scope="module")
 def bundle(parts: Any, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
-    """A linear policy of the vehicle, and the flow beside it."""
+    """A policy of the vehicle realigned by the flow, exported as it is."""
     units = (("x", "m"), ("y", "m"), ("heading", "rad"))
     command = tuple(Channel(n, "1", -1.0, 1.0) for n in ("speed", "turn"))
     interface = Interface(tuple(Channel(*u) for u in units), command, DT)
-    policy, folder = linear_model(3, 2), tmp_path_factory.mktemp("flow")
-    digest, terms = hashlib.sha256(policy).hexdigest(), terms_from_interface(interface)
-    (folder / MODEL_FILE).write_bytes(policy)
-    contract = Contract(digest, len(policy), "test", DT, interface.digest, *terms)
-    (folder / CONTRACT_FILE).write_text(contract.to_json())
-    model, flow, coder = parts
-    return add_flow(ExportReport(folder, digest, len(policy), 0.0, ()), (model, flow), coder)
+    actor = StackedGaussianActor(3, 2, generators(0, 1), ActorConfig(hidden=(8,)))
+    policy = ReshapedPolicy(ActorPolicy(actor), *parts)
+    return export_policy(policy, tmp_path_factory.mktemp("flow") / "bundle", interface)
 
 
 def walk(call: Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray], steps: int = 30) -> np.ndarray:
@@ -145,10 +140,10 @@ def test_a_flow_of_another_robot_or_a_changed_file_is_refused(
 ) -> None:
     model, flow, _ = parts
     with pytest.raises(ValueError, match="numbers of evidence"):
-        add_flow(bundle, (model, flow))
+        add_flow(bundle, model, flow)
     other = Ensemble(5, 2, EnsembleConfig(1, 1, (4,), (4,)), generators(0, 1))
     with pytest.raises(ValueError, match="of 5 observations"):
-        add_flow(bundle, (other, flow))
+        add_flow(bundle, other, flow)
     contract, path = PolicyBundle.load(bundle.folder).contract, bundle.folder / FLOW_FILE
     whole, digest = path.read_bytes(), bundle_digest(bundle.folder)
     path.write_bytes(whole[:-8])
