@@ -17,7 +17,7 @@ from policies.actor import ActorConfig, Sigma, StackedGaussianActor
 from policies.critics import CriticConfig, StackedQ, polyak
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
-from robot_cl.learners.base import Metrics, OnlinePlan, Trainable, merged
+from robot_cl.learners.base import Learner, Metrics, OnlinePlan, Trainable, merged
 from robot_cl.learners.evidence import realised, trust
 from robot_cl.learners.gate import Gate, GateConfig
 from robot_cl.learners.iql import reward_scale
@@ -209,7 +209,7 @@ class UniO4(PPO):
 
     def prepare(self, data: Transitions) -> None:
         check_data(data)
-        super().prepare(data)
+        Learner.prepare(self, data)  # statistics of the data, then frozen: PPO's own would come from its rollouts
         self.extra["reward_scale"] = torch.tensor(reward_scale(data), device=self.device)
 
     def plan(self) -> OnlinePlan:

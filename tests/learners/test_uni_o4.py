@@ -241,6 +241,8 @@ def test_policies_and_critics_see_normalised_states_the_dynamics_raw_ones():
         learner = UniO4(replace(TINY, critic_steps=200, behaviour_steps=200), 2, 1)
         learner.attach_data(data)
         learner.prepare(data)
+        z = learner.actor.normalizer(data.obs)
+        assert learner.actor.normalizer.frozen and z.mean(0).abs().max() < 1e-3 and (z.std(0) - 1.0).abs().max() < 1e-2
         sampler = Sampler.over(data, learner.rng)
         for _ in range(205):
             learner.update_offline(sampler.sample(64))
