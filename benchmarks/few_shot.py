@@ -248,8 +248,10 @@ def claims_walk(r: Results) -> list[Claim]:
 def claims_run(r: Results) -> list[Claim]:
     """stand + walk → run: the library's own choice against the best single skill."""
     single, found = r.best_single(), list[Claim]()
-    if single is not None:  # a task that a skill solves already says nothing about composition
-        found.append(Claim("run: best single skill zero-shot", float(single[1].mean()), 300.0, at_least=False))
+    expert = r.scores("expert", 0)
+    if single is not None and expert is not None:  # a task that a skill solves already says nothing about composition
+        share = float(single[1].mean() / expert.mean())
+        found.append(Claim("run: best single skill zero-shot over the expert", share, 0.6, at_least=False))
     for row in CHOICES:
         chosen = r.scores(row, TEN)
         if single is None or chosen is None:
