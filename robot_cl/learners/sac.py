@@ -200,7 +200,11 @@ def actor_due(learner: Learner) -> bool:
 
 def online_plan(config: SACConfig, offline_share: float = 0.0) -> OnlinePlan:
     return OnlinePlan(
-        horizon=config.horizon, updates=config.updates, warmup=config.warmup, capacity=config.capacity, offline_share=offline_share
+        horizon=config.horizon,
+        updates=config.updates,
+        warmup=config.warmup,
+        capacity=config.capacity,
+        offline_share=offline_share,
     )
 
 
