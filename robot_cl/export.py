@@ -28,6 +28,7 @@ from sim.spec import Interface
 
 PARITY = 1e-5
 OPSET = 20
+MOST_FILLED = 4096  # numbers of an array that is folded into a graph
 
 
 @dataclass
@@ -238,6 +239,7 @@ def _lean(model: bytes) -> bytes:
     import onnx
 
     proto = onnx.load_model_from_string(model)
+    _fold_filled(proto.graph)
     onnx.checker.check_model(proto)
     for message in (proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output):
         message.ClearField("doc_string")
@@ -245,6 +247,22 @@ def _lean(model: bytes) -> bytes:
     del proto.graph.value_info[:]
     proto.producer_name, proto.graph.name = "robot-cl", "policy"
     return proto.SerializeToString(deterministic=True)
+
+
+def _fold_filled(graph: Any) -> None:
+    """Small arrays filled with one number become data: an operator that fills memory from a number is not allowed."""
+    from onnx import numpy_helper
+
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            known[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    for node in [n for n in graph.node if n.op_type == "ConstantOfShape" and n.input[0] in known]:
+        shape = known[node.input[0]].astype(int)
+        if np.prod(shape) <= MOST_FILLED:
+            filled = [numpy_helper.to_array(a.t) for a in node.attribute] or [np.zeros(1, dtype=np.float32)]
+            graph.initializer.append(numpy_helper.from_array(np.full(shape, filled[0][0]), node.output[0]))
+            graph.node.remove(node)
 
 
 def _check_target(folder: Path) -> None:

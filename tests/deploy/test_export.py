@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from policies.actor import ActorConfig, ActorPolicy, Distribution, Sigma, StackedGaussianActor
@@ -20,8 +21,9 @@ from policies.diffusion import DiffusionActor, FlowActor, GenerativeActor, Gener
 from policies.lora import layer_shape, linear_layers
 from policies.mixture import Mixture
 from policies.networks import generators
-from robot_cl.deploy.bundle import PolicyBundle
-from robot_cl.export import ExportOptions, ExportReport, export_module, export_policy
+from robot_cl.deploy.bundle import PolicyBundle, open_session
+from robot_cl.deploy.onnx_check import check_model
+from robot_cl.export import ExportOptions, ExportReport, _lean, export_module, export_policy
 from sim.spec import Interface
 
 WIDE = torch.tensor([[1.0, 2.0, -3.0, 40.0]])
@@ -140,6 +142,30 @@ def test_what_no_graph_can_be_made_of_is_said_in_one_sentence(tmp_path: Path, ar
     with pytest.raises(ValueError, match="no graph can be made of a Branching") as caught:
         export_module(Branching(), arm_interface, tmp_path / "bundle")
     assert "\n" not in str(caught.value) and not (tmp_path / "bundle").exists()
+
+
+def filled(size: int) -> bytes:
+    """A graph that adds an array of `size` ones, filled by an operator, to what it is given."""
+    value, shape = (helper.make_tensor(n, t, [1], [v]) for n, t, v in
+                    (("value", TensorProto.FLOAT, 1.0), ("shape", TensorProto.INT64, size)))  # fmt: skip
+    nodes = [
+        helper.make_node("Constant", [], ["shape"], value=shape),
+        helper.make_node("ConstantOfShape", ["shape"], ["ones"], value=value),
+        helper.make_node("Add", ["x", "ones"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [size]) for n in "xy")
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 20)])
+    model.ir_version = 10
+    return model.SerializeToString()
+
+
+def test_small_filled_arrays_become_data_and_large_ones_stay_refused() -> None:
+    lean = _lean(filled(3))
+    check_model(lean)
+    session = open_session(lean, "policy.onnx")
+    assert session.run(["y"], {"x": np.zeros(3, np.float32)})[0].tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="ConstantOfShape"):
+        check_model(_lean(filled(10**9)))
 
 
 def test_only_an_older_bundle_is_replaced(tmp_path: Path, arm_interface: Interface) -> None:
