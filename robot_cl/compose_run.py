@@ -62,11 +62,13 @@ class ComposeOptions(RouteSettings):
 
 @dataclass(frozen=True)
 class Composed:
-    """The run folder, what was chosen and why, and the skill it was published as, if that was asked for."""
+    """The run folder, what was chosen and why, and the skill it was published as, if that was asked for; else
+    `refusal` says why it was not."""
 
     folder: Path
     choice: Choice
     published: Published | None
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Job:
 
 
 def compose(options: ComposeOptions, progress: Progress | None = None) -> Composed:
-    """Raises ValueError, LookupError or OSError in one sentence, before anything is written."""
+    """Raises ValueError, LookupError or OSError in one sentence, before anything is written; what cannot be published
+    is kept as a run all the same."""
     job = read(options)
     routes = tuple(as_list(options.routes) or ROUTES)
     if set(routes) - set(ROUTES):
@@ -100,8 +103,11 @@ def compose(options: ComposeOptions, progress: Progress | None = None) -> Compos
         wrap=lambda route: route.policy(job.base.interface, job.task),
         progress=progress,
     )
-    published = publish(job, choice.chosen.route) if options.publish else None
-    return Composed(write(job, choice), choice, published)
+    folder = write(job, choice)
+    try:
+        return Composed(folder, choice, publish(job, choice.chosen.route) if options.publish else None)
+    except ValueError as problem:
+        return Composed(folder, choice, None, str(problem))
 
 
 def read(options: ComposeOptions) -> Job:

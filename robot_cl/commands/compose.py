@@ -24,9 +24,13 @@ def run(call: Call, options: ComposeOptions) -> Outcome:
         call.say(f"published as skill {done.published.card.name}")
         for other, distance in done.published.near:
             call.mark(f"[yellow]•[/] {other} does nearly the same: {100 * distance:.1f} % apart")
+    if done.refusal:
+        call.say(f"not published: {done.refusal}")
     folder = shown(Path(done.folder))
     shift = f" shift={options.shift}" if options.shift else ""
-    return Outcome(plain(done.choice), wrote=folder, next=f"evaluate {folder}{shift}")
+    skill = done.published.card.name if done.published else None
+    data = plain(done.choice) | {"skill": skill, "not_published": done.refusal}
+    return Outcome(data, wrote=folder, next=f"evaluate {folder}{shift}", code=1 if done.refusal else 0)
 
 
 def show(call: Call, choice: Choice) -> None:

@@ -133,6 +133,17 @@ def test_every_composer_is_saved_and_acts_the_same_when_loaded(typed: Cli, home:
     shutil.rmtree(run)
 
 
+def test_what_cannot_be_a_skill_is_kept_as_a_run(typed: Cli, home: Path) -> None:
+    words = ["data=hopper/demo-v0", "skills=[kick,hop-low-gravity]", *SMALL]
+    gated = typed("compose", *words, "routes=[composition]", "publish=gated", "--json")
+    assert gated.code == 1 and "weighs its skills by the observation" in gated.json["not_published"]
+    assert (home / gated.json["wrote"] / "composition.json").exists()
+    grown = _line(typed, "compose", *words, "routes=[residual]", "publish=grown", "--json").json
+    card = _line(typed, "skills", "show", "grown", "--json").json["skill"]
+    assert grown["skill"] == "grown" and card["parents"] and list(card["datasets"]) == ["hopper/demo-v0"]
+    _line(typed, "skills", "remove", "grown")
+
+
 def test_preferences_need_skills_with_several_training_seeds(typed: Cli) -> None:
     words = ["data=hopper/demo-v0", "composer=ibcl", "routes=[composition]", *SMALL]
     both = _line(typed, "compose", "skills=[kick,hop-low-gravity]", "preference=[0.75,0.25]", *words, "--json").json
