@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import Claim, arguments, report, table
-from offline_cells import EXPERTS, FRACTIONS, QUICK, SIZES, Plan, cell_path, dataset, measure
+from offline_cells import EXPERTS, FRACTIONS, QUICK, SEEDS, SIZES, Plan, cell_path, dataset, measure
 from offline_workers import spread
 
 from robot_cl.data.doctor import recommend
@@ -40,16 +40,19 @@ def share_of_best(returns: dict[str, float], chosen: str, low: float) -> float:
 def main() -> None:
     flags: list[tuple[str, dict[str, Any]]] = [
         ("--tasks", {"default": ",".join(EXPERTS)}),
+        ("--percent", {"default": ",".join(map(str, FRACTIONS)), "help": "of the data that is the expert's"}),
         ("--table", {"action": "store_true", "help": "measure nothing, print what is there"}),
         ("--sizes", {"default": "sweep", "choices": list(SIZES)}),
+        ("--seeds", {"type": int, "default": SEEDS, "help": "stacked, of every cell"}),
         ("--device", {"default": "cpu", "choices": ["cpu", "cuda"]}),
         ("--workers", {"type": int, "default": 1, "help": "processes at once, one cell each"}),
         ("--minutes", {"type": float, "default": 1e9, "help": "with workers: begin no cell after these"}),
     ]
     args = arguments(__doc__ or "", flags)
     torch.set_num_threads(1)
-    plan = QUICK if args.quick else Plan(args.sizes, device=args.device)
-    names = [f"{task}-expert-{percent}" for task in args.tasks.split(",") for percent in FRACTIONS]
+    plan = QUICK if args.quick else Plan(args.sizes, args.seeds, device=args.device)
+    percents = [int(text) for text in args.percent.split(",")]
+    names = [f"{task}-expert-{percent}" for task in args.tasks.split(",") for percent in percents]
     cells = [(name, learner) for name in names for learner in LEARNERS]
     if not args.table and args.workers > 1:
         spread(cells, plan, args.workers, args.minutes, together=args.device == "cuda")

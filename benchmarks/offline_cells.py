@@ -65,6 +65,7 @@ SIZES = {
     "small": Sizes(128, 0.25),
     "full": Sizes(256, 0.25),
     "sweep": Sizes(256, 0.25, 0.5),
+    "small-sweep": Sizes(128, 0.25, 0.3),
 }
 ROUND = 50
 
