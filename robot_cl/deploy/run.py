@@ -112,8 +112,9 @@ def run(
         )
         for folder in (Path(bundle), *options.others):
             other = PolicyBundle.load(folder)
-            beside = guard_of(folder) if options.guard else None, load_flow(folder, other.contract)
-            runner.offer(folder.resolve().name, other, other.contract, *beside)
+            guarding = guard_of(folder) if options.guard else None
+            flow = load_flow(folder, other.contract) if options.flow else None
+            runner.offer(folder.resolve().name, other, other.contract, guarding, flow)
         return _drive(runner, recorder, options, say, orders)
     finally:
         transport.close()
