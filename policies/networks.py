@@ -122,9 +122,12 @@ class StackedMLP(nn.Module):
         self.norms = nn.ModuleList(StackedLayerNorm(w, self.population) for w in hidden) if layer_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.activation in IN_PLACE and self._plain():
+        if self.activation in IN_PLACE and self._plain():
             weights = [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
-            return FusedMLP.apply(x, self.activation, *weights)
+            if torch.is_grad_enabled():
+                return FusedMLP.apply(x, self.activation, *weights)
+            if any(by_onednn(x, weight) for weight in weights[::2]):
+                return _layers(x, self.activation, weights)[0]
         act = ACTIVATIONS[self.activation]
         for i, layer in enumerate(self.layers[:-1]):
             x = layer(x)
@@ -148,20 +151,10 @@ class FusedMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: str, *weights: Tensor) -> Tensor:
         """x as in StackedMLP, weights (weight, bias) layer by layer -> (P, B, d_out)."""
-        act, lone = IN_PLACE[activation][0], weights[0].shape[0] == 1
-        kept, outputs = [], []
-        for h, layers in _parts(_rows(x, len(weights[0])), weights):
-            for i in range(0, len(layers), 2):
-                kept.append(h)
-                h = product(h, layers[i], layers[i + 1])
-                if i + 2 < len(layers):
-                    act(h)
-            outputs.append(h)
+        output, kept = _layers(x, activation, weights)
         ctx.save_for_backward(*kept, *weights)
         ctx.activation, ctx.lead = activation, x.shape[:-1]
-        if lone:
-            return outputs[0].unsqueeze(0) if x.dim() == 2 else outputs[0].view(*ctx.lead, -1)
-        return outputs[0] if len(outputs) == 1 else torch.stack(outputs)
+        return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -189,6 +182,23 @@ class FusedMLP(torch.autograd.Function):
             return None, None, *joined
         gx = _joined(inputs, (len(weights[0]), -1, weights[0].shape[-1]))
         return (gx.sum(0) if len(gx) > 1 and len(ctx.lead) == 1 else gx.view(*ctx.lead, -1)), None, *joined
+
+
+def _layers(x: Tensor, activation: str, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Output (P, B, d_out) of all layers, and what each product of a layer read, member by member."""
+    act, relu = IN_PLACE[activation][0], activation == "relu"
+    kept, outputs = [], []
+    for h, layers in _parts(_rows(x, len(weights[0])), weights):
+        for i in range(0, len(layers), 2):
+            hidden = i + 2 < len(layers)
+            kept.append(h)
+            h = product(h, layers[i], layers[i + 1], relu and hidden)
+            if hidden and not relu:
+                act(h)
+        outputs.append(h)
+    if len(weights[0]) == 1:
+        return (outputs[0].unsqueeze(0) if x.dim() == 2 else outputs[0].view(*x.shape[:-1], -1)), kept
+    return (outputs[0] if len(outputs) == 1 else torch.stack(outputs)), kept
 
 
 def _rows(x: Tensor, population: int) -> Tensor:

@@ -14,19 +14,22 @@ LARGE = 1 << 21  # multiplications of one member's product, from which oneDNN's 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """x weightᵀ + bias, any strides: x (B, d_in), weight (d_out, d_in), bias (1, d_out) -> (B, d_out).
 
-    Or one for each member: x (P, B, d_in), weight (P, d_out, d_in), bias (P, 1, d_out) -> (P, B, d_out).
+    Or one for each member: x (P, B, d_in), weight (P, d_out, d_in), bias (P, 1, d_out) -> (P, B, d_out). With `relu`
+    what is negative becomes zero, in the same pass over memory where oneDNN multiplies.
     """
     if by_onednn(x, weight):
         if x.dim() == 2:
-            return _onednn(x, weight, bias)
+            return _onednn(x, weight, bias, relu)
         biases = [None] * len(x) if bias is None else list(bias)
-        return torch.stack([_onednn(*member) for member in zip(x, weight, biases, strict=True)])
+        return torch.stack([_onednn(*member, relu) for member in zip(x, weight, biases, strict=True)])
     if bias is None:
-        return x @ weight.transpose(-1, -2)
-    return (torch.addmm if x.dim() == 2 else torch.baddbmm)(bias, x, weight.transpose(-1, -2))
+        y = x @ weight.transpose(-1, -2)
+    else:
+        y = (torch.addmm if x.dim() == 2 else torch.baddbmm)(bias, x, weight.transpose(-1, -2))
+    return y.relu_() if relu else y
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -36,7 +39,7 @@ def by_onednn(x: Tensor, weight: Tensor) -> bool:
     return x.shape[-2] * weight.shape[-1] * weight.shape[-2] >= LARGE
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     flat = None if bias is None else bias.flatten()
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, flat, "none", [], "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, flat, "relu" if relu else "none", [], "")
     return result
