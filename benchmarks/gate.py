@@ -64,7 +64,8 @@ def main() -> None:
         refused, passed = found[task, True, True], found[task, True, False]
         claims.append(common.Claim(f"{task}: worse by 10 % on one task is refused ({trials} trials)", refused, 0.95))
         claims.append(common.Claim(f"{task}: an equal policy passes ({trials} trials)", passed, 0.90))
-    claims.append(common.Claim("halfcheetah, too few episodes: worse is refused", found["halfcheetah", False, True], 0.95))
+    guarded = found["halfcheetah", False, True]
+    claims.append(common.Claim(f"halfcheetah, {FEW} episodes: worse is refused", guarded, 0.95))
     common.report("gate", claims, args.json, {"rows": rows})
 
 

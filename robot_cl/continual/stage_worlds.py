@@ -51,10 +51,12 @@ def stage_world(stages: Sequence[Stage], threads: int | None = 1, seed: int = 0)
 
 @dataclass(frozen=True)
 class Played:
-    """First episodes of M members: returns (M, E), and 1 or 0 for success, −1 where nobody says (M, E)."""
+    """First episodes of M members: returns (M, E), 1 or 0 for success, −1 where nobody says (M, E), and the steps that
+    the longest took."""
 
     returns: np.ndarray
     success: np.ndarray
+    steps: int
 
 
 @torch.inference_mode()
@@ -73,7 +75,7 @@ def play(actor: StackedGaussianActor, world: Any, seeds: Sequence[int], steps: i
         success = np.where(going, info["success"], success) if "success" in info else success
         going &= ~(terminated | truncated)
         taken += 1
-    return Played(total.reshape(actor.population, -1), success.reshape(actor.population, -1))
+    return Played(total.reshape(actor.population, -1), success.reshape(actor.population, -1), taken)
 
 
 def score(

@@ -23,13 +23,13 @@ TINY = PPOConfig(
     epochs=1,
     rank=2,
 )
-SMALL = MethodConfig(trial_worlds=1, trial_steps=4, memory=32)
+SMALL = MethodConfig(trial_worlds=1, trial_steps=4, trial_share=0.5, memory=32, adapter_lr=3e-2)
 
 
 @pytest.fixture
 def stream() -> Stream:
-    """Three regimes of the vehicle, three rollouts of four worlds each; the trials of the library cost one of them."""
-    return get_stream("vehicle_regimes").scaled(steps=96, base_steps=32, tasks=3)
+    """Three regimes of the vehicle, fifteen rollouts of four worlds each."""
+    return get_stream("vehicle_regimes").scaled(steps=480, base_steps=32, tasks=3)
 
 
 @pytest.fixture

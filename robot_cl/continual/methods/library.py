@@ -26,7 +26,7 @@ from sim.stream import Stage
 
 Mix = dict[str, float]  # skill -> coefficient; {}: the bare base
 TRIAL_SEED = EVALUATION_SEED // 2
-FINALISTS, FINAL_WORLDS, FINAL_TIMES = 2, 2, 2  # the best are tried again, in twice the worlds for twice as long
+FINALISTS = 2  # the best of a short trial play whole episodes, as what comes out of the training does
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class SkillLibrary(Method):
     """Zero-shot, composition, residual adapter on the best composition; dedupe; publish.
 
     Every candidate (the base, each skill, sum and mean of the two best) plays `trial_worlds` × `trial_steps` steps of
-    the new task, the two best of them four times as many; all of it counts as part of the budget. The best does if it
-    scores `reach` of the best that any skill of this library has reached on any task; else an adapter is trained on
-    it, and published only if it beats the composition in the same final trial. Remembers a library on disk per seed,
-    and the routes.
+    the new task, the two best of them whole episodes where the budget allows it; all of it counts as part of the
+    budget. The best does if it scores `reach` of the best that any skill of this library has reached on any task; else
+    an adapter is trained on it, and published only if it beats the composition in the same episodes. Remembers a
+    library on disk per seed, and the routes.
     """
 
     def __init__(self, setup: Setup):
@@ -95,7 +95,7 @@ class SkillLibrary(Method):
         places = range(min(FINALISTS, len(candidates)))
         seated = [[candidates[finals[p][i]][1][p] for p in range(self.setup.seeds)] for i in places]
         scores, cost = self.trial(seated, stage, final=True)
-        spent += cost + self._final_steps  # and what comes out of the training is tried at its end
+        spent += cost + cost // len(seated)  # and what comes out of the training plays as long at its end
         winners = [int(finals[p][i]) for p, i in enumerate(scores.argmax(0))]
         kinds = [candidates[c][0] for c in winners]
         mixes = [candidates[c][1][p] for p, c in enumerate(winners)]
@@ -106,10 +106,6 @@ class SkillLibrary(Method):
         wanted = None if best is None else best - (1.0 - self.config.reach) * abs(best)
         reached = bool(mix) and wanted is not None and score >= wanted
         return Route(stage.name, mix, kind, score, wanted, reached)
-
-    @property
-    def _final_steps(self) -> int:
-        return FINAL_WORLDS * FINAL_TIMES * self.config.trial_worlds * self.config.trial_steps
 
     def _names(self) -> list[str]:
         """Tasks learned so far; each seed plays its own skill for each."""
@@ -134,19 +130,21 @@ class SkillLibrary(Method):
     ) -> tuple[np.ndarray, int]:
         """Mean score (C, P) of candidates[c][p], all at once, and the steps per seed that took."""
         actors = [self._composed(mixes) for mixes in candidates]
-        each = self._final_steps if final else self.config.trial_worlds * self.config.trial_steps
-        scores = self._tried(side_by_side(actors), stage, final).reshape(len(candidates), self.setup.seeds)
-        return scores, len(candidates) * each
+        scores, steps = self._tried(side_by_side(actors), stage, final)
+        return scores.reshape(len(candidates), self.setup.seeds), len(candidates) * self.config.trial_worlds * steps
 
-    def _tried(self, actor: StackedGaussianActor, stage: Stage, final: bool = True) -> np.ndarray:
-        """Mean score of each member in the trial's worlds, always from the same starts."""
-        worlds, steps = self.config.trial_worlds, self.config.trial_steps
-        if final:
-            worlds, steps = FINAL_WORLDS * worlds, FINAL_TIMES * steps
+    def _tried(self, actor: StackedGaussianActor, stage: Stage, final: bool = True) -> tuple[np.ndarray, int]:
+        """Mean score of each member in the trial's worlds, always from the same starts, and the steps it took."""
+        worlds = self.config.trial_worlds
         world = stage_world([stage] * (actor.population * worlds), self.setup.threads)
         seeds = [TRIAL_SEED + i % worlds for i in range(world.num_worlds)]
-        done = play(actor, world, seeds, steps)
-        return (done.returns if stage.measure == "return" else done.success).mean(1)
+        done = play(actor, world, seeds, self._final_length(stage) if final else self.config.trial_steps)
+        return (done.returns if stage.measure == "return" else done.success).mean(1), done.steps
+
+    def _final_length(self, stage: Stage) -> int:
+        """Steps of the longer trial at most: an episode, but no more than half of `trial_share` in all."""
+        share = 0.5 * self.config.trial_share * stage.steps
+        return max(self.config.trial_steps, int(share / ((FINALISTS + 1) * self.config.trial_worlds)))
 
     # Keeping
 
@@ -171,7 +169,7 @@ class SkillLibrary(Method):
             [self.setup.values, *self.values], [self._values_of(p, r.mix) for p, r in enumerate(self.now)]
         ))  # fmt: skip
         if learner is not None:
-            grown = self._tried(self.current(k, learner), stage)
+            grown, _ = self._tried(self.current(k, learner), stage)
             for p, route in enumerate(self.now):
                 if not route.reached and grown[p] > route.trial:
                     name = self._publish(k, p, learner, float(grown[p]))
