@@ -16,7 +16,7 @@ class GateOptions:
     """Options of `gate`."""
 
     tasks: tuple[str, ...] = ()  # each task or task:shift; none: the one the old policy was trained on
-    episodes: int = 60  # per task and side, on the same seeds
+    episodes: int = 120  # per task and side, on the same seeds
     seed: int = 3000  # of the first episode
     margin: float = 0.05  # tolerated loss per task, as a share of the old mean
     confidence: float = 0.95  # of "no worse"
