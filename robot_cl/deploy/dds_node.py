@@ -7,6 +7,7 @@ keep-last-1 readers, and the type's hash in USER_DATA. With any of these otherwi
 from __future__ import annotations
 
 import os
+import threading
 from functools import cache
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -32,6 +33,7 @@ _PRIMITIVE: dict[str, Any] = {
     "int32": _IDL.int32, "uint32": _IDL.uint32, "float64": _IDL.float64, "string": str
 }  # fmt: skip
 WRITE_TIMEOUT_MS = 20
+_REGISTERING = threading.Lock()  # two threads that register one type at the same time fail without saying why
 
 
 @cache
@@ -181,7 +183,8 @@ class Node:
         self._entities, self._participant = [], None
 
     def _topic(self, name: str, kind: str) -> Any:
-        return self._keep(Topic(self._participant, topic_name(name), idl_type(kind)))
+        with _REGISTERING:
+            return self._keep(Topic(self._participant, topic_name(name), idl_type(kind)))
 
     def _keep(self, entity: Any) -> Any:
         self._entities.append(entity)

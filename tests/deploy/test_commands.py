@@ -179,7 +179,7 @@ def test_a_policy_in_one_process_a_robot_in_another_and_an_operator_in_a_third(
     finally:
         robot.terminate()
         robot.wait()
-    assert ran.code == 0 and answers == [0, 0]
+    assert ran.code == 0 and answers == [0, 0], ran.err
     assert "stop ordered" in [why for _, _, why in ran.json["history"]]
     log = read_log("b.mcap")
     assert (log.mode == "active").sum() > 3 and np.isfinite(log.command[log.mode == "active"]).all()
