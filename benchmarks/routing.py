@@ -113,7 +113,9 @@ def accuracies(seed: int, test_rows: int) -> dict[str, float]:
     router = taught("nearest_mean", seed, world)
     distance = [-router.logits(part).max(1).values for part in (x, strange)]
     found["AUROC nearest-mean distance"] = auroc(*distance)
-    found["AUROC open-set score"] = auroc(*(router.open_set_score(part) for part in (x, strange)))
+    found["AUROC Mahalanobis distance of bare contexts"] = auroc(*(router.open_set_score(p) for p in (x, strange)))
+    default = taught("ridge", seed, world)
+    found["AUROC open-set score"] = auroc(*(default.open_set_score(part) for part in (x, strange)))
     return found
 
 
