@@ -28,8 +28,8 @@ SMALL = MethodConfig(trial_worlds=1, trial_steps=4, trial_share=0.5, memory=32, 
 
 @pytest.fixture
 def stream() -> Stream:
-    """Three regimes of the vehicle, fifteen rollouts of four worlds each."""
-    return get_stream("vehicle_regimes").scaled(steps=480, base_steps=32, tasks=3)
+    """Three regimes of the vehicle, eight rollouts of four worlds each."""
+    return get_stream("vehicle_regimes").scaled(steps=240, base_steps=32, tasks=3)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from robot_cl.continual.run import is_continual, proceed, read_continual
 from robot_cl.continual.stage_training import saved
 from robot_cl.continual.stage_worlds import score, stage_world
 
-QUICK = Measuring(episodes=2, points=1, curve_episodes=1, save_every=32)
+QUICK = Measuring(episodes=2, points=1, curve_episodes=1, save_every=64)
 MakeSetup = Callable[..., Setup]
 TINY_RUN = {
     "stream": "vehicle_regimes", "methods": ["packnet"], "seeds": 1, "steps": 128, "base_steps": 32, "tasks": 2,

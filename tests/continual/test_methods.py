@@ -99,8 +99,8 @@ def test_a_route_is_counted_against_the_budget_and_the_skill_is_the_composition_
 ) -> None:
     method = learned("library", make_setup(), 1)
     learner, spent = method.begin(1)
-    tried = 1 + len(method._names())  # four steps each; two finalists and the outcome 40: half of 0.5 of 480, shared
-    assert spent == tried * 4 + (2 + 1) * 40
+    tried = 1 + len(method._names())  # four steps each; two finalists and the outcome 20: half of 0.5 of 240, shared
+    assert spent == tried * 4 + (2 + 1) * 20
     if learner is not None:
         np.testing.assert_allclose(mode(method.current(1, learner)), mode(learner.policy()), atol=1e-5)
 
@@ -124,7 +124,7 @@ def test_a_task_that_returns_is_reached_by_the_skill_learned_for_it_or_something
     twice = replace(setup.stream, stages=(first, replace(first, name="steering reversed once more")))
     method = learned("library", replace(setup, stream=twice), 1)
     routes, spent = method.decide(method.stage(1))
-    assert spent == 2 * 4 + 3 * 40
+    assert spent == 2 * 4 + 3 * 20
     pairs = [(before, now) for before, now in zip(method.routes[0], routes, strict=True) if before.learned]
     assert pairs, "nothing was published; the rest would be empty"
     for before, now in pairs:
