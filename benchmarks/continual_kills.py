@@ -3,9 +3,9 @@
     python benchmarks/continual_kills.py [--quick] [--json] [--kills 20] [--seed 0]
 
 For each of three methods (the library with its skills on disk, PackNet with its masks, behavioural cloning with its
-stored states) a small run on the vehicle's regimes is made twice: once in one go, once by processes that are killed with
-SIGKILL at random moments (while learning, scoring, or writing) and started again. Compared are all scores after each
-task, all learning curves, and for the library the skills' contents.
+stored states) a small run on the vehicle's regimes is made twice: once in one go, once by processes that are killed
+with SIGKILL at random moments (while learning, scoring, or writing) and started again. Compared are all scores after
+each task, all learning curves, and for the library the skills' contents.
 """
 
 from __future__ import annotations
