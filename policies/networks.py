@@ -123,7 +123,7 @@ class StackedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activation in IN_PLACE and self._plain():
-            weights = [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
+            weights = [t for layer in self.layers for t in (layer.weight, layer.bias) if isinstance(t, Tensor)]
             if torch.is_grad_enabled():
                 return FusedMLP.apply(x, self.activation, *weights)
             if any(by_onednn(x, weight) for weight in weights[::2]):
