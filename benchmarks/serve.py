@@ -32,7 +32,7 @@ REFUSED = (
 
 
 def fill(root: Path, count: int) -> list[str]:
-    """`count` run folders with the files that a short training leaves. Their names."""
+    """`count` run folders with the files that a short training leaves, and 200 skills beside them. The runs' names."""
     rng, names = random.Random(0), []
     for k in range(count):
         name = f"2026-01-{k % 28 + 1:02d}-{k:06d}-{rng.choice(LEARNERS)}-{k}"
@@ -50,6 +50,11 @@ def fill(root: Path, count: int) -> list[str]:
         entry = {"mean": mean, "mean_interval": [mean - 50, mean + 50], "simulator": f"{task} mujoco 3.11.0"}
         (run / "evaluation.json").write_text(json.dumps({"format": 1, "entries": [entry]}))
         names.append(name)
+    for k in range(200):
+        card = root.parent / "library" / "3fa2c1" / f"skill-{k}" / "card.json"
+        card.parent.mkdir(parents=True)
+        card.write_text(json.dumps({"name": f"skill-{k}", "description": "hops", "scores": {"hopper": 10.0 * k}}))
+    (root.parent / "library" / "3fa2c1" / "base.json").write_text("{}")
     (root / names[0] / "link.txt").symlink_to("/etc/passwd")
     with (root / names[0] / "huge.csv").open("wb") as file:
         file.truncate(100_000_000)
@@ -122,7 +127,7 @@ async def refusals(port: int, run: str) -> list[str]:
 def serve(root: Path) -> tuple[subprocess.Popen[str], int]:
     """The command in a process of its own -> it and its port."""
     code = "import sys; from robot_cl.cli import main; sys.exit(main(sys.argv[1:]))"
-    words = [sys.executable, "-c", code, "serve", "port=0", f"runs={root}", f"library={root}"]
+    words = [sys.executable, "-c", code, "serve", "port=0", f"runs={root}", f"library={root.parent / 'library'}"]
     env = os.environ | {"PYTHONPATH": str(common.ROOT)}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def run(call: Call, options: ServeOptions) -> Outcome:
     listening = _listen(options.port)
     index = RunIndex(root)
     index.watch()
+    sys.setswitchinterval(0.001)  # a reader should not wait for the thread that looks at the folder
     call.resume = "nothing was written"
     call.say(f"runs of {root}\nhttp://{ADDRESS}:{listening.getsockname()[1]}  ·  Ctrl-C ends it")
     config = uvicorn.Config(make_app(index, library), log_level="warning", access_log=False, server_header=False)

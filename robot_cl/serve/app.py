@@ -45,6 +45,7 @@ class Browser:
 
     def __init__(self, index: RunIndex, library: Path):
         self.index, self.library, self.pages = index, library, Pages()
+        self._making: dict[tuple[Any, ...], asyncio.Task[Any]] = {}
         self._kept: OrderedDict[tuple[Any, ...], tuple[int, float, Response]] = OrderedDict()
 
     async def runs(self, request: Request) -> Response:
@@ -76,10 +77,11 @@ class Browser:
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"etag": tag})
         key = ("curves", path.name, tag)
-        if key not in self._kept:
-            files.file(path, "metrics.csv")
-            self._keep(key, 0, 0.0, JSONResponse(await asyncio.to_thread(live.curves, path), headers={"etag": tag}))
-        return self._kept[key][2]
+        if key in self._kept:
+            return self._kept[key][2]
+        files.file(path, "metrics.csv")
+        found = await self._shared(key, lambda: live.curves(path))
+        return self._keep(key, 0, 0.0, JSONResponse(found, headers={"etag": tag}))
 
     async def report(self, request: Request) -> Response:
         """The page that `robot-cl report` wrote."""
@@ -92,7 +94,11 @@ class Browser:
         return _sent(files.file(self._run(request), request.path_params["inside"]))
 
     async def skills(self, request: Request) -> Response:
-        return await asyncio.to_thread(lambda: self.pages.skills(self.library, skills(self.library)))
+        now, made = self.index.now(), self._kept.get(("skills",))
+        if made is not None and now - made[1] < MOMENT:
+            return made[2]
+        page = await self._shared(("skills",), lambda: self.pages.skills(self.library, skills(self.library)))
+        return self._keep(("skills",), 0, now, page)
 
     async def skill(self, request: Request) -> Response:
         base, name = request.path_params["base"], request.path_params["name"]
@@ -106,6 +112,15 @@ class Browser:
         if not (path / "config.yaml").is_file():
             raise RefusedError(404, f"{path.name!r} is not a run: it has no config.yaml")
         return path
+
+    async def _shared(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What `make` makes on a thread; whoever asks for the same meanwhile waits for the same."""
+        if key not in self._making:
+            self._making[key] = asyncio.create_task(asyncio.to_thread(make))
+        try:
+            return await asyncio.shield(self._making[key])
+        finally:
+            self._making.pop(key, None)
 
     def _recent(self, key: tuple[Any, ...], version: int, now: float, make: Callable[[], Response]) -> Response:
         """What was made last, if the folder has not changed since, or only a moment ago; else made anew."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import yaml
 
 LIVE_S = 90.0  # a run whose metrics grew within this many seconds is being trained
+FULL = 10  # of so many looks at the folder, one looks into every run; the others into those that may be training
 LARGE = 4_000_000  # bytes of a text file, beyond which the index does not read it
 TAIL = 8192  # bytes at the end of metrics.csv that hold its last row
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's reads ten thousand configurations in seconds
@@ -77,15 +79,18 @@ class RunIndex:
         self.snapshot = Snapshot(0, (), False)
         self._lines: dict[str, Line] = {}
         self._stamps: dict[str, tuple[int, ...]] = {}
+        self._folders: dict[str, int] = {}  # times of the run folders themselves
         self._stop = threading.Event()
 
     def watch(self, seconds: float = 1.0) -> threading.Thread:
         """Refresh every `seconds` until `close`."""
 
         def loop() -> None:
-            while not self._stop.is_set():
+            for k in itertools.count():
+                if self._stop.is_set():
+                    return
                 began = time.monotonic()
-                self.refresh()
+                self.refresh(full=k % FULL == 0)
                 # A folder that takes long to look through is looked through less often.
                 self._stop.wait(max(seconds, 4.0 * (time.monotonic() - began)))
 
@@ -100,21 +105,28 @@ class RunIndex:
         """What is known about one run; None if it has not been read yet."""
         return self._lines.get(name)
 
-    def refresh(self) -> Snapshot:
-        """Look at the folder now."""
-        changed, seen = False, set()
+    def refresh(self, full: bool = True) -> Snapshot:
+        """Look at the folder now. Not `full`: only into runs whose folder changed or that were training lately."""
+        changed, seen, now = False, set(), self.now()
         for k, entry in enumerate(_folders(self.root)):
+            made = entry.stat(follow_symlinks=False).st_mtime_ns
+            line = self._lines.get(entry.name)
+            if not full and line and self._folders.get(entry.name) == made and now - line.changed > LIVE_S:
+                seen.add(entry.name)
+                continue
             stamp = _stamp(entry)
             if stamp is None:
                 continue
             seen.add(entry.name)
+            self._folders[entry.name] = made
             if self._stamps.get(entry.name) != stamp:
                 self._stamps[entry.name], changed = stamp, True
                 self._lines[entry.name] = read_line(Path(entry.path))
+                _ = self._lines[entry.name].text  # made here rather than while somebody waits for a search
             if not self.snapshot.complete and changed and k % 500 == 499:
                 self._publish(False)
         for name in self._stamps.keys() - seen:
-            del self._stamps[name], self._lines[name]
+            del self._stamps[name], self._lines[name], self._folders[name]
             changed = True
         if changed or not self.snapshot.complete:
             self._publish(True)

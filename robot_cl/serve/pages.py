@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import jinja2
+from markupsafe import Markup
 from starlette.responses import HTMLResponse, Response
 
 from robot_cl.serve import files
@@ -21,10 +22,11 @@ ASSETS = {
     "page.js": (("tables.js", "serve.js"), "text/javascript"),
 }
 SHOWN_CONFIG = 20_000  # characters
+KEPT_ROWS = 20_000
 
 
 class Pages:
-    """Remembers compiled templates and the two assets."""
+    """Remembers compiled templates, the two assets, and rows of the list."""
 
     def __init__(self) -> None:
         loader = jinja2.FileSystemLoader(TEMPLATES)
@@ -32,6 +34,7 @@ class Pages:
             loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
         )
         self.environment.filters |= {"ago": ago, "size": size, "part": lambda text: quote(text, safe="")}
+        self._rows: dict[tuple[Line, bool], str] = {}
         self._assets = {
             name: ("\n".join((TEMPLATES / part).read_text(encoding="utf-8") for part in parts), kind)
             for name, (parts, kind) in ASSETS.items()
@@ -45,11 +48,22 @@ class Pages:
             given = {"q": query, "sort": sort, "page": page} | change
             return "/runs?" + urlencode({k: v for k, v in given.items() if v not in ("", 1, "-changed")})
 
+        rows = [f"{self._row(line, line.live(now))}{ago(line.changed, now)}</td></tr>" for line in shown]
         return self._page(
-            "serve_runs.html.j2", title="Runs", root=root, total=len(snapshot.lines), complete=snapshot.complete,
-            lines=shown, found=found, query=query, sort=sort, page=page, pages=max(1, -(-found // per_page)),
-            address=address, now=now,
+            "serve_runs.html.j2", rows=Markup("\n".join(rows)), title="Runs", root=root,
+            total=len(snapshot.lines), complete=snapshot.complete,
+            found=found, query=query, sort=sort, page=page, pages=max(1, -(-found // per_page)),
+            address=address,
         )  # fmt: skip
+
+    def _row(self, line: Line, live: bool) -> str:
+        """A row up to its last cell, made once for each state of a run: a list of a hundred is asked for often."""
+        key = (line, live)
+        if key not in self._rows:
+            if len(self._rows) >= KEPT_ROWS:
+                self._rows.clear()
+            self._rows[key] = self.environment.get_template("serve_row.html.j2").render(line=line, live=live)
+        return self._rows[key]
 
     def run(self, path: Path, line: Line | None, now: float) -> Response:
         try:

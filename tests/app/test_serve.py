@@ -88,6 +88,26 @@ def test_what_changes_on_disk_changes_in_the_list(client: TestClient, index: Run
     assert set(names(client)) == {"first", "second"}
 
 
+def test_a_quick_look_finds_new_runs_and_rows_of_those_in_training(root: Path) -> None:
+    clock = [time.time()]
+    index = RunIndex(root, lambda: clock[0])
+    index.refresh()
+    run = root / "2026-02-01-120000-second"
+    with (run / "metrics.csv").open("a") as file:
+        file.write("3,offline,0,1.0,0.1\n")
+    make_run(root, "2026-03-01-third")
+    index.refresh(full=False)
+    assert index.line(run.name).step == 3 and index.line("2026-03-01-third") is not None
+    clock[0] += 1000.0  # by now nothing is in training any more, and a row in an old run waits for the next full look
+    index.refresh(full=False)
+    with (run / "metrics.csv").open("a") as file:
+        file.write("4,offline,0,1.0,0.1\n")
+    index.refresh(full=False)
+    assert index.line(run.name).step == 3
+    index.refresh()
+    assert index.line(run.name).step == 4
+
+
 def test_curves_are_sent_once_per_change(client: TestClient, root: Path) -> None:
     address = "/api/runs/2026-02-01-120000-second/curves"
     first = client.get(address)
