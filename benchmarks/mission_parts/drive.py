@@ -38,6 +38,7 @@ from robot_cl.deploy.record import Recorder  # noqa: E402
 from robot_cl.deploy.robot_file import load_robot  # noqa: E402
 from robot_cl.deploy.runner import Runner  # noqa: E402
 
+TURN = {"arm": 0.0, "vehicle": 1 / 3, "quadrotor": 2 / 3}  # robots are not killed all at once
 SWAP_S, KILL_S, WATCH_S, PATIENCE_S = 5.0, 120.0, 0.5, 20.0
 GOAL_S = {"arm": 6.0, "vehicle": 12.0, "quadrotor": 6.0}
 PATIENT = RunnerConfig(stale_s=0.45, damp_s=0.9, late_hold=1000, late_damp=10_000)  # for a machine that is busy
@@ -150,7 +151,7 @@ class Mission:
     def _operate(self) -> None:
         begin, parent = time.monotonic(), os.getppid()
         kill_every = self.kill_every
-        due = {"swap": SWAP_S, "goal": 0.0, "kill": kill_every, "memory": 1.0}
+        due = {"swap": SWAP_S, "goal": 0.0, "kill": kill_every * (1.0 + TURN[self.robot]), "memory": 1.0}
         while (now := time.monotonic() - begin) < self.seconds - 2.0:
             if os.getppid() != parent:
                 raise RuntimeError("whoever started this mission is gone")
@@ -245,7 +246,7 @@ class Mission:
             "late_p99_ms": 1e3 * stats.percentile("late", 99), "tick_p99_ms": 1e3 * stats.percentile("tick", 99),
             "policy_p99_ms": 1e3 * stats.percentile("policy", 99), "age_p99_ms": 1e3 * stats.percentile("age", 99),
             "commands": self.watch.commands, "outside": self.watch.outside + sums["outside"], "swaps": self.swaps,
-            "kills": self.kills, "kills_due": int((self.seconds - 10.0) / self.kill_every),
+            "kills": self.kills, "kills_due": int((self.seconds - 10.0) / self.kill_every - TURN[self.robot]),
             "hold_ms_max": max(self.holds_ms, default=float("nan")),
             "self_starts": self.watch.self_starts, "interruptions": self.interruptions, "crashes": sums["crashes"],
             "goals": len(self.misses), "goals_reached": float(np.mean(np.array(self.misses) < REACHED_M[self.robot]))
