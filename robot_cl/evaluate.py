@@ -91,7 +91,7 @@ def evaluate(
 ) -> Evaluation:
     """Play `episodes` episodes with seeds seed, seed + 1, ...; `policy` is one, or whatever `load_policy` accepts.
 
-    `task` and `shift` default to what the policy was trained on. With `film_seconds` the start of the median episode
+    `task` defaults to what the policy was trained on, `shift` to none. With `film_seconds` the start of the median episode
     comes back as `film`. Raises ValueError or LookupError where policy and task do not fit together.
     """
     if episodes < 1 or worlds < 1:
