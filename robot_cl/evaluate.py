@@ -91,8 +91,8 @@ def evaluate(
 ) -> Evaluation:
     """Play `episodes` episodes with seeds seed, seed + 1, ...; `policy` is one, or whatever `load_policy` accepts.
 
-    `task` defaults to what the policy was trained on, `shift` to none. With `film_seconds` the start of the median episode
-    comes back as `film`. Raises ValueError or LookupError where policy and task do not fit together.
+    `task` defaults to what the policy was trained on, `shift` to none. With `film_seconds` the start of the median
+    episode comes back as `film`. Raises ValueError or LookupError where policy and task do not fit together.
     """
     if episodes < 1 or worlds < 1:
         raise ValueError(f"episodes and worlds must be at least 1, got {episodes} and {worlds}")
