@@ -107,22 +107,24 @@ def failed(played: Played, worst_good: float) -> np.ndarray:
     return (played.length < STEPS) | (played.reward[:, ONSET:].sum(1) < worst_good)
 
 
-def measure(task: str, quick: bool, folder: Path) -> tuple[list[list[Any]], list[Claim], dict[str, Any]]:
+def measure(
+    task: str, quick: bool, folder: Path, first_seed: int
+) -> tuple[list[list[Any]], list[Claim], dict[str, Any]]:
     report_ = export(f"{task}-expert", folder / task, task=task)
     policy = PolicyBundle.load(report_.folder)
     calibrations = 4 if quick else 24
-    pool = good(policy, task, calibrations * CALIBRATION, 0)
-    fresh = good(policy, task, 400 if quick else 1500, 1_000_000)
+    pool = good(policy, task, calibrations * CALIBRATION, first_seed)
+    fresh = good(policy, task, 400 if quick else 1500, first_seed + 1_000_000)
     worst = float(np.quantile(fresh.reward[:, ONSET:].sum(1), 0.01))
     planted = {
-        name: play(policy, task, 100 if quick else 300, 2_000_000, f"{shift}@{ONSET}")
+        name: play(policy, task, 100 if quick else 300, first_seed + 2_000_000, f"{shift}@{ONSET}")
         for name, shift in FAULTS[task].items()
     }
     sums: dict[str, list[list[float]]] = {name: [] for name in ("good", *planted)}
     leads: dict[str, list[float]] = {name: [] for name in planted}
     for seed in range(calibrations):
         rows = np.arange(seed * CALIBRATION, (seed + 1) * CALIBRATION)
-        guard = calibrate(pool.rollouts[rows], GuardConfig(ALPHA), seed)
+        guard = calibrate(pool.rollouts[rows], GuardConfig(ALPHA), first_seed + seed)
         limits = pointwise(guard, pool.rollouts[rows[CALIBRATION // 2 :]])
         novelty = run_guard(guard, fresh.rollouts)
         sums["good"].append([float((first_alarm(novelty, x) < STEPS).mean()) for x in (guard.threshold, limits)])
@@ -162,12 +164,15 @@ def _summary(
 
 
 def main() -> None:
-    extra = [("--tasks", {"nargs": "*", "choices": list(FAULTS), "default": list(FAULTS), "help": "these alone"})]
+    extra = [
+        ("--seed", {"type": int, "default": 0, "help": "first of all seeds: other rollouts, other calibrations"}),
+        ("--tasks", {"nargs": "*", "choices": list(FAULTS), "default": list(FAULTS), "help": "these alone"}),
+    ]
     args = arguments(__doc__ or "", extra)
     rows, claims, details = [], [], {}
     with tempfile.TemporaryDirectory() as folder:
         for task in args.tasks:
-            more, proven, detail = measure(task, args.quick, Path(folder))
+            more, proven, detail = measure(task, args.quick, Path(folder), args.seed)
             rows, claims, details[task] = rows + more, claims + proven, detail
     head = ("task", "fault at step 100", "share that fails", "maximum over time", "per time step", "median lead",
             "10 % lead")  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ from robot_cl.routes import Fitted, Known, Route, RouteSettings
 from robot_cl.skills import with_skills
 
 Play = Callable[[Any], np.ndarray]  # an actor of population 1, or a ComposedActor -> returns (episodes,)
+Keep = Callable[[str, Callable[[], np.ndarray]], np.ndarray]  # key, how to find the returns -> they, found or kept
+GATE = "learned α(s)"
 ANEW = 10_007  # added to the seed of a row's new weights, which must not be those the base was drawn with
 ENOUGH = 0.8  # of the expert's return, for demonstrations-to-80 %
 
@@ -71,6 +73,8 @@ class TransferRows:
 
     @cached_property
     def _gated(self) -> Route:
+        if self.settings.composer_name == "context_gate":
+            return self.fitted.route("composition")  # the residual looks at the same one
         return Fitted(self.known, self.demos, replace(self.settings, composer="psec")).route("composition")
 
     def gate(self) -> nn.Module:
@@ -147,7 +151,7 @@ ROWS: dict[str, tuple[str, str]] = {  # name -> method of TransferRows, what it 
     "fine-tune": ("fine_tune", "all weights of the base"),
     "fresh adapter": ("fresh", "a new adapter on the base"),
     "fixed α": ("fixed", "one tuned number per skill"),
-    "learned α(s)": ("gate", "coefficients that read the observation"),
+    GATE: ("gate", "coefficients that read the observation"),
     "residual": ("residual", "a new adapter on the best composition"),
 }
 INTERVENTIONS: dict[str, tuple[str, str]] = {
@@ -206,30 +210,47 @@ class Row:
         )  # fmt: skip
 
 
+def key_of(name: str, demonstrations: int, draw: int) -> str:
+    """Under which the returns of one row, fitted to one draw, are kept."""
+    return f"{name}/{demonstrations}/{draw}"
+
+
+def not_kept(key: str, find: Callable[[], np.ndarray]) -> np.ndarray:
+    """A `Keep` that remembers nothing."""
+    return find()
+
+
 def table(
     known: Known, draws: Sequence[Demonstrations], settings: RouteSettings, play: Play, expert: float | None,
-    names: Sequence[str], progress: Callable[[float, float, str], None] | None = None,
+    names: Sequence[str], keep: Keep = not_kept,
 ) -> list[Row]:  # fmt: skip
     """The named rows (or interventions), each fitted to every draw of demonstrations and played."""
-    rows, every = [TransferRows(known, d, replace(settings, seed=settings.seed + k)) for k, d in enumerate(draws)], {
-        **ROWS, **INTERVENTIONS,
-    }  # fmt: skip
-    made = []
-    for i, name in enumerate(names):
-        if name not in every:
-            raise LookupError(f"no row {name!r}; rows: {', '.join(every)}")
-        if progress is not None:
-            progress(i, len(names), name)
-        method, what = every[name]
+    rows = [TransferRows(known, d, replace(settings, seed=settings.seed + k)) for k, d in enumerate(draws)]
+    count, made = draws[0].episodes, []
+    for name in names:
+        method, what = described(name)
+        returns: list[np.ndarray] = []
         try:
-            returns = [play(getattr(r, method)()) for r in rows]
-        except ValueError as problem:
-            if len(known.skills) > 1:
+            for k, row in enumerate(rows):
+                returns.append(keep(key_of(name, count, k), partial(_played, row, method, play)))
+        except ValueError:
+            if len(known.skills) > 1:  # with one skill there is nothing to exchange, and that row is left out
                 raise
-            what, returns = f"not possible: {problem}", []
         if returns:
-            made.append(Row.of(name, what, 0 if name in FREE else draws[0].episodes, returns, expert))
+            made.append(Row.of(name, what, 0 if name in FREE else count, returns, expert))
     return made
+
+
+def _played(rows: TransferRows, method: str, play: Play) -> np.ndarray:
+    return play(getattr(rows, method)())
+
+
+def described(name: str) -> tuple[str, str]:
+    """The method of TransferRows behind a row or intervention, and what it is. Raises LookupError."""
+    every = ROWS | INTERVENTIONS
+    if name not in every:
+        raise LookupError(f"no row {name!r}; rows: {', '.join(every)}")
+    return every[name]
 
 
 def demonstrations_to(by_count: Mapping[int, float], expert: float, enough: float = ENOUGH) -> float:
@@ -251,22 +272,34 @@ def jump_start(rows: Mapping[str, Row]) -> float:
     return rows["best skill"].mean - rows["base"].mean
 
 
-def leave_one_out(known: Known, demos: Demonstrations, settings: RouteSettings, play: Play) -> dict[str, np.ndarray]:
-    """Returns of α(s) learned again without each skill in turn; "" with all of them."""
-    found = {"": play(TransferRows(known, demos, settings).gate())}
+def leave_one_out(
+    known: Known, demos: Demonstrations, settings: RouteSettings, play: Play, keep: Keep = not_kept
+) -> dict[str, np.ndarray]:
+    """Returns of α(s) learned again without each skill in turn; "" with all of them, as in the table's first draw."""
+    count = demos.episodes
+    found = {"": keep(key_of(GATE, count, 0), partial(_played, TransferRows(known, demos, settings), "gate", play))}
     for name in known.skills if len(known.skills) > 1 else ():
         fewer = replace(known, skills={n: a for n, a in known.skills.items() if n != name})
-        found[name] = play(TransferRows(fewer, demos, settings).gate())
+        rows = TransferRows(fewer, demos, settings)
+        found[name] = keep(key_of(f"without {name}", count, 0), partial(_played, rows, "gate", play))
     return found
 
 
+def crossed_key(name: str, task: str) -> str:
+    """Under which the returns of the base ("") or a skill on a task are kept."""
+    return f"{name or 'base'} on {task}/matrix"
+
+
 def cross_matrix(
-    known: Known, tasks: Sequence[str], play_on: Callable[[Any, str], np.ndarray]
+    known: Known, tasks: Sequence[str], play_on: Callable[[Any, str], np.ndarray], keep: Keep = not_kept
 ) -> dict[str, dict[str, np.ndarray]]:
     """Returns of the base ("") and each skill alone on each task: the matrix train × evaluate."""
     actors: dict[str, Any] = {"": known.base}
     actors |= {name: with_skills(known.base, known.skills, {name: 1.0}) for name in known.skills}
-    return {name: {task: play_on(actor, task) for task in tasks} for name, actor in actors.items()}
+    return {
+        name: {task: keep(crossed_key(name, task), partial(play_on, actor, task)) for task in tasks}
+        for name, actor in actors.items()
+    }
 
 
 def coverage(target: str | None, trained: Mapping[str, str | None], demos: Demonstrations, base: Any) -> list[str]:

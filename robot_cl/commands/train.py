@@ -167,12 +167,17 @@ def run_resume(call: Call, options: Any) -> Outcome:
     from robot_cl.commands.runs import find_run
     from robot_cl.continual.run import is_continual
     from robot_cl.train import resume
+    from robot_cl.transfer_run import is_study
 
     folder = find_run(call.words[0])
     if is_continual(folder):
         from robot_cl.commands.continual import run as run_continual
 
         return run_continual(call, None)
+    if is_study(folder):
+        from robot_cl.commands.transfer import run as run_transfer
+
+        return run_transfer(call, None)
     return _trained(call, [watched(call, f"continuing {folder.name}", lambda progress: resume(folder, progress))])
 
 

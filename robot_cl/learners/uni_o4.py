@@ -25,6 +25,13 @@ from robot_cl.learners.optim import FlatAdam, cosine
 from robot_cl.learners.ppo import PPO, PPOConfig
 from robot_cl.learners.sac import bellman_target, td_loss
 from robot_cl.learners.stacks import copy_rows, repeat_members
+from robot_cl.learners.uni_o4_losses import (
+    Compat,
+    behaviour_loss,
+    clipped_improvement,
+    expectile_loss,
+    standardised,
+)
 
 # Weight of what a candidate's squared distance from its clone has above that of 0.8 of the gate's reach; a heuristic.
 HOLD = 10.0
@@ -35,17 +42,6 @@ class Profile(StrEnum):
     """`cpu`: sizes that finish in minutes on two cores; `reference`: the published ones."""
 
     cpu = "cpu"
-    reference = "reference"
-
-
-class Compat(StrEnum):
-    """`ours`, or `reference`: as the published code behaves.
-
-    Its diversity term compares with the best of the other members only (a constant factor, so without effect under
-    Adam), its gate looks at one unpaired mean, and its result is the last policy, whether it was accepted or not.
-    """
-
-    ours = "ours"
     reference = "reference"
 
 
@@ -116,39 +112,6 @@ class UniO4Config(PPOConfig):
     def offline_steps(self) -> int:
         """Updates of the whole offline part."""
         return self.fit_steps + (self.improve_steps or 0)
-
-
-# -- equations --------------------------------------------------------------------------------------------------------
-
-
-def expectile_loss(gap: Tensor, expectile: float) -> Tensor:
-    """Phase 1: mean_B |ω − 1(u < 0)| u² of u = min Q̄(s, a) − V(s), (P, B) -> (P,)."""
-    weight = torch.where(gap.detach() < 0.0, 1.0 - expectile, expectile)
-    return (weight * gap.square()).mean(-1)
-
-
-def behaviour_loss(log_prob: Tensor, diversity: float, compat: Compat = Compat.ours) -> Tensor:
-    """Phase 3: −log π_i − α (log π_i − max_j log π_j), log_prob (P, n, B) -> (P, n).
-
-    The maximum includes i itself, the others are constants: the extra weight acts where i is not the best.
-    """
-    top = log_prob.detach().topk(min(2, log_prob.shape[1]), 1).values
-    best, second = top[:, 0], top[:, -1]  # (P, B)
-    is_best = log_prob.detach() == best.unsqueeze(1)
-    others = torch.where(is_best, second.unsqueeze(1), best.unsqueeze(1))
-    peak = others if compat is Compat.reference else torch.maximum(log_prob, others)
-    return -(log_prob + diversity * (log_prob - peak)).mean(-1)
-
-
-def standardised(advantage: Tensor) -> Tensor:
-    """Zero mean, unit deviation over the last axis, for every member on its own."""
-    return (advantage - advantage.mean(-1, keepdim=True)) / (advantage.std(-1, keepdim=True) + 1e-8)
-
-
-def clipped_improvement(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """Phase 4: −mean_B min(ρ Â, clip(ρ, 1 ± ε) Â), (..., B) -> (...)."""
-    ratio = log_ratio.exp()
-    return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage).mean(-1)
 
 
 class UniO4(PPO):

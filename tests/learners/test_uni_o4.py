@@ -13,13 +13,10 @@ from policies.critics import CriticConfig
 from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.gate import GateConfig
-from robot_cl.learners.uni_o4 import (
+from robot_cl.learners.uni_o4 import Profile, UniO4, UniO4Config, check_data
+from robot_cl.learners.uni_o4_losses import (
     Compat,
-    Profile,
-    UniO4,
-    UniO4Config,
     behaviour_loss,
-    check_data,
     clipped_improvement,
     expectile_loss,
     standardised,
