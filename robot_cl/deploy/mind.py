@@ -94,7 +94,7 @@ class Mind:
         return self._ask(obs, now, mode)
 
     def _ask(self, obs: np.ndarray, now: float, mode: Mode) -> Thought:
-        taken = np.mean(self._taken, axis=0) if self._taken else None
+        taken = mean_of(self._taken)
         self._taken.clear()
         try:
             action = self.caller.call(obs, self._slewed(), now + self.config.deadline * self.period)
@@ -127,3 +127,8 @@ class Mind:
         self.stats.events["late_action"] += 1
         doubt = f"{self._late} late actions in a row" if self._late >= self.config.late_hold else ""
         return Thought(obs, self._last, doubt, self._late >= self.config.late_damp)
+
+
+def mean_of(taken: list[np.ndarray]) -> np.ndarray | None:
+    """Mean of the actions (act_dim,) since the last thought; most often there was one."""
+    return taken[0] if len(taken) == 1 else np.mean(taken, axis=0) if taken else None

@@ -1,0 +1,28 @@
+import os
+import struct
+import sys
+from pathlib import Path
+
+from robot_cl.deploy import realtime
+
+
+def open_files() -> set[str]:
+    return {os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.exists()}
+
+
+def test_cores_are_kept_awake_as_long_as_the_loop_runs(tmp_path, monkeypatch):
+    file = tmp_path / "cpu_dma_latency"
+    file.touch()
+    monkeypatch.setattr(realtime, "WAKEFULNESS", file)
+    interval = sys.getswitchinterval()
+    with realtime.punctual() as refusal:
+        assert refusal is None and sys.getswitchinterval() < interval
+        assert str(file) in open_files() and struct.unpack("i", file.read_bytes()) == (0,)
+    assert str(file) not in open_files() and sys.getswitchinterval() == interval
+
+
+def test_a_system_that_does_not_permit_it_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(realtime, "WAKEFULNESS", tmp_path / "nowhere" / "cpu_dma_latency")
+    assert realtime.stay_awake() is None
+    with realtime.punctual() as refusal:
+        assert refusal is None
