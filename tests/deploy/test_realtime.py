@@ -1,4 +1,3 @@
-import os
 import struct
 import sys
 from pathlib import Path
@@ -7,7 +6,7 @@ from robot_cl.deploy import realtime
 
 
 def open_files() -> set[str]:
-    return {os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.exists()}
+    return {str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.exists()}
 
 
 def test_cores_are_kept_awake_as_long_as_the_loop_runs(tmp_path, monkeypatch):
