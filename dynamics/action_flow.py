@@ -39,11 +39,14 @@ class FlowConfig:
     lr: float = 2e-3
     batch: int = 512
     updates: int = 6000
+    begin: float = 0.5  # share of training rows at t = 0, where a single Euler step asks; none with more steps
 
     def __post_init__(self) -> None:
         self.encoder_hidden, self.hidden = tuple(self.encoder_hidden), tuple(self.hidden)
         if min(self.evidence, self.latent, self.steps, self.batch, self.updates) < 1 or self.lr <= 0:
             raise ValueError("evidence, latent, steps, batch and updates must be at least 1 and lr positive")
+        if not 0.0 <= self.begin <= 1.0:
+            raise ValueError(f"begin is a share of the rows, 0 to 1, got {self.begin}")
 
 
 @dataclass(frozen=True)
@@ -192,13 +195,22 @@ def fit_flow(flow: ActionFlow, pool: RegimePool, rng: torch.Generator, check_lea
     losses = []
     for _ in range(c.updates):
         batch = draw(pool, c.batch, c.evidence, rng)
-        loss = flow_loss(flow, batch, torch.rand(c.batch, 1, generator=rng))
+        loss = flow_loss(flow, batch, times(c, rng))
         opt.zero_grad(set_to_none=True)
         loss.backward()
         opt.step()
         decay.step()
         losses.append(float(loss.detach()))
     return losses
+
+
+def times(config: FlowConfig, rng: torch.Generator) -> Tensor:
+    """t (batch, 1) ~ U(0, 1), the first rows 0: where a gain is reversed all paths cross half way, and what is to be
+    learned there helps nobody who takes one step from the start."""
+    t = torch.rand(config.batch, 1, generator=rng)
+    if config.steps == 1:
+        t[: round(config.begin * config.batch)] = 0.0
+    return t
 
 
 def leak_batch(pool: RegimePool, evidence: int, rng: torch.Generator, rows: int = 4096) -> tuple[Tensor, Tensor]:

@@ -204,11 +204,23 @@ class ModelRollout:
         steps = self._routed(actions.reshape(b * k, horizon * act_dim)).unflatten(-1, (horizon, act_dim))
         total, weight = rows.new_zeros(rows.shape[:2]), 1.0
         for h in range(horizon):
+            if h == horizon - 1 and self.reward_fn is None and self.value_fn is None:
+                return self._unrouted(total + weight * self._reward(rows, steps[:, :, h]), b, k)
             after, reward = self._step(rows, steps[:, :, h])
             total, rows, weight = total + weight * reward, after, weight * self.discount
         if self.value_fn is not None:
             total = total + weight * self.value_fn(rows.flatten(0, 1)).reshape(total.shape)
-        return total.T.reshape(-1)[: b * k].reshape(b, k)
+        return self._unrouted(total, b, k)
+
+    def _reward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The learned reward alone, (E, rows): after the last step nobody asks for the state."""
+        elites = self._elites
+        return self._reward_of(elites.input_norm(elites.features(obs, action)))
+
+    def _reward_of(self, x: Tensor) -> Tensor:
+        """x (E, rows, d_in), normalised -> (E, rows)."""
+        elites = self._elites
+        return elites.reward_norm.inverse(elites.reward_net(x)[..., :1]).squeeze(-1)
 
     def _step(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """obs (E, rows, obs_dim) -> next_obs, reward (E, rows)."""
@@ -226,7 +238,7 @@ class ModelRollout:
             return elites.means(obs, action, with_reward)
         x = elites.input_norm(elites.features(obs, action))
         delta = elites.delta_norm.inverse(self._state_net(x.bfloat16())[..., : elites.obs_dim].float())
-        return delta, elites.reward_norm.inverse(elites.reward_net(x)[..., :1]).squeeze(-1) if with_reward else None
+        return delta, self._reward_of(x) if with_reward else None
 
     def _routed(self, rows: Tensor) -> Tensor:
         """(N, width) -> (E, ceil(N / E), width): row i goes to member i % E, the last rows fill up with zeros."""
@@ -235,6 +247,11 @@ class ModelRollout:
         if short:
             rows = torch.cat([rows, rows.new_zeros(short, rows.shape[-1])])
         return rows.reshape(-1, members, rows.shape[-1]).transpose(0, 1).contiguous()
+
+    @staticmethod
+    def _unrouted(rows: Tensor, b: int, k: int) -> Tensor:
+        """(E, rows) -> (B, K), the inverse of `_routed`."""
+        return rows.T.reshape(-1)[: b * k].reshape(b, k)
 
     def proposals(self, actor: Callable[[Tensor], Tensor], horizon: int, rng: torch.Generator, sigma: float) -> Propose:
         """What `actor` (rows, obs_dim) -> (rows, act_dim) would do, rolled through the model, with noise `sigma`."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynamics.ensemble import Ensemble
-from dynamics.planner import MPPI, Evaluate, ModelRollout, PlannerConfig
+from dynamics.planner import MPPI, Evaluate, ModelRollout, PlannerConfig, Propose
 from robot_cl.adapt.robots import Prepared
 
 
@@ -58,8 +58,19 @@ def chase(
 ) -> Chase:  # fmt: skip
     """The planner of a robot; `evaluate` says what plans are worth, by default the model. Steered robots propose."""
     nominal, config = ModelRollout(model, cost(p)), config or p.planner
-    propose = nominal.proposals(_steering(p), config.horizon, rng, 0.1) if p.steer is not None else None
+    propose = _aside(p, nominal.proposals(_steering(p), config.horizon, rng, 0.1), rng) if p.steer else None
     return Chase(MPPI(evaluate or nominal, p.obs_dim, p.act_dim, config, rng, propose), p.goal_dim)
+
+
+def _aside(p: Prepared, propose: Propose, rng: torch.Generator) -> Propose:
+    """Proposals that steer beside the goal, each to a place of its own: in wind one must aim upwind to arrive."""
+
+    def around(obs: Tensor, count: int) -> Tensor:
+        rows = obs.repeat_interleave(count, 0)
+        rows[:, : p.goal_dim] += p.aside * torch.randn(len(rows), p.goal_dim, generator=rng)
+        return propose(rows, 1).unflatten(0, (len(obs), count))[:, :, 0]
+
+    return around
 
 
 def _steering(p: Prepared) -> Callable[[Tensor], Tensor]:

@@ -30,6 +30,7 @@ class Prepared:
     coder: Callable[[Ensemble], Coder]
     planner: PlannerConfig
     steer: Steer | None = None  # explores, and proposes to the planner; None: actions at random
+    aside: float = 0.0  # m: standard deviation of the places around the goal to which proposals steer
     explore_steps: int = 60
     scales: tuple[float, float] = (0.3, 0.6)  # least and largest noise of an explorer
     limits: dict[str, int] = field(default_factory=dict)  # steps allowed per map, two and a half times what it needs
