@@ -111,6 +111,39 @@ def test_a_composition_is_a_run_that_evaluate_and_report_read(typed: Cli, home: 
     assert "without kick" in html
 
 
+def test_a_transfer_study_that_was_stopped_goes_on_to_the_same_table(
+    typed: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robot_cl.transfer_run import Parts
+
+    words = ["transfer", "data=hopper/demo-v0", "skills=[kick,hop-low-gravity]", "demos=2", "draws=2", "counts=[1]",
+             "episodes=2", "steps=5", "adapter_steps=5", "rank=2", "tasks=[hopper]"]  # fmt: skip
+    whole = _line(typed, *words, "name=whole", "--json").json
+    assert len(whole["rows"]) == 12 and set(whole["left_out"]) == {"", "kick", "hop-low-gravity"}
+    assert set(whole["by_demonstrations"]["residual"]["mean"]) == {"1", "2"}
+    assert set(whole["matrix"]["kick"]) == {"hopper"}
+    told = list[str]()
+
+    def stop_at_scratch(parts: Parts, key: str) -> None:
+        told.append(key)
+        if key == "scratch/2/1":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "_tell", stop_at_scratch)
+        stopped = typed(*words, "name=stopped")
+    assert stopped.code == 130 and "robot-cl transfer last" in stopped.err
+    kept = next(home.glob("runs/*-stopped")) / "parts.json"
+    parts = json.loads(kept.read_text())
+    assert list(parts) == ["base/2/0", "base/2/1", "best skill/2/0", "best skill/2/1", "scratch/2/0"]
+    parts["base/2/0"] = [7.0, 7.0]  # what is kept is not played again
+    kept.write_text(json.dumps(parts))
+    again = _line(typed, "resume", "stopped", "--json").json
+    assert again["rows"][0]["returns"] == [[7.0, 7.0], parts["base/2/1"]] and not kept.exists()
+    assert again["rows"][1:] == whole["rows"][1:] and again["left_out"] == whole["left_out"]
+    assert "transfer study" in typed("transfer", "kick").err
+
+
 @pytest.mark.parametrize(
     "composer",
     ["psec", "psec level=noise", "psec level=action", "psec per_layer=true", "fixed", "atlas", "mora", "ridge"],
