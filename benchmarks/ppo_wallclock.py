@@ -4,12 +4,12 @@
     python benchmarks/ppo_wallclock.py --pairs 0-1,2-3,4-5 --out runs/benchmarks/ppo_wallclock
 
 Peer: stable_baselines3.PPO with 8 environments under VecNormalize, one torch thread; DummyVecEnv or SubprocVecEnv,
-whichever steps faster here, is measured first. Ours: 64 batched worlds, one torch thread, our defaults. Each is scored
-by the same 8 episodes of its deterministic policy; the clock stands still during the scoring. The time to a return is
-interpolated between the two scores around it, median over seeds. Time for imports and for building environments does
-not count for either.
+whichever steps faster here, is measured first. It runs twice: with its defaults, and with the noise that ours starts
+from. Ours: 64 batched worlds, one torch thread, learner=ppo_halfcheetah. Each is scored by the same 8 episodes of its
+deterministic policy; the clock stands still during the scoring. The time to a return is interpolated between the two
+scores around it, median over seeds. Time for imports and for building environments does not count for either.
 
-Every seed of either side is a process of its own, pinned to one pair of cores of `--pairs` (default: the first two
+Every seed of every side is a process of its own, pinned to one pair of cores of `--pairs` (default: the first two
 cores of this process), one process per pair at a time; each leaves a JSON file in `--out`, which a second call takes
 as it is. A seed that does not reach a return within `--limit` seconds of training counts as that limit, and its ratio
 is then a lower bound.
@@ -35,13 +35,17 @@ import torch
 
 import sim
 from policies.actor import ActorPolicy
+from robot_cl.config import read_groups
+from robot_cl.learners import config_classes
 from robot_cl.learners.ppo import PPO, PPOConfig
 from robot_cl.learners.rollout import Collector, play
 from robot_cl.learners.sb3 import converted
+from robot_cl.run_config import TrainConfig
 from robot_cl.seeding import EVALUATION_SEED
 
 TASK, ENV_ID, GOALS, EPISODES, PEER_ENVS, WORLDS = "halfcheetah", "HalfCheetah-v5", (2000, 3000), 8, 8, 64
 Point = tuple[float, int, float]  # seconds, environment steps, return
+PEERS = {"peer": "defaults", "peer_sigma": "the same noise at the start"}
 
 
 class Clock:
@@ -64,9 +68,16 @@ def scorer(policy: Callable[[], ActorPolicy]) -> Callable[[], float]:
     return lambda: float(play(policy(), world, EVALUATION_SEED).mean())
 
 
-def ours(seed: int, limit: float, every: int = 65_536) -> list[Point]:
+def preset() -> PPOConfig:
+    words = [f"task={TASK}", "learner=ppo_halfcheetah"]
+    config = read_groups(TrainConfig, {"learner": config_classes()}, "train", words)[1]["learner"][1]
+    assert isinstance(config, PPOConfig)
+    return config
+
+
+def ours(seed: int, limit: float, every: int = 16_384) -> list[Point]:
     """Train until the last goal or `limit` seconds."""
-    config = PPOConfig()
+    config = preset()
     world = sim.make(TASK, num_worlds=WORLDS)
     learner = PPO(config, world.interface.obs_dim, world.interface.act_dim, seed=seed)
     collector = Collector(world, 1, seed)
@@ -106,13 +117,15 @@ def faster_env(steps: int = 300) -> str:
     return max(rates, key=lambda kind: rates[kind])
 
 
-def peer(seed: int, kind: str, limit: float) -> list[Point]:
+def peer(seed: int, kind: str, limit: float, options: dict[str, Any]) -> list[Point]:
     import stable_baselines3
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import VecNormalize
 
     env = VecNormalize(peer_env(kind))
-    model = stable_baselines3.PPO("MlpPolicy", env, n_steps=2048 // PEER_ENVS, seed=seed, device="cpu")
+    model = stable_baselines3.PPO(
+        "MlpPolicy", env, n_steps=2048 // PEER_ENVS, seed=seed, device="cpu", policy_kwargs=options
+    )
     clock = Clock(scorer(lambda: ActorPolicy(converted(model.policy, env))))
 
     class Scoring(BaseCallback):
@@ -147,7 +160,8 @@ def show(name: str, curve: list[Point]) -> None:
 def cell(side: str, seed: int, kind: str, limit: float, path: Path) -> None:
     """Train one seed of one side and leave its curve as JSON."""
     torch.set_num_threads(1)
-    curve = ours(seed, limit) if side == "ours" else peer(seed, kind, limit)
+    start = {"log_std_init": preset().actor.log_std_init} if side == "peer_sigma" else {}
+    curve = ours(seed, limit) if side == "ours" else peer(seed, kind, limit, start)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     part = path.with_suffix(".part")
     part.write_text(json.dumps({"side": side, "seed": seed, "kind": kind, "limit": limit, "cores": cores,
@@ -185,7 +199,7 @@ def pinned(command: list[str], cores: set[int]) -> subprocess.Popen[bytes]:
 
 
 def parse_pairs(text: str) -> list[set[int]]:
-    """"0-1,2-3" -> [{0, 1}, {2, 3}]; nothing: the first two cores of this process."""
+    """ "0-1,2-3" -> [{0, 1}, {2, 3}]; nothing: the first two cores of this process."""
     if not text:
         return [set(sorted(os.sched_getaffinity(0))[:2])]
     pairs = [set(map(int, pair.split("-"))) for pair in text.split(",")]
@@ -195,22 +209,22 @@ def parse_pairs(text: str) -> list[set[int]]:
     return pairs
 
 
-def claims_of(mine: list[list[Point]], theirs: list[list[Point]], limit: float) -> tuple[list[Any], dict[str, Any]]:
-    """One claim per goal, and the seconds behind it; a side that has not got there counts as `limit`."""
-    claims, details = [], {}
+def claims_of(mine: list[list[Point]], theirs: list[list[Point]], limit: float, options: str) -> list[common.Claim]:
+    """One claim per goal against one peer; a side that has not got there counts as `limit`."""
+    claims = []
     for goal in GOALS:
         times = [[seconds_to(curve, goal) for curve in curves] for curves in (mine, theirs)]
         a, b = (statistics.median(min(t, limit) for t in side) for side in times)
         late = [sum(t > limit for t in side) for side in times]
         bound = "at least " if statistics.median(times[1]) > limit else ""
-        details[str(goal)] = {"ours_s": a, "peer_s": b, "ours_not_reached": late[0], "peer_not_reached": late[1]}
-        print(f"\nreturn {goal}: ours {a:.1f} s ({late[0]} of {len(mine)} seeds not within {limit:g} s), "
-              f"Stable-Baselines3 {bound}{b:.1f} s ({late[1]} of {len(theirs)} not)")  # fmt: skip
-        sentence = f"times faster than Stable-Baselines3's PPO to a return of {goal}"
+        name, of = f"Stable-Baselines3 ({options})", f"seeds not within {limit:g} s"
+        print(f"return {goal}: ours {a:.1f} s ({late[0]} of {len(mine)} {of}), {name} {bound}{b:.1f} s ({late[1]} of "
+              f"{len(theirs)} {of})")  # fmt: skip
+        sentence = f"times faster than Stable-Baselines3's PPO ({options}) to a return of {goal}"
         # A median of ours that is itself the limit proves nothing, whatever the peer did.
         value = 0.0 if statistics.median(times[0]) > limit else b / a
-        claims.append(common.Claim(sentence + (" (at least)" if bound else ""), value, 6.0))
-    return claims, details
+        claims.append(common.Claim(sentence + (", at least" if bound else ""), value, 6.0))
+    return claims
 
 
 def main() -> None:
@@ -230,17 +244,18 @@ def main() -> None:
     if not chosen.exists():
         chosen.write_text(json.dumps(faster_env()))
     kind = json.loads(chosen.read_text())
-    counts = {"ours": args.seeds, "peer": args.peer_seeds or (1 if args.quick else args.seeds)}
-    cells = [(side, seed) for side in ("peer", "ours") for seed in range(counts[side])]  # the long ones first
+    theirs = args.peer_seeds or (1 if args.quick else args.seeds)
+    counts = dict.fromkeys(PEERS, theirs) | {"ours": args.seeds}
+    cells = [(side, seed) for side, seeds in counts.items() for seed in range(seeds)]  # the long ones first
     run_cells(cells, kind, args.limit, pairs, out)
     found = {c: json.loads((out / f"{c[0]}-{c[1]}.json").read_text()) for c in cells}
-    for (side, seed), said in found.items():
-        show(f"{'ours' if side == 'ours' else f'Stable-Baselines3, {kind}'}, seed {seed}", said["curve"])
-    mine, theirs = ([found[c]["curve"] for c in cells if c[0] == side] for side in ("ours", "peer"))
     limit = min(said["limit"] for said in found.values())
-    claims, details = claims_of(mine, theirs, limit)
-    shown = {"seconds": details, "limit": limit, "pairs": args.pairs, "curves": {"ours": mine, "peer": theirs}}
-    common.report("ppo_wallclock", claims, args.json, shown)
+    curves = {side: [found[c]["curve"] for c in cells if c[0] == side] for side in counts}
+    for (side, seed), said in found.items():
+        show(f"{f'Stable-Baselines3, {kind}, {PEERS[side]}' if side in PEERS else 'ours'}, seed {seed}", said["curve"])
+    print()
+    claims = [c for side, options in PEERS.items() for c in claims_of(curves["ours"], curves[side], limit, options)]
+    common.report("ppo_wallclock", claims, args.json, {"limit": limit, "pairs": args.pairs, "curves": curves})
 
 
 if __name__ == "__main__":
