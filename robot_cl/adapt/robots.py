@@ -30,10 +30,10 @@ class Prepared:
     coder: Callable[[Ensemble], Coder]
     planner: PlannerConfig
     steer: Steer | None = None  # explores, and proposes to the planner; None: actions at random
-    aside: float = 0.0  # m: standard deviation of the places around the goal to which proposals steer
     explore_steps: int = 60
     scales: tuple[float, float] = (0.3, 0.6)  # least and largest noise of an explorer
     limits: dict[str, int] = field(default_factory=dict)  # steps allowed per map, two and a half times what it needs
+    aside: float = 0.0  # m: standard deviation of the places around the goal to which proposals steer
 
 
 def vehicle_regime(rng: np.random.Generator) -> Regime:
@@ -87,7 +87,7 @@ def quadrotor() -> Prepared:
     return Prepared(
         quadrotor_robot(), 12, 4, 3, (6, 7, 8), (0, 1, 2), quadrotor_regime, plain_coder,
         PlannerConfig(128, 10, 0.25, 0.6, policy_share=0.2), fly, 80, (0.05, 0.3),
-        {"yard": 1000, "field": 1800},
+        {"yard": 1000, "field": 1800}, 0.5,
     )  # fmt: skip
 
 
