@@ -16,8 +16,8 @@ import numpy as np
 import torch
 import yaml
 
-from policies.policy import Policy
 from robot_cl import transfer
+from robot_cl.at_once import AtOnce
 from robot_cl.checkpoint import write_whole
 from robot_cl.compose_run import CHOICE_SEED, ComposeOptions, Job, as_list, read
 from robot_cl.data.atomic import write_json
@@ -85,23 +85,6 @@ class Parts:
     def _tell(self, key: str) -> None:
         if self.progress is not None:
             self.progress(len(self.wanted & set(self.found)), len(self.wanted), key.rpartition("/")[0])
-
-
-class AtOnce:
-    """A policy that answers for all episodes in one forward: many times as fast, and the last bits of the actions
-    depend on how many are played."""
-
-    remembers = True
-
-    def __init__(self, policy: Policy):
-        self.policy, self.obs_dim, self.act_dim = policy, policy.obs_dim, policy.act_dim
-        self.interface, self.task = getattr(policy, "interface", None), getattr(policy, "task", None)
-
-    def act(self, obs: np.ndarray) -> np.ndarray:
-        return self.policy.act(obs)
-
-    def reset(self, rows: np.ndarray | None = None) -> None:
-        self.policy.reset(rows)
 
 
 def start(options: TransferOptions, progress: Progress | None = None) -> Path:
