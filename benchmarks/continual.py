@@ -44,25 +44,31 @@ SLOWEST = (HIDDEN, "multitask", "library", "clonex", "replay", "ewc", "packnet",
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large one stream is measured; the base is trained with twice the `worlds`."""
+    """How large one stream is measured; the base is trained with twice the `worlds`, and PPO starts with e^`log_std` of
+    noise."""
 
     steps: int
     base_steps: int
+    log_std: float
     episodes: int = 2
     seeds: int = 3
     tasks: int | None = None
     worlds: int = 16
 
+    @property
+    def learner(self) -> PPOConfig:
+        return PPOConfig(actor=replace(PPOConfig().actor, log_std_init=self.log_std))
 
-FULL = {"halfcheetah_shifts": Sizes(24_576, 163_840), "walker": Sizes(40_960, 163_840)}
-QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, 2, 2, 3)}
+
+FULL = {"halfcheetah_shifts": Sizes(122_880, 300_000, -1.0), "walker": Sizes(61_440, 200_000, -1.0)}
+QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, -1.0, 2, 2, 3)}
 
 
 def config_of(stream: str, quick: bool) -> ContinualConfig:
     size = (QUICK if quick else FULL)[stream]
     return ContinualConfig(
         stream, tuple(METHODS), size.seeds, 0, size.steps, size.base_steps, size.tasks, num_worlds=2 * size.worlds,
-        threads=1, measuring=Measuring(size.episodes, points=4, curve_episodes=2, save_every=10_240),
+        threads=1, measuring=Measuring(size.episodes, points=4, curve_episodes=2, save_every=20_480),
         options=MethodConfig(trial_worlds=2, trial_steps=100),
     )  # fmt: skip
 
@@ -73,8 +79,15 @@ def cells(quick: bool) -> list[str]:
     return [f"{s}/{BASE}" for s in streams] + [f"{s}/{m}" for s in streams for m in SLOWEST]
 
 
+def folder_of(stream: str, quick: bool) -> Path:
+    """Cells of other sizes are other cells."""
+    size = (QUICK if quick else FULL)[stream]
+    return KEPT / f"{stream}-{size.steps}-{size.seeds}"
+
+
 def kept(cell: str, quick: bool) -> Path:
-    return KEPT / ("quick" if quick else "full") / f"{cell.replace('/', '-')}.json"
+    stream, name = cell.split("/")
+    return folder_of(stream, quick) / f"{name}.json"
 
 
 def measure(cell: str, quick: bool) -> None:
@@ -82,11 +95,11 @@ def measure(cell: str, quick: bool) -> None:
     seeding.use_torch_threads(1)
     stream, name = cell.split("/")
     config, began = config_of(stream, quick), time.process_time()
-    folder = KEPT / ("quick" if quick else "full") / "work" / stream
-    setup, untrained = prepare(folder, config, PPOConfig())
+    folder, size = folder_of(stream, quick) / "work", (QUICK if quick else FULL)[stream]
+    setup, untrained = prepare(folder, config, size.learner)
     record: dict[str, Any] = {"cell": cell, "untrained": untrained.tolist()}
     record["simulator"] = simulator_fingerprint(setup.stream.base.task)
-    setup = replace(setup, folder=folder / name, num_worlds=(QUICK if quick else FULL)[stream].worlds)
+    setup = replace(setup, folder=folder / name, num_worlds=size.worlds)
     if name == HIDDEN:
         record["rows"], record["facts"] = run_hidden(replace(setup, stream=setup.stream.hidden()), config.measuring)
     elif name != BASE:

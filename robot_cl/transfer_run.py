@@ -20,6 +20,7 @@ from robot_cl import transfer
 from robot_cl.at_once import AtOnce
 from robot_cl.checkpoint import write_whole
 from robot_cl.compose_run import CHOICE_SEED, ComposeOptions, Job, as_list, read
+from robot_cl.coverage import coverage, describe_skill_shifts
 from robot_cl.data.atomic import write_json
 from robot_cl.demonstrations import Demonstrations
 from robot_cl.paths import new_run_folder, runs_root
@@ -137,7 +138,7 @@ def finish(folder: Path, options: TransferOptions, job: Job, progress: Progress 
     curves = learning(job, draws, options, play, expert, parts)
     left = transfer.leave_one_out(job.known, draws[0], settings, play, parts)
     cards = {name: job.library.card(name) for name in job.known.skills}
-    said = transfer.coverage(options.shift, transfer.describe_skill_shifts(cards), job.demos, job.base.actor)
+    said = coverage(options.shift, describe_skill_shifts(cards), job.demos, job.base.actor)
     data = {
         "task": job.task, "shift": options.shift, "expert": expert, "rows": [asdict(row) for row in rows],
         "by_demonstrations": curves, "left_out": {name: r.tolist() for name, r in left.items()},

@@ -15,6 +15,7 @@ from policies.lora import layer_shapes
 from policies.networks import generators
 from policies.normalizer import Normalizer
 from robot_cl import transfer
+from robot_cl.coverage import coverage
 from robot_cl.demonstrations import Demonstrations
 from robot_cl.routes import Known, RouteSettings
 from robot_cl.skills import with_skills
@@ -134,10 +135,10 @@ def test_the_matrix_plays_the_base_and_each_skill_on_each_task(known: Known) -> 
 
 def test_coverage_names_what_lies_outside_and_what_no_skill_met_together(known: Known, demos: Demonstrations) -> None:
     trained = {"a": "gravity0.5", "b": "friction0.3"}
-    said = transfer.coverage("gravity0.6+friction0.2", trained, demos, known.base)
+    said = coverage("gravity0.6+friction0.2", trained, demos, known.base)
     assert said[0] == "gravity 0.6: inside the trained range 0.5 to 1"
     assert said[1] == "friction 0.2: OUTSIDE the trained range 0.3 to 1"
     assert "no skill met them together" in said[2] and "deviations" in said[3]
-    together = transfer.coverage("gravity0.6+friction0.5", {"c": "gravity0.5+friction0.3"}, demos, known.base)
+    together = coverage("gravity0.6+friction0.5", {"c": "gravity0.5+friction0.3"}, demos, known.base)
     assert "skill c met all of them at once" in together[2]
-    assert "goal" in transfer.coverage(None, trained, demos, known.base)[0]
+    assert "goal" in coverage(None, trained, demos, known.base)[0]
