@@ -86,8 +86,8 @@ def quadrotor() -> Prepared:
     """Quadrotor: thrust and body rates, gains of all four, one weak rotor, payload, wind"""
     return Prepared(
         quadrotor_robot(), 12, 4, 3, (6, 7, 8), (0, 1, 2), quadrotor_regime, plain_coder,
-        PlannerConfig(128, 10, 0.25, 0.6, policy_share=0.2), fly, 80, (0.05, 0.3),
-        {"yard": 1000, "field": 1800}, 0.5,
+        PlannerConfig(128, 16, 0.3, 0.6, policy_share=0.25), fly, 80, (0.05, 0.3),
+        {"yard": 1000, "field": 1800}, 0.7,
     )  # fmt: skip
 
 
