@@ -8,10 +8,11 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,6 +82,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(cell(v) for v in row) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def measured(benchmark: str, name: str, quick: bool, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """One part of a benchmark, kept in runs/benchmarks/BENCHMARK/ so that the others can be measured at another time.
+
+    Prints it, and returns what is kept or what `measure()` gives now: name -> number or text.
+    """
+    kept = ROOT / "runs" / "benchmarks" / benchmark / f"{name}{'-quick' if quick else ''}.json"
+    if not kept.exists():
+        found = measure()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found, indent=1) + "\n")
+    found = json.loads(kept.read_text())
+    print(table((name, "measured"), [(k, v) for k, v in found.items() if not isinstance(v, (list, dict))]), flush=True)
+    return found
 
 
 def report(name: str, claims: Sequence[Claim], as_json: bool, details: object = None) -> None:

@@ -29,6 +29,18 @@ class Journal:
         """All whole lines, oldest first."""
         return [json.loads(line) for line in self._whole().splitlines()] if self.size else []
 
+    def since(self, offset: int) -> tuple[list[str], int]:
+        """Skills named in the whole lines after `offset`, each once, and the offset behind the last of these lines."""
+        with self.path.open("rb") as file:
+            file.seek(max(0, offset - 1))
+            if offset and file.read(1) != b"\n":  # inside a line that was being written, or was cut short since
+                file.seek(0)
+            start = file.tell()
+            tail = file.read()
+        whole = tail[: tail.rfind(b"\n") + 1]
+        names = dict.fromkeys(str(json.loads(line)["skill"]) for line in whole.splitlines())
+        return list(names), start + len(whole)
+
     def last(self) -> dict[str, Any] | None:
         """The last whole line, read from the end; a line cut short by a crash is removed first."""
         if not self.size:

@@ -79,8 +79,10 @@ class Library:
         if not (folder / "base.json").exists():
             for part in (folder, folder / ".tmp", folder / ".history"):
                 part.mkdir(parents=True, exist_ok=True)
-            about = {"header": vars(header), "shapes": {n: list(s) for n, s in shapes.items()}}
-            write_atomically(folder / "base.json", json.dumps(about, indent=1).encode(), folder / ".tmp/base", durable)
+            about = json.dumps({"header": vars(header), "shapes": {n: list(s) for n, s in shapes.items()}}, indent=1)
+            with SkillStore(folder, now, durable).writing():  # others may be making it too
+                if not (folder / "base.json").exists():
+                    write_atomically(folder / "base.json", about.encode(), folder / ".tmp/base", durable)
         library = cls(folder, now, durable)
         clause = library.header.mismatch(header)
         if clause:
@@ -95,9 +97,18 @@ class Library:
         for name in set(self._known) - set(present):
             self._forget(name)
         for name in present:
+            self._look_at(name)
+
+    def _look_at(self, name: str) -> None:
+        """One skill as it is on disk now."""
+        try:
             stamp = stamp_of(self.path(name))
-            if name not in self._known or self._known[name][0] != stamp:
-                self._learn(name, stamp)
+        except FileNotFoundError:
+            if name in self._known:
+                self._forget(name)
+            return
+        if name not in self._known or self._known[name][0] != stamp:
+            self._learn(name, stamp)
 
     def _learn(self, name: str, stamp: Stamp) -> None:
         packed = self._pack.entry(name, stamp) if self._pack else None
@@ -120,8 +131,13 @@ class Library:
         self._table.drop(name)
 
     def _look(self) -> None:
-        if self.store.journal.size != self._seen:
-            self.refresh()
+        """Learn what the journal says others have changed since the last look; the rest is not looked at."""
+        if self.store.journal.size == self._seen:
+            return
+        changed, self._seen = self.store.journal.since(self._seen)
+        for name in changed:
+            self.damaged.pop(name, None)
+            self._look_at(name)
 
     def names(self) -> list[str]:
         self._look()

@@ -39,6 +39,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "continual": ("continual", "CONTINUAL", "task after task: what each method keeps, and what it carries over"),
     "gate": ("gate", "GATE", "may a new policy or skill take the place of the old one?"),
     "skills add": ("skills", "ADD", "keep what a run has learned, in the library of its base"),
+    "skills train": ("sweeps", "SKILLS_TRAIN", "a skill for every task of a stream, side by side"),
     "skills list": ("skills", "LIST", "the skills on this machine, by base"),
     "skills show": ("skills", "SHOW", "a skill's card, verified, and what is near it"),
     "skills search": ("skills", "SEARCH", "skills by words, or by what they do"),

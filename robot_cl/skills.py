@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,8 @@ def library_of(
     library = Library.create(root or library_root(), header, layer_shapes(base))
     if not (library.folder / BASE_FOLDER).exists():
         card = {"step": 0, "task": task, "interface": interface.to_dict()}
-        with whole_folder(library.folder, library.folder / BASE_FOLDER) as folder:
-            write_policy(folder, base, card)
+        with suppress(FileExistsError), whole_folder(library.folder, library.folder / BASE_FOLDER) as folder:
+            write_policy(folder, base, card)  # another process may have been first: its base is the same one
     return library
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from robot_cl.commands.helptext import REQUIRED
 from robot_cl.commands.verb import Call, Outcome, Verb
+from robot_cl.scale.launchers import Launching
 
 
 def run_list(call: Call, options: Any) -> Outcome:
@@ -43,12 +44,16 @@ class CollectOptions:
     seed: int = 0  # of the worlds and of the noise
     storage: str = "hdf5"  # Minari's storage: hdf5 or arrow
     overwrite: bool = False  # replace a dataset of this name
+    shards: int | None = None  # record so many pieces apart and join them; none: in one piece, or one for each job
+    launch: Launching = field(default_factory=Launching)
 
 
 def run_collect(call: Call, options: CollectOptions) -> Outcome:
     from robot_cl.data.collect import collect
 
     parts = mixture(options)
+    if options.shards is not None or options.launch != Launching():
+        return recorded(call, in_shards(call, options, len(parts)))
     with call.progress(f"recording {options.name}") as bar:
         dataset = collect(
             options.task,
@@ -60,6 +65,19 @@ def run_collect(call: Call, options: CollectOptions) -> Outcome:
             overwrite=options.overwrite,
             progress=bar,
         )
+    return recorded(call, dataset)
+
+
+def in_shards(call: Call, options: CollectOptions, parts: int) -> Any:
+    """The dataset, recorded by several workers."""
+    from robot_cl.scale.shards import collect_in_shards
+
+    plain = {key: value for key, value in vars(options).items() if key not in ("shards", "launch")}
+    with call.progress(f"recording {options.name}") as bar:
+        return collect_in_shards(plain, parts, options.shards or options.launch.jobs, options.launch, bar)
+
+
+def recorded(call: Call, dataset: Any) -> Outcome:
     _describe(call, dataset.meta)
     return Outcome({"dataset": dataset.meta.to_dict()}, wrote=dataset.path, next=f"data check {dataset.name}")
 
@@ -173,6 +191,7 @@ COLLECT = Verb(
         "robot-cl data collect task=halfcheetah policy=agent.zip name=halfcheetah/mine-v0 noise=0.1",
         "robot-cl data collect task=hopper policy=hopper-medium name=hopper/replay-v0 replay=true",
         "robot-cl data collect task=arm-reach policy=random name=arm/random-v0 steps=20000",
+        "robot-cl data collect task=hopper policy=hopper-medium name=hopper/large-v0 steps=5e6 shards=16 launch.jobs=4",
     ),
     options=lambda: CollectOptions,
 )

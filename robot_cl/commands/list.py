@@ -129,6 +129,7 @@ SHELVES: dict[str, Shelf] = {
     "routers": Shelf("router=", _table("policies.routers", "ROUTERS")),
     "robots": Shelf("robot=", _robots),
     "transports": Shelf("transport=", _table("robot_cl.deploy.transport", "TRANSPORTS")),
+    "launchers": Shelf("launch.on=", _table("robot_cl.scale.launchers", "LAUNCHERS")),
     "runs": Shelf("RUN", _runs),
 }
 

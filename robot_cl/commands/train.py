@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robot_cl.commands.verb import Call, Outcome, Progress, Verb
+
+if TYPE_CHECKING:
+    from robot_cl.scale.launchers import Launching
 
 SMOKE_DATA, SMOKE_TASK = "smoke/hopper-v0", "hopper"  # as in configs/experiment/smoke.yaml
 SHOWN = ("eval_return", "return")
@@ -16,13 +19,17 @@ SHORT = {"trainable": "learner.trainable", "rank": "learner.rank", "base": "init
 
 
 def run_train(call: Call, options: Any) -> Outcome:
-    """One run, or one after the other for every combination of values given with commas."""
+    """One run, or one for every combination of values given with commas: one after the other, or launched."""
+    from robot_cl.commands.sweeps import launching_of
     from robot_cl.config import expand
     from robot_cl.learners import LEARNERS
 
-    overrides = smoke(call) if "experiment=smoke" in call.overrides else call.overrides
+    launching, words = launching_of(call.overrides)
+    overrides = smoke(call, words) if "experiment=smoke" in words else words
     every = f"learner={','.join(LEARNERS)}"
     combinations = expand([every if word == "learner=all" else word for word in overrides])
+    if len(words) < len(call.overrides):
+        return launched(call, combinations, launching)
     runs = []
     for k, overrides in enumerate(combinations):
         if len(combinations) > 1:
@@ -31,31 +38,64 @@ def run_train(call: Call, options: Any) -> Outcome:
     return _trained(call, runs)
 
 
-def smoke(call: Call) -> list[str]:
+def launched(call: Call, combinations: list[list[str]], launching: Launching) -> Outcome:
+    """A sweep of them all, wherever launch.* says."""
+    from robot_cl.commands.sweeps import go
+    from robot_cl.paths import runs_root
+    from robot_cl.scale.sweep import Sweep
+    from robot_cl.scale.training import train_jobs
+
+    name = next((word.partition("=")[2] for word in combinations[0] if word.startswith("name=")), "sweep")
+    jobs = train_jobs([absolute_start(words) for words in combinations], launching)
+    return go(call, Sweep.create(runs_root(), name, "train", jobs, launching))
+
+
+def smoke(call: Call, words: list[str]) -> list[str]:
     """experiment=smoke alone means every learner, on a small dataset that is made where it is missing."""
     from robot_cl.data.behaviours import list_behaviours, load_behaviour
     from robot_cl.data.collect import collect
     from robot_cl.data.store import list_datasets
 
-    given = {word.split("=")[0] for word in call.overrides}
+    given = {word.split("=")[0] for word in words}
     if "data" not in given and SMOKE_DATA not in list_datasets():
         name = next(name for name, card in list_behaviours().items() if card.task == SMOKE_TASK)
         call.say(f"recording {SMOKE_DATA} with {name}")
         collect(SMOKE_TASK, load_behaviour(name), 4000, SMOKE_DATA, noise=0.2)
-    return [*call.overrides, *(["learner=all"] if "learner" not in given else [])]
+    return [*words, *(["learner=all"] if "learner" not in given else [])]
 
 
 def train_one(call: Call, overrides: list[str]) -> Path:
+    from robot_cl.train import train
+
+    name, config, learner = read_train(overrides)
+    return watched(call, f"training {name}", lambda progress: train(config, learner, progress))
+
+
+def read_train(overrides: Sequence[str]) -> tuple[str, Any, Any]:
+    """The learner's name, the run's options and the learner's. Raises ValueError or LookupError in one sentence."""
     from robot_cl.config import read_groups
     from robot_cl.learners import config_classes
     from robot_cl.run_config import TrainConfig
-    from robot_cl.train import train
 
-    overrides = [SHORT.get(key, key) + equals + value for key, equals, value in (w.partition("=") for w in overrides)]
-    config, chosen = read_groups(TrainConfig, {"learner": config_classes()}, "train", overrides)
+    words = [_long(word) for word in overrides]
+    config, chosen = read_groups(TrainConfig, {"learner": config_classes()}, "train", words)
     name, learner = chosen["learner"]
-    config = replace(only_its_parts(config, name, overrides), init_from=start_of(config.init_from))
-    return watched(call, f"training {name}", lambda progress: train(config, learner, progress))
+    return name, replace(only_its_parts(config, name, words), init_from=start_of(config.init_from)), learner
+
+
+def _long(word: str) -> str:
+    """A word of SHORT in full."""
+    key, equals, value = word.partition("=")
+    return SHORT.get(key, key) + equals + value
+
+
+def absolute_start(overrides: Sequence[str]) -> list[str]:
+    """With init_from as an absolute path, as whoever runs them elsewhere needs it."""
+    pairs = [_long(word).partition("=") for word in overrides]
+    return [
+        f"{key}={Path(str(start_of(value))).absolute()}" if key == "init_from" else f"{key}{equals}{value}"
+        for key, equals, value in pairs
+    ]
 
 
 def start_of(word: str | None) -> str | None:
@@ -158,18 +198,24 @@ def learner_help(words: list[str]) -> str:
 
 
 def _train_options() -> type:
+    from robot_cl.commands.sweeps import LaunchOptions
     from robot_cl.run_config import TrainConfig
 
-    return TrainConfig
+    return make_dataclass("TrainOptions", [], bases=(LaunchOptions, TrainConfig))
 
 
 def run_resume(call: Call, options: Any) -> Outcome:
     from robot_cl.commands.runs import find_run
     from robot_cl.continual.run import is_continual
+    from robot_cl.scale.sweep import Sweep, is_sweep
     from robot_cl.train import resume
     from robot_cl.transfer_run import is_study
 
     folder = find_run(call.words[0])
+    if is_sweep(folder):
+        from robot_cl.commands.sweeps import go
+
+        return go(call, Sweep(folder))
     if is_continual(folder):
         from robot_cl.commands.continual import run as run_continual
 
@@ -204,14 +250,16 @@ TRAIN = Verb(
     run=run_train,
     usage="learner=NAME [data=NAME] [task=NAME] [key=value ...]",
     about="Train a policy: offline on a dataset, online in worlds, or first one and then the other. seeds=N trains N\n"
-    "runs in one stacked pass. Values with commas run one after the other. Ctrl-C leaves a run that can be resumed.",
+    "runs in one stacked pass. Values with commas run one after the other, or with launch.jobs=N side by side, here\n"
+    "or on other machines (launch.on=joblib, submitit, ray). Ctrl-C leaves a run that can be resumed.",
     examples=(
         "robot-cl train learner=iql data=hopper/medium-v0 task=hopper seeds=3",
         "robot-cl train learner=iql data=hopper/medium-v0 task=hopper offline_steps=50000 online_steps=20000",
-        "robot-cl train learner=ppo task=halfcheetah online_steps=2000000",
+        "robot-cl train learner=ppo_halfcheetah task=halfcheetah online_steps=2000000",
         "robot-cl train learner=ppo_warm task=halfcheetah init_from=runs/2026-01-31-iql online_steps=500000",
         "robot-cl train learner=bc,iql learner.lr=1e-4 data=hopper/medium-v0",
         "robot-cl train learner=psec data=hopper/medium-v0 trainable=adapter base=RUN  # a skill on a frozen base",
+        "robot-cl train learner=bc,iql seed=0,1,2 data=hopper/medium-v0 launch.jobs=2  # six runs, two at a time",
         "robot-cl train experiment=smoke  # every learner, a few updates",
     ),
     options=_train_options,
@@ -221,7 +269,8 @@ TRAIN = Verb(
 RESUME = Verb(
     run=run_resume,
     usage="RUN",
-    about="Continue a run from its newest checkpoint. The result is, bit for bit, that of a run never interrupted.",
+    about="Continue a run from its newest checkpoint, or what of a sweep is not done. The result is, bit for bit,\n"
+    "that of a run never interrupted.",
     examples=("robot-cl resume last", "robot-cl resume runs/2026-01-31-iql"),
     words=(1, 1),
 )

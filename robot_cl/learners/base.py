@@ -110,6 +110,7 @@ class Learner:
             from policies.lora import attach
 
             attach(actor, config.rank, self.rng, self.adapter_scale)
+            actor.normalizer.freeze()  # part of the base, as its weights are: all skills share it
         self.add("actor", actor)
         self.build()
 

@@ -1,0 +1,294 @@
+"""What stacking, thin loops and late imports are worth: seeds at once, MOORL against SB3's SAC, the first words.
+
+    python benchmarks/stacking.py [--quick] [--json] [--only seeds,moorl,sampling,words,stream]
+
+Seeds: whole runs of PPO and behaviour cloning (worlds and batches included), five seeds in one stack against five runs
+one after the other. MOORL against Stable-Baselines3's SAC on one HalfCheetah, both with an update per step, 256
+transitions per update, networks of 256 x 2 and the same number of torch threads; Gymnasium's environment for the peer,
+ours for MOORL, as each comes. Sampling: the time of drawing a batch within whole updates. Words: new processes of the
+command line. Stream: the time of each task of a continual run of 50 tasks, with small budgets. What runs against
+something else takes turns with it, and medians count.
+
+A part that was measured is kept in runs/benchmarks/stacking/ and not measured again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import Claim, arguments, measured, report
+
+from robot_cl.continual import loop
+from robot_cl.continual.loop import Measuring
+from robot_cl.continual.method import MethodConfig
+from robot_cl.continual.methods import method_class
+from robot_cl.continual.run import ContinualConfig, prepare
+from robot_cl.data.collect import collect, random_part
+from robot_cl.learners.bc import BCConfig
+from robot_cl.learners.iql import IQLConfig
+from robot_cl.learners.moorl import MOORLConfig
+from robot_cl.learners.ppo import PPOConfig
+from robot_cl.run import Run
+from robot_cl.run_config import TrainConfig
+from robot_cl.seeding import cores, use_torch_threads
+from robot_cl.train import resolve
+from sim.stream import Stage, Stream
+
+SEEDS, TASK = 5, "halfcheetah"
+STEPS_BEFORE = 10_000  # of SB3's and of ours before anything is timed: warm-up, without updates
+
+
+def run_of(config: TrainConfig, learner: Any) -> Run:
+    """A run that writes nothing."""
+    return Run(resolve(replace(config, eval_every=0, tensorboard=False), learner), learner)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def dataset(place: Path, steps: int) -> str:
+    return str(collect(TASK, [random_part(TASK)], steps, f"{TASK}/random-v0", root=place).path)
+
+
+# Five seeds
+
+
+def seeds(name: str, quick: bool) -> dict[str, float]:
+    place = Path(tempfile.mkdtemp(prefix="robot-cl-seeds-"))
+    if name == "ppo":
+        config, learner = TrainConfig(task=TASK, online_steps=20_000 if quick else 65_536), PPOConfig()
+    else:
+        config, learner = TrainConfig(data=dataset(place, 20_000), offline_steps=500 if quick else 2000), BCConfig()
+    threads = resolve(config, learner).torch_threads or 1
+    use_torch_threads(threads)
+
+    def alone() -> None:
+        for seed in range(SEEDS):
+            run_of(replace(config, seed=seed), learner).go()
+
+    def stacked() -> None:
+        run_of(replace(config, seeds=SEEDS), learner).go()
+
+    times: dict[str, list[float]] = {"alone": [], "stacked": []}
+    for _ in range(1 if quick else 3):
+        times["alone"].append(seconds_of(alone))
+        times["stacked"].append(seconds_of(stacked))
+    shutil.rmtree(place)
+    ratios = [s / a for s, a in zip(times["stacked"], times["alone"], strict=True)]
+    return {
+        "torch threads": threads,
+        "seconds, five runs one after the other": statistics.median(times["alone"]),
+        "seconds, five seeds stacked": statistics.median(times["stacked"]),
+        "ratio": statistics.median(ratios),
+        "ratio, lowest": min(ratios),
+        "ratio, highest": max(ratios),
+    }
+
+
+# MOORL against SAC
+
+
+def moorl(quick: bool) -> dict[str, float]:
+    import gymnasium
+    from stable_baselines3 import SAC
+
+    place, block, rounds = Path(tempfile.mkdtemp(prefix="robot-cl-moorl-")), 150 if quick else 400, 3 if quick else 7
+    use_torch_threads(cores())
+    learner = MOORLConfig(warmup=STEPS_BEFORE)
+    total = STEPS_BEFORE + (rounds + 1) * block
+    data = dataset(place, 20_000)
+    config = TrainConfig(data=data, task=TASK, offline_steps=0, online_steps=total, torch_threads=cores())
+    run = run_of(config, learner)
+    turns = run.turns()
+    sac = SAC("MlpPolicy", gymnasium.make("HalfCheetah-v5"), seed=0, device="cpu", learning_starts=STEPS_BEFORE)
+    assert run.plan.updates == 1.0 and config.batch == sac.batch_size == 256 and run.plan.horizon == 1
+    for _ in islice(turns, STEPS_BEFORE):
+        pass
+    sac.learn(STEPS_BEFORE)
+    rates: dict[str, list[float]] = {"ours": [], "SB3": []}
+    for k in range(rounds + 1):
+        ours = block / seconds_of(lambda: [None for _ in islice(turns, block)])
+        theirs = block / seconds_of(lambda: sac.learn(block, reset_num_timesteps=False))
+        if k:  # the first warms up
+            rates["ours"].append(ours)
+            rates["SB3"].append(theirs)
+    shutil.rmtree(place)
+    assert run.learner.step >= rounds * block and sac._n_updates >= rounds * block
+    ratios = [a / b for a, b in zip(rates["ours"], rates["SB3"], strict=True)]
+    return {
+        "torch threads": cores(),
+        "MOORL, environment steps per second": statistics.median(rates["ours"]),
+        "SB3 SAC, environment steps per second": statistics.median(rates["SB3"]),
+        "ratio": statistics.median(ratios),
+        "ratio, lowest": min(ratios),
+        "ratio, highest": max(ratios),
+    }
+
+
+# Sampling within updates
+
+
+def sampling(quick: bool) -> dict[str, float]:
+    place, calls, found = Path(tempfile.mkdtemp(prefix="robot-cl-sampling-")), 100 if quick else 400, dict[str, float]()
+    use_torch_threads(cores())
+    data = dataset(place, 50_000)
+    for name, learner in (("iql", IQLConfig()), ("bc", BCConfig())):
+        run = run_of(TrainConfig(data=data, offline_steps=10**6, torch_threads=cores()), learner)
+        sampler = run.sampler
+        assert sampler is not None
+        shares = []
+        for _ in range(7):
+            update = seconds_of(lambda run=run: [run.updates.offline() for _ in range(calls)]) / calls
+            draw = seconds_of(lambda sampler=sampler: [sampler.sample(256) for _ in range(calls)]) / calls
+            shares.append(draw / update)
+        found |= {f"{name}: share of an update, in %": 100 * statistics.median(shares)}
+        found |= {f"{name}: update, ms": 1e3 * update, f"{name}: drawing its batch, µs": 1e6 * draw}
+    shutil.rmtree(place)
+    return found
+
+
+# First words
+
+
+def words(quick: bool) -> dict[str, float]:
+    place, python = Path(tempfile.mkdtemp(prefix="robot-cl-words-")), sys.executable
+    commands = {
+        "python alone": [python, "-c", "pass"],
+        "import of the command line": [python, "-c", "import robot_cl.cli"],
+        "robot-cl --help": [str(Path(python).with_name("robot-cl")), "--help"],
+        "robot-cl train --help": [str(Path(python).with_name("robot-cl")), "train", "--help"],
+        "robot-cl list": [str(Path(python).with_name("robot-cl")), "list"],
+    }
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for k in range(4 if quick else 12):
+        for name, command in commands.items():
+            began = time.perf_counter()
+            subprocess.run(command, cwd=place, capture_output=True, check=True)
+            took = time.perf_counter() - began
+            if k:  # the first writes bytecode
+                times[name].append(took)
+    shutil.rmtree(place)
+    found = {f"{name}, s": statistics.median(took) for name, took in times.items()}
+    return found | {f"{name}, s, slowest": max(took) for name, took in times.items()}
+
+
+# A long stream
+
+
+def long_stream(tasks: int, steps: int) -> Stream:
+    """Half-cheetahs whose gravity and grip differ a little from task to task."""
+    shifts = [f"gravity{0.5 + 0.01 * k:.2f}+friction{0.5 + 0.009 * k:.3f}" for k in range(tasks)]
+    stages = tuple(Stage(f"task {k}", TASK, steps, shift, 0.0, 5000.0) for k, shift in enumerate(shifts))
+    return Stream("long", "many small changes", Stage("unchanged", TASK, 4 * steps, solved=5000.0), stages)
+
+
+class Clock:
+    """Adds up the seconds spent in what it wraps."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*args, **options)
+            finally:
+                self.seconds += time.perf_counter() - began
+
+        return call
+
+
+def stream(name: str, quick: bool) -> dict[str, Any]:
+    """Seconds of each task: of learning it, and of scoring all tasks after it, which fills the matrix of results."""
+    tasks, steps = (12, 2048) if quick else (50, 4096)
+    place = Path(tempfile.mkdtemp(prefix="robot-cl-stream-"))
+    use_torch_threads(1)
+    config = ContinualConfig(
+        methods=(name,), seeds=1, steps=steps, base_steps=4 * steps, tasks=1, num_worlds=32, threads=cores(),
+        measuring=Measuring(1, points=1, curve_episodes=1), options=MethodConfig(trial_worlds=2, trial_steps=50),
+    )  # fmt: skip
+    setup, _ = prepare(place, config, PPOConfig())
+    setup = replace(setup, stream=long_stream(tasks, steps), folder=place / name)
+    scoring, learning, scored = Clock(), list[float](), list[float]()
+    method, learn_stage = method_class(name), loop.learn_stage
+
+    def stage(*args: Any) -> dict[str, Any]:
+        before, began = scoring.seconds, time.perf_counter()
+        row = learn_stage(*args)
+        scored.append(scoring.seconds - before)
+        learning.append(time.perf_counter() - began - scored[-1])
+        return row
+
+    timed = type(method.__name__, (method,), {"policy": scoring.timed(method.policy)})
+    plain = {"score": loop.score, "learn_stage": learn_stage, "method_class": method_class}
+    vars(loop).update(score=scoring.timed(loop.score), learn_stage=stage, method_class=lambda _: timed)
+    try:
+        loop.run_method(name, setup, config.measuring)
+    finally:
+        vars(loop).update(plain)
+        shutil.rmtree(place)
+    early, late = (statistics.mean(learning[a:b]) for a, b in ((4, 14), (tasks - 10, tasks)))
+    slope = float(np.polyfit(np.arange(4, tasks), learning[4:], 1)[0])
+    return {
+        "tasks": tasks,
+        "seconds of learning a task, mean": statistics.mean(learning),
+        "last ten over tasks 5 to 14": late / early,
+        "growth from task 5 to the last by a straight line, over the mean": slope
+        * (tasks - 5)
+        / statistics.mean(learning[4:]),
+        "seconds of scoring all tasks, mean": statistics.mean(scored),
+        "seconds of scoring all tasks, most": max(scored),
+        "learning": [round(s, 3) for s in learning],
+        "scoring": [round(s, 3) for s in scored],
+    }
+
+
+def main() -> None:
+    flags = [("--only", {"default": "seeds,moorl,sampling,words,stream", "help": "parts, with commas between"})]
+    args = arguments(__doc__ or "", flags)
+    wanted, claims, details = args.only.split(","), list[Claim](), dict[str, Any]()
+
+    def part(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        details[name] = measured("stacking", name, args.quick, measure)
+        return details[name]
+
+    if "seeds" in wanted:
+        for name in ("ppo", "bc"):
+            found = part(f"seeds-{name}", lambda name=name: seeds(name, args.quick))
+            claims.append(Claim(f"{name}: five seeds stacked over five runs in turn", found["ratio"], 0.6, False))
+    if "moorl" in wanted:
+        found = part("moorl", lambda: moorl(args.quick))
+        claims.append(Claim("MOORL over SB3's SAC, environment steps per second", found["ratio"], 1.5))
+    if "sampling" in wanted:
+        found = part("sampling", lambda: sampling(args.quick))
+        share = found["iql: share of an update, in %"]
+        claims.append(Claim("IQL: drawing the batch, % of an update", share, 2.0, False))
+    if "words" in wanted:
+        found = part("words", lambda: words(args.quick))
+        for name, most in (("import of the command line", 0.5), ("robot-cl --help", 0.5), ("robot-cl list", 1.0)):
+            claims.append(Claim(f"{name}, s", found[f"{name}, s"], most, False))
+    if "stream" in wanted:
+        for name in ("finetune", "library"):
+            found = part(f"stream-{name}", lambda name=name: stream(name, args.quick))
+            claims.append(Claim(f"{name}: time of learning a task, last ten of {found['tasks']} over tasks 5 to 14",
+                                found["last ten over tasks 5 to 14"], 1.2, False))  # fmt: skip
+    report("stacking", claims, args.json, details)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The launchers by name. A new one is one file and one line here; nothing is imported before it is asked for.
+
+A launcher is called as launch(sweep, work, numbers, launching, tell): it calls `work(number)` in some process for every
+number, at most `launching.jobs` at a time and again up to `launching.retries` times where that process dies, and
+`tell()` whenever one has ended. It returns the numbers that it gave up. What a job says or raises is on disk already.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robot_cl.scale.sweep import Sweep, Work
+
+Launch = Callable[["Sweep", "Work", Sequence[int], "Launching", Callable[[], None]], list[int]]
+
+LAUNCHERS = {
+    "here": "robot_cl.scale.launchers.here:launch",
+    "joblib": "robot_cl.scale.launchers.on_joblib:launch",
+    "submitit": "robot_cl.scale.launchers.on_submitit:launch",
+    "ray": "robot_cl.scale.launchers.on_ray:launch",
+}
+MISSING = "launch.on={} needs {}; install it with: pip install 'robot-cl[scale]'"
+
+
+class On(StrEnum):
+    """Where jobs run."""
+
+    here = "here"
+    joblib = "joblib"
+    submitit = "submitit"
+    ray = "ray"
+
+
+@dataclass
+class Launching:
+    """How the jobs of a sweep are launched."""
+
+    on: On | None = None  # here, joblib, submitit (SLURM) or ray; none: here, or joblib for more than one at a time
+    jobs: int = 1  # at a time
+    cpus: int = 1  # processor cores, and threads, of each job
+    retries: int = 10  # times a job is taken up again, from its newest checkpoint, after its process died
+    address: str | None = None  # ray: of a running cluster, HOST:PORT; submitit: slurm or local; none: found
+    partition: str | None = None  # submitit: of SLURM
+    minutes: int = 240  # submitit: after which SLURM ends a job; it is then taken up again
+
+    def __post_init__(self) -> None:
+        for key in ("jobs", "cpus", "minutes"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"launch.{key} is {getattr(self, key)}; expected at least 1")
+        if self.retries < 0:
+            raise ValueError(f"launch.retries is {self.retries}; expected 0 or more")
+        if self.on is On.here and self.jobs > 1:
+            raise ValueError("launch.on=here does one job at a time; leave out launch.jobs, or take launch.on=joblib")
+
+    @property
+    def chosen(self) -> On:
+        return self.on or (On.here if self.jobs == 1 else On.joblib)
+
+
+def launcher(name: str) -> Launch:
+    """Raises LookupError for an unknown name."""
+    if name not in LAUNCHERS:
+        raise LookupError(f"no launcher {name!r}; launchers: {', '.join(LAUNCHERS)}")
+    module, function = LAUNCHERS[name].split(":")
+    return getattr(importlib.import_module(module), function)
