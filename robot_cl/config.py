@@ -13,7 +13,6 @@ import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, make_dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from hydra import compose, initialize_config_dir
@@ -26,15 +25,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from robot_cl.data.naming import not_found
+from robot_cl.paths import config_dir
 
 T = TypeVar("T")
 _KINDS = {"Integer": "a whole number", "Float": "a number", "String": "text"}
-
-
-def config_dir() -> Path:
-    """The checkout's configs/ if this is a checkout, else the copy inside the installed package."""
-    checkout = Path(__file__).resolve().parents[1] / "configs"
-    return checkout if checkout.is_dir() else Path(__file__).resolve().parent / "_configs"
 
 
 def read_options(schema: type[T], overrides: Sequence[str]) -> T:

@@ -25,6 +25,12 @@ def library_root() -> Path:
     return Path(os.environ.get(LIBRARY_VARIABLE) or "library").expanduser().absolute()
 
 
+def config_dir() -> Path:
+    """The checkout's configs/ if this is a checkout, else the copy inside the installed package."""
+    checkout = Path(__file__).resolve().parents[1] / "configs"
+    return checkout if checkout.is_dir() else Path(__file__).resolve().parent / "_configs"
+
+
 def new_run_folder(root: Path, label: str) -> Path:
     """root/<date>-<label>, made, with a number where that is taken. Raises ValueError for a label that is no name."""
     if "/" in label or label.startswith("."):

@@ -23,7 +23,7 @@ def seconds(name: str, value: Any) -> float:
 
 def robot_files() -> dict[str, Path]:
     """Name -> robot file of those in configs/robot."""
-    from robot_cl.config import config_dir
+    from robot_cl.paths import config_dir
 
     return {path.stem: path for path in sorted((config_dir() / "robot").glob("*.yaml"))}
 
