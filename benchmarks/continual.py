@@ -44,8 +44,8 @@ SLOWEST = (HIDDEN, "multitask", "library", "clonex", "replay", "ewc", "packnet",
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large one stream is measured; the base is trained with twice the `worlds`, and PPO starts with e^`log_std` of
-    noise."""
+    """How large one stream is measured; the base is trained with twice the `worlds`. The base begins with e^`log_std`
+    of noise, and so does every method in every task."""
 
     steps: int
     base_steps: int
@@ -60,7 +60,7 @@ class Sizes:
         return PPOConfig(actor=replace(PPOConfig().actor, log_std_init=self.log_std))
 
 
-FULL = {"halfcheetah_shifts": Sizes(122_880, 300_000, -1.0), "walker": Sizes(61_440, 200_000, -1.0)}
+FULL = {"halfcheetah_shifts": Sizes(102_400, 300_000, -1.0), "walker": Sizes(61_440, 200_000, -1.0)}
 QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, -1.0, 2, 2, 3)}
 
 
@@ -69,7 +69,7 @@ def config_of(stream: str, quick: bool) -> ContinualConfig:
     return ContinualConfig(
         stream, tuple(METHODS), size.seeds, 0, size.steps, size.base_steps, size.tasks, num_worlds=2 * size.worlds,
         threads=1, measuring=Measuring(size.episodes, points=4, curve_episodes=2, save_every=20_480),
-        options=MethodConfig(trial_worlds=2, trial_steps=100),
+        options=MethodConfig(trial_worlds=2, trial_steps=100, explore=size.log_std),
     )  # fmt: skip
 
 

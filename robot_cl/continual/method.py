@@ -31,6 +31,7 @@ class MethodConfig:
     trial_steps: int = 150  # library: control steps of the first trial; the two best play whole episodes
     trial_share: float = 0.2  # library: of the budget; the longer trials are cut so that they take half of it at most
     adapter_lr: float = 3e-3  # library, fresh: learning rate of adapters
+    explore: float | None = None  # all: log σ with which every task begins; none: what the last one has left
     ewc: float = 10.0  # ewc: weight of the quadratic penalty, in units of KL to the old policy
     clone: float = 1.0  # clonex: weight of the KL to each old actor
     replay: float = 0.3  # replay: weight of each old task's imitation loss
@@ -144,7 +145,10 @@ class Method:
         if adapter and hasattr(s.learner, "lr"):
             options["lr"] = self.config.adapter_lr
         cls, seed = learner_class(s.learner_name), s.seed + SEEDS_PER_STAGE * (k + 1)
-        made = cls(replace(s.learner, **options), actor.obs_dim, actor.act_dim, s.seeds, seed, actor=copied(actor))
+        start = copied(actor)
+        if self.config.explore is not None and hasattr(start, "log_std"):
+            start.log_std.detach().fill_(self.config.explore)
+        made = cls(replace(s.learner, **options), actor.obs_dim, actor.act_dim, s.seeds, seed, actor=start)
         made.adopt(dict(values))
         return made
 
