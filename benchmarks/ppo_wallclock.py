@@ -75,7 +75,7 @@ def preset() -> PPOConfig:
     return config
 
 
-def ours(seed: int, limit: float, every: int = 16_384) -> list[Point]:
+def ours(seed: int, limit: float, every: int = 8192) -> list[Point]:
     """Train until the last goal or `limit` seconds."""
     config = preset()
     world = sim.make(TASK, num_worlds=WORLDS)
@@ -229,8 +229,15 @@ def claims_of(mine: list[list[Point]], theirs: list[list[Point]], limit: float, 
 
 def main() -> None:
     flags = [
-        ("--seeds", {"type": int, "default": 3, "help": "of ours"}),
-        ("--peer-seeds", {"type": int, "default": 0, "help": "of the peer; 0: one with --quick, else as many as ours"}),
+        ("--seeds", {"type": int, "default": 3, "help": "of ours, and of the peer with our noise"}),
+        (
+            "--peer-seeds",
+            {
+                "type": int,
+                "default": 0,
+                "help": "of the peer with its defaults; 0: one with --quick, else as many as ours",
+            },
+        ),
         ("--limit", {"type": float, "default": 900.0, "help": "seconds of training at most, each"}),
         ("--pairs", {"default": "", "help": "pairs of cores, such as 0-1,2-3; one process on each at a time"}),
         ("--out", {"default": "", "help": "folder of the finished seeds, kept and taken up again; none: not kept"}),
@@ -245,7 +252,7 @@ def main() -> None:
         chosen.write_text(json.dumps(faster_env()))
     kind = json.loads(chosen.read_text())
     theirs = args.peer_seeds or (1 if args.quick else args.seeds)
-    counts = dict.fromkeys(PEERS, theirs) | {"ours": args.seeds}
+    counts = {"peer": theirs, "peer_sigma": args.seeds, "ours": args.seeds}
     cells = [(side, seed) for side, seeds in counts.items() for seed in range(seeds)]  # the long ones first
     run_cells(cells, kind, args.limit, pairs, out)
     found = {c: json.loads((out / f"{c[0]}-{c[1]}.json").read_text()) for c in cells}
