@@ -38,6 +38,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": nn.functional.gelu,
 }
 INITS = ("torch", "orthogonal")
+NORM_EPS = 1e-5  # torch's, added to the variance by layer normalisation
 
 
 def generators(seed: int, population: int) -> list[torch.Generator]:
@@ -124,10 +125,12 @@ class StackedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.activation in IN_PLACE and self._plain():
             weights = [t for layer in self.layers for t in (layer.weight, layer.bias) if isinstance(t, Tensor)]
-            if torch.is_grad_enabled():
-                return FusedMLP.apply(x, self.activation, *weights)
-            if any(by_onednn(x, weight) for weight in weights[::2]):
-                return _layers(x, self.activation, weights)[0]
+            gains = [t for norm in self.norms or () for t in (norm.weight, norm.bias) if isinstance(t, Tensor)]
+            large = any(by_onednn(x, weight) for weight in weights[::2])
+            if torch.is_grad_enabled() and (large or not gains):
+                return FusedMLP.apply(x, self.activation, len(weights), *weights, *gains)
+            if large:
+                return _layers(x, self.activation, weights, gains)[0]
         act = ACTIVATIONS[self.activation]
         for i, layer in enumerate(self.layers[:-1]):
             x = layer(x)
@@ -137,68 +140,98 @@ class StackedMLP(nn.Module):
         return self.layers[-1](x)
 
     def _plain(self) -> bool:
-        """Nothing but linear layers and activations: no normalisation, no adapter around a layer."""
-        return self.norms is None and all(type(layer) is StackedLinear for layer in self.layers)
+        """Nothing but linear layers, their normalisation and activations: no adapter around a layer."""
+        return all(type(layer) is StackedLinear for layer in self.layers)
 
 
 class FusedMLP(torch.autograd.Function):
-    """The layers of a plain StackedMLP as one node of the graph, for training: equal to the loop above to rounding.
+    """The layers of a StackedMLP without adapters as one node of the graph, for training: the loop above to rounding.
 
     Activations overwrite their input, weight gradients come out in the layout of the weights, and the engine visits
     one node instead of a dozen per layer: for small networks most of a gradient step. First derivatives only.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, activation: str, *weights: Tensor) -> Tensor:
-        """x as in StackedMLP, weights (weight, bias) layer by layer -> (P, B, d_out)."""
-        output, kept = _layers(x, activation, weights)
-        ctx.save_for_backward(*kept, *weights)
-        ctx.activation, ctx.lead = activation, x.shape[:-1]
+    def forward(ctx: Any, x: Tensor, activation: str, count: int, *tensors: Tensor) -> Tensor:
+        """x as in StackedMLP; `count` weights (weight, bias) layer by layer, then (gain, bias) of each normalisation,
+        if any -> (P, B, d_out)."""
+        output, kept, normal = _layers(x, activation, tensors[:count], tensors[count:])
+        ctx.save_for_backward(*kept, *(t for layer in normal for t in layer), *tensors)
+        ctx.activation, ctx.lead, ctx.count, ctx.kept = activation, x.shape[:-1], count, len(kept)
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad
-        count, undo = len(needs) - 2, IN_PLACE[ctx.activation][1]
-        kept, weights = ctx.saved_tensors[:-count], ctx.saved_tensors[-count:]
-        grads: list[list[Tensor]] = [[] for _ in range(count)]
+        needs, count, undo = ctx.needs_input_grad, ctx.count, IN_PLACE[ctx.activation][1]
+        own = len(needs) - 3
+        saved, tensors = ctx.saved_tensors[:-own], ctx.saved_tensors[-own:]
+        kept, normal = saved[: ctx.kept], saved[ctx.kept :]
+        grads: list[list[Tensor]] = [[] for _ in tensors]
         inputs = []
-        lone = len(weights[0]) == 1
-        for p, (g, layers) in enumerate(_parts(grad.reshape(-1, grad.shape[-1]) if lone else grad, weights)):
+        lone = len(tensors[0]) == 1
+        rows = grad.reshape(-1, grad.shape[-1]) if lone else grad
+        for p, (g, layers) in enumerate(_parts(rows, tensors[:count], tensors[count:])):
             for i in range(count - 2, -1, -2):
                 h = kept[(p * count + i) // 2]
-                if needs[2 + i]:
-                    grads[i].append(product(g.mT, h.mT))
                 if needs[3 + i]:
+                    grads[i].append(product(g.mT, h.mT))
+                if needs[4 + i]:
                     grads[i + 1].append(g.sum(-2, keepdim=True))
                 if i or needs[0]:
                     g = product(g, layers[i].mT)
                 if i:
                     g = undo(g, h)
+                if i and own > count:
+                    at, k = count + i - 2, 3 * ((p * (count - 2) + i - 2) // 2)
+                    g, gain, bias = _undo_norm(g, normal[k : k + 3], layers[at], layers[at + 1], needs[3 + at])
+                    if needs[3 + at]:
+                        grads[at].append(gain), grads[at + 1].append(bias)
             inputs.append(g)
-        joined = [_joined(parts, w.shape) if parts else None for parts, w in zip(grads, weights, strict=True)]
+        joined = [_joined(parts, w.shape) if parts else None for parts, w in zip(grads, tensors, strict=True)]
         if not needs[0]:
-            return None, None, *joined
-        gx = _joined(inputs, (len(weights[0]), -1, weights[0].shape[-1]))
-        return (gx.sum(0) if len(gx) > 1 and len(ctx.lead) == 1 else gx.view(*ctx.lead, -1)), None, *joined
+            return None, None, None, *joined
+        gx = _joined(inputs, (len(tensors[0]), -1, tensors[0].shape[-1]))
+        gx = gx.sum(0) if len(gx) > 1 and len(ctx.lead) == 1 else gx.view(*ctx.lead, -1)
+        return gx, None, None, *joined
 
 
-def _layers(x: Tensor, activation: str, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Output (P, B, d_out) of all layers, and what each product of a layer read, member by member."""
+def _layers(
+    x: Tensor, activation: str, weights: Sequence[Tensor], gains: Sequence[Tensor] = ()
+) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor, Tensor]]]:
+    """Output (P, B, d_out) of all layers; what each product of a layer read, member by member; and of each
+    normalisation its input, mean and 1 / deviation."""
     act, relu = IN_PLACE[activation][0], activation == "relu"
-    kept, outputs = [], []
-    for h, layers in _parts(_rows(x, len(weights[0])), weights):
-        for i in range(0, len(layers), 2):
-            hidden = i + 2 < len(layers)
+    kept, normal, outputs = [], [], []
+    for h, layers in _parts(_rows(x, len(weights[0])), weights, gains):
+        for i in range(0, len(weights), 2):
+            hidden = i + 2 < len(weights)
             kept.append(h)
-            h = product(h, layers[i], layers[i + 1], relu and hidden)
-            if hidden and not relu:
+            h = product(h, layers[i], layers[i + 1], relu and hidden and not gains)
+            if hidden and gains:
+                gain, bias = (layers[len(weights) + i + k].flatten() for k in (0, 1))
+                y, mean, scale = torch.native_layer_norm(h, h.shape[-1:], gain, bias, NORM_EPS)
+                normal.append((h, mean, scale))
+                h = y
+            if hidden and (gains or not relu):
                 act(h)
         outputs.append(h)
     if len(weights[0]) == 1:
-        return (outputs[0].unsqueeze(0) if x.dim() == 2 else outputs[0].view(*x.shape[:-1], -1)), kept
-    return (outputs[0] if len(outputs) == 1 else torch.stack(outputs)), kept
+        return (outputs[0].unsqueeze(0) if x.dim() == 2 else outputs[0].view(*x.shape[:-1], -1)), kept, normal
+    return (outputs[0] if len(outputs) == 1 else torch.stack(outputs)), kept, normal
+
+
+def _undo_norm(
+    grad: Tensor, normal: Sequence[Tensor], gain: Tensor, bias: Tensor, learned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a normalisation's input (B, width), gain and bias (1, width); the last two only if `learned`."""
+    h, mean, scale = normal
+    needed = [True, learned, learned]
+    width = h.shape[-1:]
+    gx, *both = torch.ops.aten.native_layer_norm_backward(
+        grad, h, width, mean, scale, gain.flatten(), bias.flatten(), needed
+    )
+    return gx, *(g.unsqueeze(0) if learned else g for g in both)
 
 
 def _rows(x: Tensor, population: int) -> Tensor:
@@ -208,13 +241,15 @@ def _rows(x: Tensor, population: int) -> Tensor:
     return x.expand(population, *x.shape) if x.dim() == 2 else x
 
 
-def _parts(h: Tensor, weights: Sequence[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
-    """(input, weights) of what is multiplied at once: all members, or each where products are large."""
+def _parts(h: Tensor, weights: Sequence[Tensor], gains: Sequence[Tensor] = ()) -> list[tuple[Tensor, list[Tensor]]]:
+    """(input, weights and gains) of what is multiplied at once: all members, or each where products are large or
+    something is normalised."""
+    both = [*weights, *gains]
     if len(weights[0]) == 1:
-        return [(h, [w.flatten(0, 1) for w in weights])]
-    if not any(by_onednn(h, w) for w in weights[::2]):
-        return [(h, list(weights))]
-    return [(h[p], [w[p] for w in weights]) for p in range(len(h))]
+        return [(h, [w.flatten(0, 1) for w in both])]
+    if not gains and not any(by_onednn(h, w) for w in weights[::2]):
+        return [(h, both)]
+    return [(h[p], [w[p] for w in both]) for p in range(len(h))]
 
 
 def _joined(parts: list[Tensor], shape: Sequence[int]) -> Tensor:

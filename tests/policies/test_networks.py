@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from policies.networks import StackedLayerNorm, StackedLinear, StackedMLP, generators
+from policies.products import by_onednn
 
 
 def lone(seed: int, **options) -> StackedMLP:
@@ -63,6 +64,36 @@ def test_the_training_pass_equals_the_layers_one_by_one(activation, population, 
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
         torch.testing.assert_close(net(x), fused)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("population", "shape"), [(1, (96, 5)), (1, (2, 96, 5)), (3, (96, 5)), (3, (3, 96, 5))])
+def test_the_training_pass_of_wide_normalised_layers_equals_the_layers_one_by_one(
+    activation, population, shape, frozen
+):
+    """Values, gradients of weights, gains and the input, against torch's own derivatives."""
+    net = StackedMLP(5, (160, 144), 2, generators(1, population), activation, layer_norm=True)
+    for norm in net.norms:
+        nn.init.uniform_(norm.weight, 0.5, 2.0), nn.init.uniform_(norm.bias, -1.0, 1.0)
+    net.requires_grad_(not frozen)
+    x = torch.randn(shape, requires_grad=True)
+    assert any(by_onednn(x, layer.weight) for layer in net.layers), "not the pass that is meant here"
+    fused = net(x)
+    h = x
+    for i, layer in enumerate(net.layers):
+        h = torch.matmul(h, layer.weight.mT) + layer.bias
+        if i < 2:
+            h = net.norms[i](h)
+            h = torch.relu(h) if activation == "relu" else torch.tanh(h)
+    torch.testing.assert_close(fused, h, rtol=1e-4, atol=1e-5)
+    weight, of = torch.randn_like(h), [x, *(net.parameters() if not frozen else ())]
+    wanted = torch.autograd.grad((h * weight).sum(), of)
+    got = torch.autograd.grad((fused * weight).sum(), of)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), fused, rtol=1e-5, atol=1e-6)
 
 
 def test_a_frozen_network_passes_gradients_to_its_input_only():
