@@ -235,7 +235,7 @@ def main() -> None:
             {
                 "type": int,
                 "default": 0,
-                "help": "of the peer with its defaults; 0: one with --quick, else as many as ours",
+                "help": "of the peer as it comes; 0: 1 if quick, else as ours",
             },
         ),
         ("--limit", {"type": float, "default": 900.0, "help": "seconds of training at most, each"}),
