@@ -90,7 +90,7 @@ def policies(sweep: Sweep) -> dict[int, bytes]:
 
 
 def kills(on: str, quick: bool) -> dict[str, Any]:
-    runs, strikes, steps = (8, 3, 2000) if quick else (RUNS, KILLS, 4000)
+    runs, strikes, steps = (8, 3, 1500) if quick else (RUNS, KILLS, 1500)
     place = Path(tempfile.mkdtemp(prefix="robot-cl-sweep-"))
     launching = Launching(On(on), WORKERS, retries=KILLS, address="local" if on == "submitit" else None)
     began = time.monotonic()

@@ -4,8 +4,8 @@
     python tools/profile_all.py --only moorl tick      these; the page keeps what it has of the others
     python tools/profile_all.py --quick --out /tmp/x   in a minute or two, elsewhere
 
-py-spy looks at the running process from outside two hundred times a second, so that what is profiled is not slowed. Each
-sample belongs to the innermost frame that a row of PARTS knows. Samples of waiting threads are not counted.
+py-spy looks at the running process from outside two hundred times a second, so that what is profiled is hardly slowed.
+Each sample belongs to the innermost frame that a row of PARTS knows. Samples of waiting threads are not counted.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ PARTS = {  # part of the work -> what the frames of it look like, and its colour
     "forward pass": (r"\(policies/|\(dynamics/|torch/nn|torch/functional", "#80b1d3"),
     "inference (onnxruntime)": (r"onnxruntime|deploy/bundle", "#80b1d3"),
     "bridge and runner": (r"robot_cl/deploy", "#bebada"),
-    "film, report, evaluation": (r"robot_cl/(film|report|evaluate|svg|scores|stats)|matplotlib|imageio|jinja2", "#fccde5"),
-    "checkpoints, metrics, provenance": (r"robot_cl/(checkpoint|metrics|run\.py|provenance|data)|safetensors|tensorboard", "#bc80bd"),
+    "film, report, evaluation": (r"robot_cl/(film|report|evaluate|svg|scores|stats)|matplotlib|imageio", "#fccde5"),
+    "checkpoints, metrics, digests": (r"robot_cl/(checkpoint|metrics|run|data)|safetensors|tensorboard", "#bc80bd"),
     "losses and the rest of learning": (r"robot_cl/learners|benchmarks/|robot_cl/", "#ccebc5"),
 }
 OTHER = "other"
+WAITING = r"Condition\.wait|Event\.wait|Queue\.get|select|wait \(|poll"
 
 
 def part_of(frame: str) -> str | None:
@@ -80,9 +81,8 @@ def profiled(name: str, quick: bool) -> tuple[dict[str, Any], list[tuple[list[st
         raw = Path(folder) / "stacks.txt"
         words = [sys.executable, str(ROOT / "tools/profiled.py"), name, *(["--quick"] if quick else [])]
         spying = [str(spy) if spy.exists() else "py-spy", "record", "--format", "raw", "--rate", str(RATE)]
-        done = subprocess.run(
-            [*spying, "--function", "--output", str(raw), "--", *words], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        command = [*spying, "--function", "--output", str(raw), "--", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         facts = [line for line in done.stdout.splitlines() if line.startswith("{")]
         if not facts or not raw.exists():
             raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -91,8 +91,10 @@ def profiled(name: str, quick: bool) -> tuple[dict[str, Any], list[tuple[list[st
 
 
 def within(stack: list[str]) -> list[str]:
-    """The frames below the timed part; all of a stack of another thread; none of what came before or after."""
+    """The frames below the timed part; all of a stack of another thread; none of what came before or after or waits."""
     frames = [shortened(frame) for frame in stack]
+    if not frames[0] or re.match(WAITING, frames[-1]):
+        return []
     place = next((k for k, frame in enumerate(frames) if frame.startswith("timed (")), None)
     if place is not None:
         return frames[place + 1 :]
@@ -100,10 +102,10 @@ def within(stack: list[str]) -> list[str]:
 
 
 def floor_of(facts: dict[str, Any]) -> dict[str, float]:
-    """Seconds per unit that the machine needs at least, by what is needed."""
+    """Seconds of one core per unit that are needed at least, by what needs them."""
     return {
         "matrix products": facts["flops"] / facts["matrix_rate"],
-        "physics": facts["physics_steps"] * facts["step_seconds"] / facts["cores"],
+        "physics": facts["physics_steps"] * facts["step_seconds"],
         "batches": facts["batch_bytes"] / facts["copy_rate"],
     }
 
@@ -115,17 +117,17 @@ def page(kept: dict[str, dict[str, Any]], notes: str) -> str:
         facts, unit = found["facts"], found["facts"]["seconds"] / found["facts"]["count"]
         floor = floor_of(facts)
         least = sum(floor.values())
-        rows.append(
-            (name, facts["unit"], si(unit), *(si(s) if s else "" for s in floor.values()), f"{least / unit:.0%}", facts["note"])
-        )
-    head = ("workload", "unit", "measured", "floor: matrix products", "floor: physics", "floor: bytes", "floor / measured", "")
+        parts = (si(s) if s else "" for s in floor.values())
+        rows.append((name, facts["unit"], si(unit), *parts, f"{least / unit:.0%}", facts["note"]))
+    head = ("workload", "unit", "measured", "floor: products", "physics", "bytes", "floor / measured", "")
     lines = [
         "# Where the time goes",
         "",
-        "Made by `python tools/profile_all.py`; anyone can make it again. Flame graphs are read from the top: a bar is as wide",
-        "as the time spent in a function and what it calls, and its colour says which part of the work it is. The floor is what",
-        "the machine needs at least: floating-point operations over the rate of a bare product of two 256-wide matrices,",
-        "physics steps times a bare `mj_step` over the cores, bytes of batches over the rate of a plain copy.",
+        "Made by `python tools/profile_all.py`; anyone can make it again. Flame graphs are read from the top: a bar is as",
+        "wide as the time spent in a function and what it calls; its colour says which part of the work it is. The floor",
+        "is what the machine needs at least: floating-point operations over the rate of a bare product of 256-wide",
+        "matrices, physics steps times a bare `mj_step`, bytes of batches over the rate of a plain copy. All of it is",
+        "processor time on one torch thread, so that what else the machine did meanwhile plays little part.",
         "",
         table(head, rows),
         "",
@@ -139,10 +141,9 @@ def page(kept: dict[str, dict[str, Any]], notes: str) -> str:
             f"## {name}",
             "",
             f"{WORK[name].__doc__ or ''} {facts['count']:,} × {facts['unit']} in {facts['seconds']:.1f} s; "
-            f"matrix rate {facts['matrix_rate'] / 1e9:.0f} GFLOP/s on {facts['threads']} "
-            f"thread{'s' * (facts['threads'] > 1)}, bare mj_step {1e6 * facts['step_seconds']:.1f} µs, copy "
-            f"{facts['copy_rate'] / 1e9:.1f} GB/s. Commit {p['commit']}, {p['cores']} × {p['processor']}, "
-            f"load {p['load_average']}, {found['samples']} samples.",
+            f"matrix rate {facts['matrix_rate'] / 1e9:.0f} GFLOP/s, bare mj_step {1e6 * facts['step_seconds']:.1f} µs, "
+            f"copy {facts['copy_rate'] / 1e9:.1f} GB/s. Commit {p['commit']}, {p['cores']} × {p['processor']}, "
+            f"{found['samples']} samples.",
             "",
             table(("part", "share"), parts),
             "",

@@ -1,8 +1,9 @@
 """The workloads that tools/profile_all.py looks into, each alone in a process: `python tools/profiled.py NAME`.
 
-Each prints one line of JSON: what was done and how often, the seconds it took, and what its floor is made of:
+Each prints one line of JSON: what was done and how often, the processor time it took, and what its floor is made of:
 floating-point operations (counted by torch) over the matrix rate that this process measures, physics steps times the
-time of a bare mj_step, and bytes of batches over the rate of a plain copy.
+time of a bare mj_step, and bytes of batches over the rate of a plain copy. Everything is processor time on one torch
+thread, so that what else a machine does plays little part.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,15 @@ from robot_cl.batch import row_width  # noqa: E402
 from robot_cl.data.collect import collect, random_part  # noqa: E402
 from robot_cl.run import Run  # noqa: E402
 from robot_cl.run_config import TrainConfig  # noqa: E402
-from robot_cl.seeding import cores, use_torch_threads  # noqa: E402
-from robot_cl.train import resolve, train  # noqa: E402
+from robot_cl.seeding import use_torch_threads  # noqa: E402
+from robot_cl.train import begin, resolve, train  # noqa: E402
 
 TASK = "halfcheetah"
 
 
 @dataclass
 class Facts:
-    """What was done: `count` units in `seconds`, and per unit the floor's parts."""
+    """What was done: `count` units in `seconds` of processor time, and per unit the floor's parts."""
 
     unit: str
     count: int
@@ -45,15 +46,14 @@ class Facts:
     flops: float = 0.0  # per unit
     physics_steps: float = 0.0  # per unit
     batch_bytes: float = 0.0  # per unit
-    threads: int = 1
     note: str = ""
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds; what is sampled in here, and in other threads, is what the flame graph shows."""
-    began = time.perf_counter()
+    """Seconds of processor time; what is sampled in here, and in other threads, is what the flame graph shows."""
+    began = time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def flops_of(work: Callable[[], Any]) -> float:
@@ -63,8 +63,8 @@ def flops_of(work: Callable[[], Any]) -> float:
 
 
 def matrix_rate() -> float:
-    """Floating-point operations per second of a product of two 256-wide stacks, the best of many, on this process's
-    threads."""
+    """Floating-point operations per second of a product of two 256-wide stacks on one thread, the best of many."""
+    torch.set_num_threads(1)
     a, b = torch.randn(2, 256, 256), torch.randn(2, 256, 256)
     best = float("inf")
     for _ in range(400):
@@ -91,18 +91,17 @@ def step_seconds(task: str = TASK, steps: int = 4000) -> float:
     model = sim.get_task(task).load_model()
     data, rng = mujoco.MjData(model), np.random.default_rng(0)
     controls = rng.uniform(-1, 1, (steps // 5, model.nu))
-    began = time.perf_counter()
+    began = time.process_time()
     for control in controls:
         data.ctrl[:] = control
         for _ in range(5):
             mujoco.mj_step(model, data)
-    return (time.perf_counter() - began) / (5 * len(controls))
+    return (time.process_time() - began) / (5 * len(controls))
 
 
 def run_of(config: TrainConfig, learner: Any) -> Run:
-    config = resolve(config, learner)
-    use_torch_threads(config.torch_threads or 1)
-    return Run(config, learner)
+    use_torch_threads(1)
+    return Run(resolve(replace(config, torch_threads=1, threads=1), learner), learner)
 
 
 def dataset(place: str, steps: int = 20_000) -> str:
@@ -118,7 +117,7 @@ def offline(config: TrainConfig, learner: Any, unit: str) -> Facts:
     flops, count = flops_of(run.updates.offline), config.offline
     seconds = timed(run.go)
     width = row_width(run.interface.obs_dim, run.interface.act_dim)
-    return Facts(unit, count, seconds, flops, 0.0, 4.0 * config.batch * width * config.seeds, torch.get_num_threads())
+    return Facts(unit, count, seconds, flops, 0.0, 4.0 * config.batch * width * config.seeds)
 
 
 def demo(place: str, quick: bool) -> Facts:
@@ -129,7 +128,7 @@ def demo(place: str, quick: bool) -> Facts:
     words = ["demo", f"out={place}/demo", f"quick={str(quick).lower()}", "--quiet"]
     seconds, options = timed(lambda: main(words)), DemoOptions(quick=quick)
     steps = options.steps + options.seeds * options.online_steps
-    return Facts("journey", 1, seconds, 0.0, 5.0 * steps, 0.0, cores(), "floor: its physics alone")
+    return Facts("journey", 1, seconds, 0.0, 5.0 * steps, 0.0, "floor: its physics alone")
 
 
 def uni_o4(place: str, quick: bool) -> Facts:
@@ -146,7 +145,7 @@ def uni_o4(place: str, quick: bool) -> Facts:
     seconds = timed(run.go)
     physics = 5.0 * run.config.online / count
     note = "floor: every offline update as dear as the first, and the physics"
-    return Facts("offline update", count, seconds, per_update, physics, 0.0, torch.get_num_threads(), note)
+    return Facts("offline update", count, seconds, per_update, physics, 0.0, note)
 
 
 def moorl(place: str, quick: bool) -> Facts:
@@ -163,7 +162,7 @@ def moorl(place: str, quick: bool) -> Facts:
     flops = flops_of(run.updates.online)
     seconds = timed(lambda: [None for _ in turns])
     width = row_width(run.interface.obs_dim, run.interface.act_dim)
-    return Facts("step and update", count - 1, seconds, flops, 5.0, 4.0 * config.batch * width, torch.get_num_threads())
+    return Facts("step and update", count - 1, seconds, flops, 5.0, 4.0 * config.batch * width)
 
 
 def iql(place: str, quick: bool) -> Facts:
@@ -182,7 +181,8 @@ def vagram(place: str, quick: bool) -> Facts:
     torch.set_num_threads(1)
     bench.STEPS = 200 if quick else 2000
     study = bench.Bench(10, 1, TrueValue(), 0.1)
-    loss, index = study.losses(study.data), torch.zeros(len(bench.LOSSES) * bench.MEMBERS, bench.BATCH, dtype=torch.long)
+    index = torch.zeros(len(bench.LOSSES) * bench.MEMBERS, bench.BATCH, dtype=torch.long)
+    loss = study.losses(study.data)
     opt = bench.optimiser(study.models, 3e-3, (0.0,))
     flops = flops_of(lambda: bench.gradient_step(study.models, opt, loss, study.data, index))
     return Facts("gradient step", bench.STEPS, timed(lambda: study.train(3e-3)), flops)
@@ -196,13 +196,14 @@ def skill(place: str, quick: bool) -> Facts:
     data = dataset(place)
     base = train(TrainConfig(data=data, offline_steps=20, eval_every=0, out=place, tensorboard=False), PSECConfig())
     learner = PSECConfig(trainable=Trainable.adapter)
-    config = TrainConfig(data=data, offline_steps=200 if quick else 2000, eval_every=0, init_from=str(base), out=place)
-    from robot_cl.train import begin
-
+    count = 200 if quick else 2000
+    config = TrainConfig(
+        data=data, offline_steps=count, eval_every=0, init_from=str(base), out=place, torch_threads=1, tensorboard=False
+    )
     run, _ = begin(config, learner)
     flops = flops_of(run.updates.offline)
     seconds = timed(run.go)
-    return Facts("update", config.offline, seconds, flops, threads=torch.get_num_threads())
+    return Facts("update", config.offline, seconds, flops)
 
 
 def tick(place: str, quick: bool) -> Facts:
@@ -238,7 +239,7 @@ def tick(place: str, quick: bool) -> Facts:
     seconds = timed(ticks)
     recorder.close()
     weights = 24 * 512 + 2 * 512 * 512 + 512 * 12
-    return Facts("tick", count, seconds, 2.0 * weights, 0.0, 4.0 * weights, 1, "floor: weights read once")
+    return Facts("tick", count, seconds, 2.0 * weights, 0.0, 4.0 * weights, "the weights are read once each tick")
 
 
 WORK: dict[str, Callable[[str, bool], Facts]] = {
@@ -249,7 +250,7 @@ WORK: dict[str, Callable[[str, bool], Facts]] = {
 def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         facts = WORK[sys.argv[1]](place, "--quick" in sys.argv)
-    rates = {"matrix_rate": matrix_rate(), "copy_rate": copy_rate(), "step_seconds": step_seconds(), "cores": cores()}
+    rates = {"matrix_rate": matrix_rate(), "copy_rate": copy_rate(), "step_seconds": step_seconds()}
     print(json.dumps(asdict(facts) | rates), flush=True)
 
 
