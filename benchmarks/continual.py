@@ -60,7 +60,7 @@ class Sizes:
         return PPOConfig(actor=replace(PPOConfig().actor, log_std_init=self.log_std))
 
 
-FULL = {"halfcheetah_shifts": Sizes(102_400, 300_000, -1.0), "walker": Sizes(61_440, 200_000, -1.0)}
+FULL = {"halfcheetah_shifts": Sizes(61_440, 300_000, -1.0), "walker": Sizes(61_440, 200_000, -1.0)}
 QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, -1.0, 2, 2, 3)}
 
 

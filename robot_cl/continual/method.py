@@ -148,6 +148,7 @@ class Method:
         start = copied(actor)
         if self.config.explore is not None and hasattr(start, "log_std"):
             start.log_std.detach().fill_(self.config.explore)
+            options["adapt_sigma"] = True  # with full networks σ trains anyway
         made = cls(replace(s.learner, **options), actor.obs_dim, actor.act_dim, s.seeds, seed, actor=start)
         made.adopt(dict(values))
         return made

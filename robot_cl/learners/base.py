@@ -37,6 +37,7 @@ class LearnerConfig:
     actor: ActorConfig = field(default_factory=ActorConfig)  # shape of the policy; ignored when one is loaded
     trainable: Trainable = Trainable.full  # full network, or a low-rank adapter on the policy of init_from
     rank: int = 8  # of the adapter
+    adapt_sigma: bool = False  # an adapter's σ trains too, to explore by; the skill itself does not keep it
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -110,6 +111,8 @@ class Learner:
             from policies.lora import attach
 
             attach(actor, config.rank, self.rng, self.adapter_scale)
+            if config.adapt_sigma and hasattr(actor, "log_std"):
+                actor.log_std.requires_grad_(True)
             actor.normalizer.freeze()  # part of the base, as its weights are: all skills share it
         self.add("actor", actor)
         self.build()

@@ -94,6 +94,20 @@ def test_every_method_starts_from_the_same_weights(make_setup: MakeSetup) -> Non
 # -- the library -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["fresh", "finetune"])
+def test_every_task_begins_with_the_noise_asked_for_and_an_adapter_trains_it_too(
+    name: str, make_setup: MakeSetup
+) -> None:
+    setup = make_setup("one")
+    method = method_class(name)(replace(setup, config=replace(setup.config, explore=-1.0)))
+    for k in range(2):
+        learner, _ = method.begin(k)
+        assert learner is not None and (learner.actor.log_std == -1.0).all()
+        training = StageTraining(learner, method.world(k), method.stage(k), k)
+        method.end(k, learner, training.round())
+        assert (learner.actor.log_std != -1.0).all()
+
+
 def test_a_route_is_counted_against_the_budget_and_the_skill_is_the_composition_plus_the_residual(
     make_setup: MakeSetup,
 ) -> None:
