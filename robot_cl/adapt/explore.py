@@ -13,7 +13,7 @@ from torch import Tensor
 from dynamics.action_flow import Coder, RegimePool
 from dynamics.context import Runs
 from dynamics.ensemble import Ensemble
-from dynamics.pairs import best_response
+from dynamics.pairs import best_response, beyond
 from robot_cl.adapt.robots import Prepared
 from sim.robots.fleet import Fleet
 from sim.robots.regimes import Regime
@@ -86,7 +86,8 @@ def explore(
 
 
 def ask(fleet: Fleet, model: Ensemble, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Poses (N, obs_dim), planned actions drawn with a preference for the bounds, and their answers (N, act_dim)."""
+    """Poses (N, obs_dim), planned actions drawn with a preference for the bounds, and their answers (N, act_dim), those
+    at a bound as far beyond it as they would go."""
     pose = torch.tensor(fleet.pose(), dtype=torch.float32)
     planned = torch.tensor(np.clip(rng.uniform(-1.3, 1.3, (fleet.count, model.act_dim)), -1, 1), dtype=torch.float32)
     with torch.no_grad():
@@ -102,7 +103,7 @@ def ask(fleet: Fleet, model: Ensemble, rng: np.random.Generator) -> tuple[Tensor
         error = (model.wrap_angles(reach(trial) - target) / model.delta_scale).norm(dim=-1)
         answer = torch.where((error < miss).unsqueeze(-1), trial, answer)
         miss = torch.minimum(error, miss)
-    return pose, planned, answer
+    return pose, planned, beyond(reach, target, answer, model.delta_scale, model.wrap_angles)
 
 
 def pool_of(runs: Exploration, model: Ensemble, coder: Coder) -> RegimePool:

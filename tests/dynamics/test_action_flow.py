@@ -142,7 +142,14 @@ def test_a_saved_flow_comes_back_bit_for_bit(flow: ActionFlow, tmp_path: Path) -
         ActionFlow.load(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("options", [{"evidence": 0}, {"lr": 0.0}, {"steps": 0}])
+def test_a_single_step_is_trained_where_it_is_taken() -> None:
+    begun = action_flow.times(FlowConfig(batch=100, begin=0.3), torch.Generator().manual_seed(0))
+    assert (begun == 0.0).sum() == 30
+    assert 0.3 < begun[30:].mean() < 0.7
+    assert (action_flow.times(FlowConfig(batch=100, steps=2), torch.Generator().manual_seed(0)) > 0.0).all()
+
+
+@pytest.mark.parametrize("options", [{"evidence": 0}, {"lr": 0.0}, {"steps": 0}, {"begin": 1.5}])
 def test_an_impossible_flow_is_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=r"."):
         FlowConfig(**options)
@@ -166,6 +173,22 @@ def test_an_answer_has_the_planned_effect_where_that_is_possible(vehicle: Simple
         answer = pairs.answers(family, family.regimes[0], obs, planned)
         assert answer.abs().max() <= 1.0
         torch.testing.assert_close(answer, (planned / torch.tensor(gain)).clamp(-1, 1), atol=2e-3, rtol=0)
+
+
+def test_an_answer_at_a_bound_goes_as_far_beyond_it_as_it_would(vehicle: SimpleNamespace) -> None:
+    obs, planned = vehicle.poses(200, 0), vehicle.actions(200, 1)
+    gain = torch.tensor([0.6, -0.7])
+    step, target, scale = vehicle.with_gains(0.6, -0.7), vehicle.drive(obs, planned), torch.ones(3)
+    answer = pairs.answers(vehicle.family([(0.6, -0.7)]), step, obs, planned)
+    further = pairs.beyond(lambda a: step(obs, a), target, answer, scale, vehicle.wrapped)
+    inside = (planned / gain).abs().amax(-1) < 0.99
+    torch.testing.assert_close(further[inside], answer[inside], atol=0, rtol=0)
+    alone = (planned / gain).abs() > 1.01  # the other dimension inside: nothing else is to make up for
+    alone &= (planned / gain).flip(1).abs() < 0.99
+    assert alone.any()
+    torch.testing.assert_close(further[alone], (planned / gain)[alone], atol=0.08, rtol=0)
+    weak = pairs.beyond(lambda a: vehicle.drive(obs, 0.1 * a), target, planned.sign(), scale, vehicle.wrapped)
+    assert weak.abs().max() == 2.0
 
 
 def test_hindsight_finds_the_plan_that_what_was_done_answers(vehicle: SimpleNamespace) -> None:
