@@ -57,12 +57,12 @@ class Sizes:
 
     width: int
     updates: float
-    scale: float = 1.0  # of all numbers of offline updates
+    scale: float = 1.0  # of all numbers of offline updates but those of Uni-O4's improvement
 
 
 SIZES = {
     "quick": Sizes(128, 0.25, 0.02),
-    "small": Sizes(128, 0.25),
+    "small": Sizes(128, 0.25, 0.5),
     "full": Sizes(256, 0.25),
     "sweep": Sizes(256, 0.25, 0.5),
     "small-sweep": Sizes(128, 0.25, 0.3),
@@ -128,11 +128,14 @@ class Method:
         return not self.uses_data and self.start is None
 
 
+ONLINE_OPTIONS = ("horizon", "minibatch", "epochs", "clip", "entropy", "lr", "critic_lr", "least_log_std")
+
+
 def _ppo_from_bc() -> PPOConfig:
     """Uni-O4's online part without what its offline phases give: its values are its own, learned from the start."""
     like = UniO4Config()
-    shared = {name: getattr(like, name) for name in ("horizon", "minibatch", "epochs", "clip", "entropy", "lr")}
-    return PPOConfig(critic=CriticConfig(), critic_lr=like.critic_lr, value_warmup=5, **shared)
+    shared = {name: getattr(like, name) for name in ONLINE_OPTIONS}
+    return PPOConfig(critic=CriticConfig(), value_warmup=5, **shared)
 
 
 OFFLINE, CLONING = 50_000, 20_000  # updates; Uni-O4 clones for as long and at the same rate
@@ -283,16 +286,18 @@ def _begin(plan: Plan, data_name: str, method_name: str) -> tuple[Run, Path]:
         return take_up(begun[-1], _progress)
     data = dataset(data_name, plan.steps)
     start = measure(plan, data_name, method.start)["run"] if method.start else None
+    learner = _scaled(sized(method.config(), plan.size), plan.size.scale)
+    updates = round(method.steps * plan.size.scale)
     config = TrainConfig(
         task=str(data.meta.task),
         data=str(data.path) if method.uses_data else None,
         init_from=str(plan.kept / start) if start else None,
         seeds=plan.seeds,
-        offline_steps=round(method.steps * plan.size.scale),
+        offline_steps=min(updates, 1) * getattr(learner, "offline_steps", updates),
         online_steps=plan.online if method.online else 0,
         threads=1,
         torch_threads=1,
-        eval_every=5000 if method.online else 0,
+        eval_every=10_000 if method.online else 0,
         eval_episodes=5,
         checkpoint_every=plan.checkpoint,
         out=str(out),
@@ -301,7 +306,7 @@ def _begin(plan: Plan, data_name: str, method_name: str) -> tuple[Run, Path]:
         tensorboard=False,
         **method.options,
     )
-    return begin(config, _scaled(sized(method.config(), plan.size), plan.size.scale), _progress)
+    return begin(config, learner, _progress)
 
 
 def sized(config: LearnerConfig, size: Sizes) -> LearnerConfig:
@@ -321,11 +326,14 @@ def sized(config: LearnerConfig, size: Sizes) -> LearnerConfig:
 
 def _scaled(config: LearnerConfig, scale: float) -> LearnerConfig:
     """Phase lengths of a learner that has several, for quick runs."""
-    if isinstance(config, UniO4Config) and scale != 1.0:
-        names = ("critic_steps", "behaviour_steps", "improve_steps")
+    if isinstance(config, UniO4Config):
+        short = min(1.0, 5.0 * scale)  # few updates of the values, but enough tests of the gate
+        names = ("critic_steps", "behaviour_steps", "returns_steps")
         lengths = {name: round(getattr(config, name) * scale) for name in names}
+        lengths["improve_steps"] = round((config.improve_steps or 0) * short)
+        gate = replace(config.gate, every=round(config.gate.every * short), horizon=round(config.gate.horizon * short))
         fit = replace(config.fit, max_steps=round(config.fit.max_steps * scale))
-        return replace(config, **lengths, fit=fit, gate=replace(config.gate, every=20, horizon=50))
+        return replace(config, **lengths, fit=fit, gate=gate)
     if isinstance(config, BCConfig):
         return replace(config, decay=round(config.decay * scale))
     return config

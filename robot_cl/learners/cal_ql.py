@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from policies.critics import StackedV, polyak
-from policies.networks import StackedLinear
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
-from robot_cl.learners.draws import Draws
 from robot_cl.learners.optim import FlatAdam
-from robot_cl.learners.returns import returns_to_go
+from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import (
     SACConfig,
     SoftNets,
@@ -37,21 +35,24 @@ class CalQLConfig(SACConfig):
     conservatism: float = 5.0  # weight of the conservative term offline
     online_conservatism: float = 0.5  # the same online
     drawn: int = 4  # actions drawn per state from each of three proposals; published 10
+    cloning: int = 2000  # first updates offline in which the policy clones the data; CQL's authors: 20000 to 40000
     calibrated: bool = True  # floor the drawn actions' values at the behaviour's return
     entropy_backup: bool = False  # the target value includes the next entropy
     offline_share: float = 0.5  # online: share of each batch that comes from the dataset
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.drawn < 1 or min(self.conservatism, self.online_conservatism) < 0.0:
-            raise ValueError("cal_ql expects drawn of at least 1 and conservatism of 0 or more")
+        if self.drawn < 1 or min(self.conservatism, self.online_conservatism, self.cloning) < 0:
+            raise ValueError("cal_ql expects drawn of at least 1, conservatism and cloning of 0 or more")
 
 
 class CalQL(Learner):
     """Nakamoto et al. 2023, "Cal-QL: Calibrated Offline RL Pre-Training for Efficient Online Fine-Tuning".
 
     The floor is a regression of the data's returns on states, fitted before the first update (the authors use each
-    transition's own return; in expectation they agree).
+    transition's own return; in expectation they agree). The critics begin at the same returns (Jelley et al. 2024, "The
+    Critic is Critical"): from zero they would lie below the floor for tens of thousands of updates, in which nothing
+    holds the policy's own actions down. The policy begins by cloning, as in the code of CQL's authors.
     """
 
     phases: ClassVar[tuple[str, ...]] = ("offline", "online")
@@ -66,24 +67,29 @@ class CalQL(Learner):
 
     def prepare(self, data: Transitions) -> None:
         super().prepare(data)
-        fit_reference(self.reference, self.actor.normalizer, data, self.config.discount, self.draws)
+        begin_at_returns(self.soft, self.reference, data, self.config)
 
-    def graph_key(self, online: bool = False) -> str:
-        return "update"
+    def graph_key(self, online: bool = False) -> bool:
+        return not online and self.step < self.config.cloning
 
     def update_offline(self, batch: Transitions) -> Metrics:
-        return self._update(batch, self.config.conservatism)
+        return self._update(batch, self.config.conservatism, self.step < self.config.cloning)
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         return self._update(joined(fresh, offline), self.config.online_conservatism)
 
-    def _update(self, batch: Transitions, weight: float) -> Metrics:
+    def _update(self, batch: Transitions, weight: float, clones: bool = False) -> Metrics:
         self.step += 1
-        return update(self.soft, self.config, batch, self.reference, weight)
+        return update(self.soft, self.config, batch, self.reference, weight, clones)
 
 
-def update(soft: SoftNets, config: CalQLConfig, batch: Transitions, reference: StackedV, weight: float) -> Metrics:
-    """Soft actor-critic's update with the calibrated conservative term added to the critics' loss."""
+def update(
+    soft: SoftNets, config: CalQLConfig, batch: Transitions, reference: StackedV, weight: float, clones: bool = False
+) -> Metrics:
+    """Soft actor-critic's update with the calibrated conservative term added to the critics' loss.
+
+    With `clones` the policy maximises the likelihood of the data's actions instead of their values.
+    """
     norm = soft.actor.normalizer
     z, z_next = norm(batch.obs), norm(batch.next_obs)
     target = soft_target(soft, config, batch, z_next)
@@ -92,7 +98,7 @@ def update(soft: SoftNets, config: CalQLConfig, batch: Transitions, reference: S
     loss = td_loss(q, target) + weight * gap
     step_critic(soft, loss)
     polyak(soft.target, soft.critic, config.tau)
-    metrics, entropy = step_actor(soft, z)
+    metrics, entropy = step_actor(soft, z, batch.action if clones else None)
     step_temperature(soft, entropy, config.entropy_per_action * batch.action.shape[-1])
     return metrics | {"critic_loss": loss.detach(), "gap": gap.detach(), "q": q.detach().mean((1, 2))}
 
@@ -123,20 +129,10 @@ def conservative_gap(
     return (soft_max - q).mean(-1).sum(1)
 
 
-def fit_reference(
-    v: StackedV, normalizer: nn.Module, data: Transitions, discount: float, draws: Draws,
-    steps: int = 3000, batch: int = 256,
-) -> None:  # fmt: skip
-    """Least squares of V on the data's discounted returns-to-go; each member draws its own batches."""
-    target = returns_to_go(data, discount)
-    mean, scale = target.mean(), target.std() + 1e-6
-    opt = FlatAdam(v.parameters(), v.population, 1e-3)
-    for _ in range(min(steps, 20 * len(data) // batch + 1)):
-        rows = draws.rows(data, batch)
-        (v(normalizer(data.obs[rows])) - (target[rows] - mean) / scale).square().mean(-1).sum().backward()
-        opt.step()
-    last = v.net.layers[-1]
-    assert isinstance(last, StackedLinear)
-    with torch.no_grad():  # the last layer takes the targets' units
-        last.weight.mul_(scale)
-        last.bias.mul_(scale).add_(mean)
+def begin_at_returns(soft: SoftNets, reference: StackedV, data: Transitions, config: CalQLConfig) -> None:
+    """Fit the floor V^μ(s) and the critics Q^μ(s, a) to the data's discounted returns-to-go."""
+    norm, how = soft.actor.normalizer, (data, config.discount, soft.draws)
+    floor = FlatAdam(reference.parameters(), reference.population, config.lr)
+    fit_returns(lambda b: reference(norm(b.obs)), reference.net, floor, *how)
+    fit_returns(lambda b: soft.critic(norm(b.obs), b.action), soft.critic.net, soft.opts["critic"], *how)
+    polyak(soft.target, soft.critic, 1.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robot_cl.batch import Transitions
 
-STEPS = 50  # of the data that are looked ahead, half of what a discount of 0.99 sees; the rest is bootstrapped
+STEPS = 10  # of the data that are looked ahead: with more, what else happened there drowns the action
 
 
 def realised(data: Transitions, value: Tensor, next_value: Tensor, discount: float, steps: int = STEPS) -> Tensor:

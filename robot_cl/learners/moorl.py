@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.actor import StackedGaussianActor
-from policies.critics import StackedQ
+from policies.critics import CriticConfig, StackedQ
 from policies.lora import attach
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan, Trainable, merged, repeated
@@ -37,6 +37,7 @@ class Tasks(StrEnum):
 class MOORLConfig(SACConfig):
     """Options of MOORL; the paper leaves most constants open, these are ours."""
 
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(layer_norm=True))  # shape of each critic
     tasks: Tasks = Tasks.both  # both, alternate or joined
     inner: int = 5  # K, updates of the fast weights per meta step
     meta: float = 0.5  # ε, how far the meta-parameters move to the fast ones

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -41,6 +41,7 @@ class PPOConfig(LearnerConfig):
     max_grad_norm: float = 0.5  # largest gradient norm per network and member
     decay: int = 0  # rollouts over which both learning rates fall linearly to zero, 0: constant
     value_warmup: int = 0  # first rollouts that train V alone, so that a loaded policy is not spoilt by wrong values
+    least_log_std: float | None = None  # smallest log σ after the first rollout; a clone may be too sure to explore
     scale_reward: bool = True  # divide rewards by the running deviation of the discounted return
 
     def __post_init__(self) -> None:
@@ -95,6 +96,7 @@ class PPO(Learner):
     def explore(self, obs: Tensor, noise: Tensor, actor: StackedGaussianActor | None = None) -> Tensor:
         """The sample as drawn: the world clips it, the ratio needs it unclipped."""
         actor = actor or self.actor
+        actor.config = self.actor.config
         mean, log_std = actor(obs)
         return actor.sample(mean, log_std, noise)[0]
 
@@ -109,8 +111,15 @@ class PPO(Learner):
         metrics = self._improve(rows)
         if not norm.frozen:
             norm.update(fresh.obs)
+        self._widen()
         self.step += 1
         return metrics
+
+    def _widen(self) -> None:
+        """Only now, so that the likelihoods of the first rollout are those of the policy that acted."""
+        least, config = self.config.least_log_std, self.actor.config
+        if least is not None and config.log_std_min < least:
+            self.actor.config = replace(config, log_std_min=least)
 
     @torch.no_grad()
     def prepare_rollout(self, fresh: Transitions) -> Tensor:

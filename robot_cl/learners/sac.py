@@ -107,7 +107,9 @@ class SoftNets:
 
     def sample(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z (P, B, obs_dim) normalised -> action in [-1, 1] (P, B, act_dim) and log π (P, B), reparametrised."""
-        mean, log_std = self.actor.heads(z)
+        return self.drawn(*self.actor.heads(z))
+
+    def drawn(self, mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
         action, log_prob = self.actor.sample(mean, log_std, self.draws.normal(*mean.shape[1:]))
         return action.clamp(-1.0, 1.0), log_prob
 
@@ -149,11 +151,16 @@ def ensemble_value(q: Tensor) -> Tensor:
     return q.amin(1) if q.shape[1] <= 2 else q.mean(1)
 
 
-def step_actor(soft: SoftNets, z: Tensor) -> tuple[Metrics, Tensor]:
-    """Maximise Q − α log π (equation 7). Returns metrics and the entropy (P,)."""
+def step_actor(soft: SoftNets, z: Tensor, cloned: Tensor | None = None) -> tuple[Metrics, Tensor]:
+    """Maximise Q − α log π (equation 7), with `cloned` actions (P, B, act_dim) their log-likelihood in place of Q.
+
+    Returns metrics and the entropy (P,).
+    """
     alpha = soft.temperature().detach()
-    action, log_prob = soft.sample(z)
-    loss = (alpha * log_prob - ensemble_value(soft.critic(z, action))).mean(-1)
+    mean, log_std = soft.actor.heads(z)
+    action, log_prob = soft.drawn(mean, log_std)
+    good = soft.actor.log_prob(mean, log_std, cloned) if cloned is not None else ensemble_value(soft.critic(z, action))
+    loss = (alpha * log_prob - good).mean(-1)
     loss.sum().backward(inputs=soft.opts["actor"].parameters)
     soft.opts["actor"].step()
     entropy = -log_prob.detach().mean(-1)

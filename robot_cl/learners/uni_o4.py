@@ -18,11 +18,13 @@ from policies.critics import CriticConfig, StackedQ, polyak
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan, Trainable, merged
+from robot_cl.learners.candidates import Candidates
 from robot_cl.learners.evidence import realised, trust
 from robot_cl.learners.gate import Gate, GateConfig
 from robot_cl.learners.iql import reward_scale
 from robot_cl.learners.optim import FlatAdam, cosine
 from robot_cl.learners.ppo import PPO, PPOConfig
+from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import bellman_target, td_loss
 from robot_cl.learners.stacks import copy_rows, repeat_members
 from robot_cl.learners.uni_o4_losses import (
@@ -51,11 +53,12 @@ def _actor(hidden: tuple[int, ...] = (256, 256)) -> ActorConfig:
 
 # Field -> (cpu, reference); a field that is given wins. Lei et al. 2024, appendix.
 PROFILES: Mapping[str, tuple[Any, Any]] = {
-    "critic_steps": (50_000, 2_000_000),
+    "critic_steps": (20_000, 2_000_000),
     "behaviour_steps": (20_000, 400_000),
     "improve_steps": (3_000, 10_000),
     "offline_lr": (3e-4, 1e-4),
     "behaviour_lr": (1e-3, 1e-4),
+    "improve_lr": (3e-4, 1e-4),
 }
 
 
@@ -71,22 +74,24 @@ class UniO4Config(PPOConfig):
     diversity: float = 0.1  # α, extra weight where a cloned policy is not the likeliest of its seed
     expectile: float = 0.7  # of Q over the data's actions; 0.5 values the behaviour itself, for near-expert data
     tau: float = 0.005  # how far the target moves to Q per update
+    returns_steps: int = 3_000  # first updates of Q and V, on the data's returns
     critic_steps: int | None = None  # updates of Q and V
     behaviour_steps: int | None = None  # updates of the cloned policies, beside the critics'
     improve_steps: int | None = None  # offline policy gradient steps
     offline_lr: float | None = None  # Adam's learning rate of Q and V, falling to zero along a cosine
     behaviour_lr: float | None = None  # Adam's learning rate of cloning, falling to zero along a cosine
-    improve_lr: float = 1e-4  # of the offline policy gradient, falling linearly to 0
+    improve_lr: float | None = None  # of the offline policy gradient, falling linearly to 0
     improve_clip: float = 0.25  # of the probability ratio, offline
     dynamics: EnsembleConfig = field(default_factory=lambda: EnsembleConfig(4, 3, (200, 200, 200)))  # of the gate
     fit: FitConfig = field(default_factory=lambda: FitConfig(holdout=0.2, max_holdout=1000, max_steps=8_000))
     gate: GateConfig = field(default_factory=GateConfig)  # of the acceptance test
     horizon: int = 256  # control steps per world and rollout
     minibatch: int = 128  # transitions per gradient step and seed
-    clip: float = 0.05  # of the probability ratio, online
+    clip: float = 0.2  # of the probability ratio, online; published 0.05
     entropy: float = 0.01  # weight of the entropy bonus, online
-    lr: float = 3e-5  # Adam's learning rate of the policy, online
-    critic_lr: float = 2e-4  # Adam's learning rate of V, online
+    lr: float = 3e-4  # Adam's learning rate of the policy, online; published 1e-6 to 3e-5, for a million steps
+    critic_lr: float = 1e-3  # Adam's learning rate of V, online; published 2e-4
+    least_log_std: float | None = -1.6  # smallest log σ online, σ = 0.2
     value_warmup: int = 2  # first rollouts that train V alone
 
     def __post_init__(self) -> None:
@@ -133,11 +138,10 @@ class UniO4(PPO):
         c = self.config
         self.q = self.add("q", StackedQ(self.obs_dim, self.act_dim, self.rng, 2, c.critic))
         self.target_q = self.add("target_q", copy.deepcopy(self.q).requires_grad_(False))
-        self.members = self.add("members", self._members())
-        self.accepted = self.add("accepted", copy.deepcopy(self.members).requires_grad_(False))
-        self.clones = self.add("clones", copy.deepcopy(self.members).requires_grad_(False))
-        for actor in (self.members, self.accepted, self.clones):
-            actor.normalizer = self.actor.normalizer
+        self.policies = Candidates.of(self._members(), c.behaviours)
+        self.members = self.add("members", self.policies.members)
+        self.accepted = self.add("accepted", self.policies.accepted)
+        self.clones = self.add("clones", self.policies.clones)
         sizes = (self.obs_dim, self.act_dim, self.seeds, c.behaviours)
         self.gate = self.add("gate", Gate(*sizes, c.gate, c.dynamics, self.actor.normalizer))
         assert c.offline_lr is not None
@@ -154,6 +158,7 @@ class UniO4(PPO):
         if not self.actor.normalizer.frozen:  # a loaded policy brings its statistics along
             return StackedGaussianActor(self.obs_dim, self.act_dim, each, c.actor, self.actor.normalizer)
         many = repeat_members(merged(self.actor), n)
+        many.normalizer = self.actor.normalizer
         if c.trainable is Trainable.adapter:
             from policies.lora import attach
 
@@ -187,7 +192,7 @@ class UniO4(PPO):
         """Which of values and clones are fitted (neither: improvement), as long as nothing else happens."""
         c, after = self.config, self.step + 1
         assert c.critic_steps is not None and c.behaviour_steps is not None
-        handed_over = after in (c.behaviour_steps, c.fit_steps, c.fit_steps + 1, c.offline_steps)
+        handed_over = after in (1, c.behaviour_steps, c.fit_steps, c.fit_steps + 1, c.offline_steps)
         tested = after > c.fit_steps and (after - c.fit_steps) % c.gate.every == 0
         if online or handed_over or tested:
             return None
@@ -197,7 +202,8 @@ class UniO4(PPO):
         c = self.config
         if self.step >= c.fit_steps:
             left = 1.0 - (self.step - c.fit_steps) / max(1, c.improve_steps or 1)
-            self.opts["members"].lr, self.opts["members"].clip = c.improve_lr * max(0.0, left), c.max_grad_norm
+            self.opts["members"].lr = (c.improve_lr or 0.0) * max(0.0, left)
+            self.opts["members"].clip = c.max_grad_norm
             return
         for name in ("q", "critic"):
             self.opts[name].lr = cosine(c.offline_lr or 0.0, self.step, c.critic_steps or 1)
@@ -212,6 +218,8 @@ class UniO4(PPO):
         metrics: Metrics = {}
         assert c.critic_steps is not None and c.behaviour_steps is not None
         if self.step < c.critic_steps:
+            if not self.step:
+                self.begin_values()
             metrics |= self.fit_values(batch)
         if self.step < c.behaviour_steps:
             metrics |= self.fit_behaviour(batch)
@@ -225,6 +233,17 @@ class UniO4(PPO):
         if self.step == c.fit_steps or self.step == c.offline_steps:
             self.select()
         return metrics
+
+    def begin_values(self) -> None:
+        """Q and V start at the data's returns: by one-step targets alone they would take most of phase 1 to rise."""
+        c, norm = self.config, self.actor.normalizer
+        if self.data is None or not c.returns_steps:
+            return
+        scaled = replace(self.data, reward=self.data.reward * self.extra["reward_scale"])
+        how = (scaled, c.discount, self.draws, c.returns_steps)
+        fit_returns(lambda b: self.v(norm(b.obs)), self.v.net, self.opts["critic"], *how)
+        fit_returns(lambda b: self.q(norm(b.obs), b.action), self.q.net, self.opts["q"], *how)
+        polyak(self.target_q, self.q, 1.0)
 
     def fit_values(self, batch: Transitions) -> Metrics:
         """Phase 1. V regresses an expectile of the target Q, Q regresses r + γ (1 − terminated) V(s')."""
@@ -245,19 +264,14 @@ class UniO4(PPO):
     def fit_behaviour(self, batch: Transitions) -> Metrics:
         """Phase 3. All members of a seed see the same batch, so that they can be compared."""
         c, n = self.config, self.config.behaviours
-        mean, log_std = self.members.heads(self._each(self.actor.normalizer(batch.obs)))
-        log_prob = self.members.log_prob(mean, log_std, self._each(batch.action)).view(self.seeds, n, -1)
+        mean, log_std = self.members.heads(self.policies.spread(self.actor.normalizer(batch.obs)))
+        log_prob = self.members.log_prob(mean, log_std, self.policies.spread(batch.action)).view(self.seeds, n, -1)
         loss = behaviour_loss(log_prob, c.diversity, c.compat)
         loss.sum().backward()
         self.opts["members"].step()
         if self.step + 1 == c.behaviour_steps:
-            for kept in (self.accepted, self.clones):
-                copy_rows(kept, self.members)
+            self.policies.cloned()
         return {"behaviour_loss": loss.detach().mean(1)}
-
-    def _each(self, x: Tensor) -> Tensor:
-        """(P, ...) -> (P·n, ...), a seed's rows once per member."""
-        return x.repeat_interleave(self.config.behaviours, 0)
 
     # -- phases 2 and 4 -----------------------------------------------------------------------------------------------
 
@@ -268,7 +282,7 @@ class UniO4(PPO):
         self.gate.trust.copy_(self.trust(self.data))
         for moment in self.opts["members"].state.values():
             moment.zero_()
-        copy_rows(self.members, self.accepted)
+        self.policies.go_back()
         self.gate.scores = self.gate.judge(self.accepted.mode, self.value).each
         return {"dynamics_loss": torch.tensor(losses), "trust": self.gate.trust.clone()}
 
@@ -279,7 +293,7 @@ class UniO4(PPO):
         for part in data.pack().split(ROWS):
             rows = Transitions.unpack(part, self.obs_dim, self.act_dim)
             z = self.actor.normalizer(rows.obs).expand(self.seeds, -1, -1)
-            mean = self.clones.heads(self._each(z))[0].view(self.seeds, n, -1, self.act_dim).mean(1)
+            mean = self.clones.heads(self.policies.spread(z))[0].view(self.seeds, n, -1, self.act_dim).mean(1)
             taken, cloned = (self.q(z, a.expand_as(mean)).amin(1) for a in (rows.action, mean.clamp(-1.0, 1.0)))
             claimed.append(taken - cloned)
             value.append(self.v(z))
@@ -293,14 +307,15 @@ class UniO4(PPO):
         c, n = self.config, self.config.behaviours
         z = self.actor.normalizer(batch.obs)
         with torch.no_grad():
-            old_mean, old_log_std = self.accepted.heads(self._each(z))
+            many = self.policies.spread(z)
+            old_mean, old_log_std = self.accepted.heads(many)
             action, old_log_prob = self.accepted.sample(old_mean, old_log_std, self._noise(z.shape[1]))
             advantage = standardised(self.advantage(z, action)).flatten(0, 1)
-        mean, log_std = self.members.heads(self._each(z))
+        mean, log_std = self.members.heads(many)
         log_ratio = self.members.log_prob(mean, log_std, action) - old_log_prob
         loss = clipped_improvement(log_ratio, advantage, c.improve_clip)  # (P·n,)
-        reach = self._each(self.gate.reach).unsqueeze(1)
-        beyond = self._distance(self._each(z), mean) - (0.8 * reach).square()  # state by state: rare ones count most
+        reach = self.policies.spread(self.gate.reach).unsqueeze(1)
+        beyond = self.policies.distance(many, mean) - (0.8 * reach).square()  # state by state: rare ones count most
         hold = HOLD if c.compat is Compat.ours else 0.0
         (loss + hold * beyond.clamp(min=0.0).mean(-1)).sum().backward()
         self.opts["members"].step()
@@ -309,39 +324,29 @@ class UniO4(PPO):
     def advantage(self, z: Tensor, action: Tensor) -> Tensor:
         """min Q(s, a) − V(s): z (P, B, obs_dim), action (P·n, B, act_dim) -> (P, n, B)."""
         n = self.config.behaviours
-        q = self.q(z.repeat(1, n, 1), self._by_seed(action.clamp(-1.0, 1.0))).amin(1)
+        q = self.q(z.repeat(1, n, 1), self.policies.gathered(action.clamp(-1.0, 1.0))).amin(1)
         return q.view(self.seeds, n, -1) - self.v(z).unsqueeze(1)
 
     def _noise(self, rows: int) -> Tensor:
         """(P·n, rows, act_dim), member by member from its seed's generator."""
         return self.noise(self.config.behaviours, rows, self.act_dim).flatten(0, 1)
 
-    def _by_seed(self, x: Tensor) -> Tensor:
-        """(P·n, B, d) -> (P, n·B, d)."""
-        return x.reshape(self.seeds, -1, x.shape[-1])
-
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
         """min Q at raw observations (P, R, obs_dim) and actions -> (P, R)."""
         return self.q(self.actor.normalizer(obs), action).amin(1)
 
     def away(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Squared distance from the clones' means in their deviations, mean over actions; (P·n, R, ·) -> (P·n, R)."""
-        return self._distance(self.actor.normalizer(obs), action)
-
-    def _distance(self, z: Tensor, action: Tensor) -> Tensor:
-        with torch.no_grad():
-            mean, log_std = self.clones.heads(z)
-        return ((action - mean) * torch.exp(-log_std)).square().mean(-1)
+        """`Candidates.distance` at raw observations."""
+        return self.policies.distance(self.actor.normalizer(obs), action)
 
     @torch.no_grad()
     def pass_gate(self) -> Metrics:
         """Members that are surely better become π_old; the others go back to it."""
         ours = self.config.compat is Compat.ours
         found = self.gate.judge(self.members.mode, self.value, self.away)
-        rows = torch.nonzero(self.gate.test(found, paired=ours).flatten())[:, 0]
-        copy_rows(self.accepted, self.members, rows, rows)
+        self.policies.accept(self.gate.test(found, paired=ours))
         if ours:
-            copy_rows(self.members, self.accepted)
+            self.policies.go_back()
         return {
             "accepted": (self.gate.passed / self.gate.made).mean(1),
             "clamped": found.clamped.mean(1),

@@ -9,7 +9,7 @@ from policies.critics import CriticConfig, StackedV
 from robot_cl.batch import Transitions
 from robot_cl.learners import cal_ql, sac
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
-from robot_cl.learners.cal_ql import CalQLConfig, fit_reference
+from robot_cl.learners.cal_ql import CalQLConfig, begin_at_returns
 
 
 @dataclass
@@ -40,14 +40,15 @@ class WSRL(Learner):
 
     def prepare(self, data: Transitions) -> None:
         super().prepare(data)
-        fit_reference(self.reference, self.actor.normalizer, data, self.config.discount, self.draws)
+        begin_at_returns(self.soft, self.reference, data, self.config)
 
     def graph_key(self, online: bool = False) -> bool:
-        return online and sac.actor_due(self)
+        return sac.actor_due(self) if online else self.step < self.config.cloning
 
     def update_offline(self, batch: Transitions) -> Metrics:
+        c, clones = self.config, self.step < self.config.cloning
         self.step += 1
-        return cal_ql.update(self.soft, self.config, batch, self.reference, self.config.conservatism)
+        return cal_ql.update(self.soft, c, batch, self.reference, c.conservatism, clones)
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         moves = sac.actor_due(self)

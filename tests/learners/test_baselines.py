@@ -11,12 +11,13 @@ from policies.critics import CriticConfig, StackedV
 from policies.networks import generators
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
-from robot_cl.learners.cal_ql import CalQL, CalQLConfig, conservative_gap, fit_reference
+from robot_cl.learners.cal_ql import CalQL, CalQLConfig, conservative_gap
 from robot_cl.learners.draws import Draws
 from robot_cl.learners.lcb import BETA_RANGE, LCB, LCBConfig, action_disagreement, beta_for
+from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.percent_bc import PercentBC, PercentBCConfig, best_rows
 from robot_cl.learners.rebrac import ReBRAC, ReBRACConfig
-from robot_cl.learners.returns import episode_returns, returns_to_go
+from robot_cl.learners.returns import episode_returns, fit_returns, returns_to_go
 from robot_cl.learners.sac import tanh_actor
 from robot_cl.learners.wsrl import WSRL, WSRLConfig
 
@@ -125,15 +126,35 @@ def test_the_conservative_term_lowers_values_off_the_data(transitions):
     assert gaps[-1] < gaps[0] - 0.5
 
 
-def test_the_reference_is_the_return_that_the_data_earned():
+def test_values_begin_at_the_returns_that_the_data_earned():
     rng = torch.Generator().manual_seed(0)
     obs = torch.randn(2000, 4, generator=rng)
     ones = torch.ones(2000)
     data = Transitions(obs, obs[:, :2], 50.0 + 20.0 * obs[:, 0], obs, ones, 0 * ones)  # every step is an episode
-    v = StackedV(4, generators(0, 2), CriticConfig(hidden=(32,)))
-    norm = Normalizer(4).fit(obs)
-    fit_reference(v, norm, data, 0.9, Draws(generators(1, 2)), steps=600)
-    assert ((v(norm(obs)) - data.reward).abs().mean(-1) < 5.0).all()  # of a deviation of 20
+    norm, value = Normalizer(4).fit(obs), StackedV(4, generators(0, 2), CriticConfig(hidden=(32,)))
+    opt = FlatAdam(value.parameters(), 2, 1e-4)
+    fit_returns(lambda b: value(norm(b.obs)), value.net, opt, data, 0.9, Draws(generators(1, 2)), steps=600)
+    assert ((value(norm(obs)) - data.reward).abs().mean(-1) < 5.0).all()  # of a deviation of 20
+    assert opt.lr == 1e-4 and not any(moment.any() for moment in opt.state.values())
+
+    for learner in (CalQL(CalQLConfig(**SMALL, drawn=1), 4, 2), WSRL(WSRLConfig(**SMALL, critics=3, drawn=1), 4, 2)):
+        learner.prepare(data)  # critics and floor alike, else the floor hides what the policy's actions are worth
+        for net in (learner.soft.critic, learner.soft.target):
+            found = net(learner.actor.normalizer(obs), data.action)
+            assert ((found - data.reward).abs().mean(-1) < 5.0).all()
+
+
+def test_cal_ql_s_policy_begins_by_cloning(transitions):
+    data = transitions(400)
+    batch = Transitions.unpack(data[:64].pack().unsqueeze(0), 4, 2)
+    likelihood = {}
+    for cloning in (0, 60):
+        learner = CalQL(CalQLConfig(**SMALL, drawn=1, lr=3e-3, cloning=cloning), 4, 2)
+        learner.prepare(data)
+        for _ in range(60):
+            learner.update_offline(batch)
+        likelihood[cloning] = learner.actor.log_prob(*learner.actor(batch.obs), batch.action).mean().item()
+    assert likelihood[60] > likelihood[0] + 0.5
 
 
 def test_wsrl_warms_up_with_the_frozen_policy_and_keeps_no_offline_data(transitions):
