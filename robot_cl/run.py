@@ -26,7 +26,7 @@ from robot_cl.learners.replay import ReplayBuffer
 from robot_cl.learners.rollout import Collector, play
 from robot_cl.metrics import MetricLog, MetricWriter
 from robot_cl.replay_files import restore_replay, save_replay
-from robot_cl.run_config import TrainConfig
+from robot_cl.run_config import Engine, TrainConfig
 from sim.spec import Interface
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
@@ -222,8 +222,7 @@ class Run:
     def _open_worlds(self) -> None:
         c, plan = self.config, self.plan
         rows, rounds = c.seeds * (c.num_worlds or 1), plan.horizon * (c.num_worlds or 1)
-        world = sim.make(str(c.task), num_worlds=rows, threads=c.threads, shift=c.shift)
-        self.collector = Collector(world, c.seeds, c.seed)
+        self.collector = Collector(open_world(c, rows), c.seeds, c.seed)
         if not plan.on_policy:
             widths = self.interface.obs_dim, self.interface.act_dim
             capacity = min(plan.capacity, -(-c.online // rounds) * rounds)  # a shorter run fills no more
@@ -239,6 +238,17 @@ class Run:
     def _tell(self, phase: str, values: dict[str, float]) -> None:
         if self.progress is not None:
             self.progress(phase, self.step, self.total, values)
+
+
+def open_world(config: TrainConfig, rows: int) -> Any:
+    """The worlds to learn in. Raises ValueError, ImportError where engine=warp cannot step them."""
+    if config.engine is Engine.mujoco:
+        return sim.make(str(config.task), num_worlds=rows, threads=config.threads, shift=config.shift)
+    from robot_cl.warp_worlds import WarpWorld
+
+    if config.shift is not None:
+        raise ValueError(f"engine=warp steps worlds as they are; leave out shift={config.shift}, or take engine=mujoco")
+    return WarpWorld(str(config.task), rows, device=config.device)
 
 
 def agreed_interface(task: str | None, dataset: StoredDataset | None) -> Interface:

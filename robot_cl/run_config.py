@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,13 @@ from robot_cl.learners.sb3 import SB3Config
 
 T = TypeVar("T")
 FILE = "config.yaml"
+
+
+class Engine(StrEnum):
+    """What steps the worlds that a run learns in; evaluation is always by MuJoCo."""
+
+    mujoco = "mujoco"
+    warp = "warp"
 
 
 @dataclass
@@ -33,6 +40,7 @@ class TrainConfig:
     online_steps: int | None = None  # environment steps per seed; none: 1000000 without an offline part, else 0
     batch: int = 256  # transitions per update and seed
     num_worlds: int | None = None  # worlds per seed; none: as the learner likes
+    engine: Engine = Engine.mujoco  # of the worlds that are learned in; warp: thousands on a GPU (extra gpu)
     threads: int | None = None  # threads that step worlds; none: all cores
     torch_threads: int | None = None  # threads of torch; none: 1 with small networks, else all cores
     log_every: int = 1000  # steps between rows of metrics.csv

@@ -80,9 +80,13 @@ def package_file(package: str, path: str) -> Path:
     return file
 
 
+# Namespaces of arrays that do not say theirs; whoever brings such arrays adds a line (robot_cl/warp_worlds.py).
+NAMESPACES: dict[type, ModuleType] = {np.ndarray: np}
+
+
 def namespace(x: Any) -> ModuleType:
     """The array-API namespace of x (numpy for arrays of numpy)."""
-    return np if isinstance(x, np.ndarray) else x.__array_namespace__()
+    return NAMESPACES.get(type(x)) or x.__array_namespace__()
 
 
 def no_termination(state: State) -> np.ndarray:
