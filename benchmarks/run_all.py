@@ -20,7 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "results"
-NOT_BENCHMARKS = {"common", "run_all", "pendulum", "flow_learning", "flow_missions", "flow_one_step"}
+PARTS = {"pendulum", "flow_learning", "flow_missions", "flow_one_step", "offline_cells", "offline_workers"}
+NOT_BENCHMARKS = {"common", "run_all"} | PARTS
 
 
 def names() -> list[str]:

@@ -32,7 +32,7 @@ RATE = 200  # samples per second
 PARTS = {  # part of the work -> what the frames of it look like, and its colour; the first that fits counts
     "imports": (r"<frozen importlib|_find_and_load|_call_with_frames_removed", "#d9d9d9"),
     "physics": (r"\(sim/(stepping|pool|world|env|disturbance)|\(mujoco", "#8dd3c7"),
-    "tasks: observation, reward, reset": (r"\(sim/", "#b3de69"),
+    "tasks and interfaces": (r"\(sim/", "#b3de69"),
     "drawing batches": (r"\((robot_cl/)?(data/sampler|learners/replay|learners/draws|batch)\.py", "#ffffb3"),
     "optimiser and targets": (r"learners/optim\.py|torch/optim|polyak|copy_into|\(follow|meta_step", "#fdb462"),
     "backward pass": (r"torch/autograd|backward", "#fb8072"),
