@@ -62,6 +62,7 @@ class Sizes:
 
 SIZES = {
     "quick": Sizes(128, 0.25, 0.02),
+    "tiny": Sizes(64, 0.25, 0.3),
     "small": Sizes(128, 0.25, 0.5),
     "full": Sizes(256, 0.25),
     "sweep": Sizes(256, 0.25, 0.5),
@@ -202,7 +203,7 @@ class Plan:
     online: int = ONLINE
     episodes: int = EPISODES
     device: str = "cpu"
-    checkpoint: int = 10_000  # steps between checkpoints
+    checkpoint: int = 2_000  # steps between checkpoints
     captured: bool = True  # on a GPU, updates as graphs
 
     @property

@@ -33,7 +33,7 @@ class GateConfig:
     """Options of the gate. Published: horizon 1000 (locomotion), 50 to 200 (antmaze), 5 to 100 (manipulation)."""
 
     every: int = 100  # improvement steps between two tests
-    horizon: int = 200  # steps of each imagined rollout
+    horizon: int = 100  # steps of each imagined rollout
     starts: int = 32  # start states from the data, the same for all tests
     confidence: float = 1.0  # standard deviations over the models that a gain must exceed; 0: any gain
     reach: float = 1.0  # farthest mean distance from the clone, in its own deviations, times the trust in the values

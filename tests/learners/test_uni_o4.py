@@ -13,6 +13,7 @@ from policies.critics import CriticConfig
 from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.gate import GateConfig
+from robot_cl.learners.returns import returns_to_go
 from robot_cl.learners.uni_o4 import Profile, UniO4, UniO4Config, check_data
 from robot_cl.learners.uni_o4_losses import (
     Compat,
@@ -113,6 +114,18 @@ def test_values_on_a_chain_meet_the_closed_form(expectile):
             learner.fit_values(sampler.sample(192))
     found = learner.v(learner.actor.normalizer(torch.eye(6)[:5])).detach()[0].numpy()
     np.testing.assert_allclose(found, chain_values(expectile, 0.9), rtol=0.02, atol=0.02)
+
+
+def test_values_begin_at_the_returns_of_the_data():
+    """One update at a rate of zero: what is there then has not been learned from one-step targets."""
+    data, learner = chain(), UniO4(replace(TINY, discount=0.9, offline_lr=1e-12), 6, 1)
+    learner.attach_data(data)
+    learner.prepare(data)
+    learner.update_offline(Sampler.over(data, learner.rng).sample(64))
+    z = learner.actor.normalizer(data.obs)
+    wanted = returns_to_go(replace(data, reward=data.reward * learner.extra["reward_scale"]), 0.9)
+    for found in (learner.v(z), learner.q(z, data.action).amin(1), learner.target_q(z, data.action).amin(1)):
+        assert 0.8 < (found.mean() / wanted.mean()).item() < 1.2
 
 
 # -- controls ---------------------------------------------------------------------------------------------------------
