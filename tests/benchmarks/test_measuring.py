@@ -17,7 +17,7 @@ import flame  # noqa: E402
 import profile_all  # noqa: E402
 import run_all  # noqa: E402
 
-STACKS = """<module> (tools/profiled.py:9);timed (/x/tools/profiled.py:61);go (robot_cl/run.py:70);product (policies/x.py:2) 60
+STACKS = """<module> (tools/p.py:9);timed (/x/tools/profiled.py:6);go (robot_cl/run.py:7);step (policies/x.py:2) 60
 <module> (tools/profiled.py:9);timed (/x/tools/profiled.py:61);go (robot_cl/run.py:70);each (sim/pool.py:7) 30
 <module> (tools/profiled.py:9);_find_and_load (<frozen importlib._bootstrap>) 500
  70
