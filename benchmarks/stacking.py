@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from common import Claim, arguments, measured, report
 
+from policies.critics import CriticConfig
 from robot_cl.continual import loop
 from robot_cl.continual.loop import Measuring
 from robot_cl.continual.method import MethodConfig
@@ -108,30 +109,34 @@ def moorl(quick: bool) -> dict[str, float]:
 
     place, block, rounds = Path(tempfile.mkdtemp(prefix="robot-cl-moorl-")), 150 if quick else 400, 3 if quick else 7
     use_torch_threads(cores())
-    learner = MOORLConfig(warmup=STEPS_BEFORE)
     total = STEPS_BEFORE + (rounds + 1) * block
     data = dataset(place, 20_000)
     config = TrainConfig(data=data, task=TASK, offline_steps=0, online_steps=total, torch_threads=cores())
-    run = run_of(config, learner)
-    turns = run.turns()
+    # SB3's critics are not normalised, MOORL's are: with the peer's networks for the claim, and as they come.
+    same, normalised = MOORLConfig(warmup=STEPS_BEFORE, critic=CriticConfig()), MOORLConfig(warmup=STEPS_BEFORE)
+    run, as_it_comes = run_of(config, same), run_of(config, normalised)
+    turns, others = run.turns(), as_it_comes.turns()
     sac = SAC("MlpPolicy", gymnasium.make("HalfCheetah-v5"), seed=0, device="cpu", learning_starts=STEPS_BEFORE)
     assert run.plan.updates == 1.0 and config.batch == sac.batch_size == 256 and run.plan.horizon == 1
-    for _ in islice(turns, STEPS_BEFORE):
+    for _ in islice(zip(turns, others, strict=True), STEPS_BEFORE):
         pass
     sac.learn(STEPS_BEFORE)
-    rates: dict[str, list[float]] = {"ours": [], "SB3": []}
+    rates: dict[str, list[float]] = {"ours": [], "SB3": [], "normalised": []}
     for k in range(rounds + 1):
         ours = block / seconds_of(lambda: [None for _ in islice(turns, block)])
         theirs = block / seconds_of(lambda: sac.learn(block, reset_num_timesteps=False))
+        comes = block / seconds_of(lambda: [None for _ in islice(others, block)])
         if k:  # the first warms up
             rates["ours"].append(ours)
             rates["SB3"].append(theirs)
+            rates["normalised"].append(comes)
     shutil.rmtree(place)
     assert run.learner.step >= rounds * block and sac._n_updates >= rounds * block
     ratios = [a / b for a, b in zip(rates["ours"], rates["SB3"], strict=True)]
     return {
         "torch threads": cores(),
         "MOORL, environment steps per second": statistics.median(rates["ours"]),
+        "MOORL with its normalised critics, environment steps per second": statistics.median(rates["normalised"]),
         "SB3 SAC, environment steps per second": statistics.median(rates["SB3"]),
         "ratio": statistics.median(ratios),
         "ratio, lowest": min(ratios),

@@ -7,6 +7,8 @@ MOORL call the functions below with their own networks and batches; a page of th
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -151,6 +153,19 @@ def ensemble_value(q: Tensor) -> Tensor:
     return q.amin(1) if q.shape[1] <= 2 else q.mean(1)
 
 
+@contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """What is computed in here passes gradients on to its input; those of the net's own weights are never computed."""
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
 def step_actor(soft: SoftNets, z: Tensor, cloned: Tensor | None = None) -> tuple[Metrics, Tensor]:
     """Maximise Q − α log π (equation 7), with `cloned` actions (P, B, act_dim) their log-likelihood in place of Q.
 
@@ -159,7 +174,11 @@ def step_actor(soft: SoftNets, z: Tensor, cloned: Tensor | None = None) -> tuple
     alpha = soft.temperature().detach()
     mean, log_std = soft.actor.heads(z)
     action, log_prob = soft.drawn(mean, log_std)
-    good = soft.actor.log_prob(mean, log_std, cloned) if cloned is not None else ensemble_value(soft.critic(z, action))
+    if cloned is not None:
+        good = soft.actor.log_prob(mean, log_std, cloned)
+    else:
+        with frozen(soft.critic):
+            good = ensemble_value(soft.critic(z, action))
     loss = (alpha * log_prob - good).mean(-1)
     loss.sum().backward(inputs=soft.opts["actor"].parameters)
     soft.opts["actor"].step()

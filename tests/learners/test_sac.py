@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from policies.critics import CriticConfig
+from policies.networks import StackedMLP, generators
 from robot_cl.learners.draws import Draws
 from robot_cl.learners.rlpd import RLPD, RLPDConfig
 from robot_cl.learners.sac import (
     SAC,
     SACConfig,
     bellman_target,
+    frozen,
     joined,
     soft_target,
     step_temperature,
@@ -110,3 +112,14 @@ def test_senseless_options_are_refused():
         SACConfig(discount=1.0)
     with pytest.raises(ValueError, match="offline_share"):
         RLPDConfig(offline_share=1.0)
+
+
+def test_a_frozen_net_passes_on_the_same_gradient_and_has_none_of_its_own():
+    net, x = StackedMLP(5, (8,), 1, generators(0, 2)), torch.randn(2, 4, 5, requires_grad=True)
+    wanted = torch.autograd.grad(net(x).sum(), x)[0]
+    with frozen(net):
+        value = net(x).sum()
+    assert all(p.requires_grad for p in net.parameters())
+    assert torch.equal(torch.autograd.grad(value, x, retain_graph=True)[0], wanted)
+    with pytest.raises(RuntimeError, match="not have been used"):
+        torch.autograd.grad(value, [x, *net.parameters()])
