@@ -186,7 +186,8 @@ class FusedMLP(torch.autograd.Function):
                     at, k = count + i - 2, 3 * ((p * (count - 2) + i - 2) // 2)
                     g, gain, bias = _undo_norm(g, normal[k : k + 3], layers[at], layers[at + 1], needs[3 + at])
                     if needs[3 + at]:
-                        grads[at].append(gain), grads[at + 1].append(bias)
+                        grads[at].append(gain)
+                        grads[at + 1].append(bias)
             inputs.append(g)
         joined = [_joined(parts, w.shape) if parts else None for parts, w in zip(grads, tensors, strict=True)]
         if not needs[0]:

@@ -60,7 +60,9 @@ def shares(stacks: list[tuple[list[str], int]]) -> dict[str, float]:
     """Part -> share of all samples."""
     counts: Counter[str] = Counter()
     for stack, count in stacks:
-        found = next((part for frame in reversed(stack) if (part := part_of(frame))), OTHER)
+        backward = next((frame for frame in stack if ".backward (" in frame), None)  # its products are not forward
+        frames = reversed(stack) if backward is None else [backward]
+        found = next((part for frame in frames if (part := part_of(frame))), OTHER)
         counts[found] += count
     whole = sum(counts.values())
     return {name: count / whole for name, count in counts.most_common()}

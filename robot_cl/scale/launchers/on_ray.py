@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -58,11 +59,11 @@ def connected(launching: Launching) -> Iterator[Any]:
         yield ray
         return
     if launching.address is not None:
-        ray.init(address=launching.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=launching.address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(
             address="local", num_cpus=launching.jobs * launching.cpus, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR", object_store_memory=STORE, _node_ip_address="127.0.0.1",
+            logging_level=logging.ERROR, object_store_memory=STORE, _node_ip_address="127.0.0.1",
         )  # fmt: skip
     try:
         yield ray
