@@ -69,7 +69,7 @@ def config_of(stream: str, quick: bool) -> ContinualConfig:
     return ContinualConfig(
         stream, tuple(METHODS), size.seeds, 0, size.steps, size.base_steps, size.tasks, num_worlds=2 * size.worlds,
         threads=1, measuring=Measuring(size.episodes, points=4, curve_episodes=2, save_every=20_480),
-        options=MethodConfig(trial_worlds=1, trial_steps=100, explore=size.log_std),
+        options=MethodConfig(trial_worlds=4, trial_steps=60, trial_share=0.1, explore=size.log_std),
     )  # fmt: skip
 
 

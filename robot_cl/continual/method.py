@@ -30,7 +30,7 @@ class MethodConfig:
     trial_worlds: int = 2  # library: worlds in which a candidate is tried; the steps count as part of the budget
     trial_steps: int = 150  # library: control steps of the first trial; the two best play whole episodes
     trial_share: float = 0.2  # library: of the budget; the longer trials are cut so that they take half of it at most
-    adapter_lr: float = 3e-3  # library, fresh: learning rate of adapters
+    adapter_lr: float = 1e-3  # library, fresh: learning rate of adapters
     explore: float | None = None  # all: log σ with which every task begins; none: what the last one has left
     ewc: float = 10.0  # ewc: weight of the quadratic penalty, in units of KL to the old policy
     clone: float = 1.0  # clonex: weight of the KL to each old actor
