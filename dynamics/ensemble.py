@@ -139,6 +139,14 @@ class Ensemble(nn.Module):
         delta = self.delta_norm.inverse(self.state_net(x)[..., : self.obs_dim])
         return delta, self.reward_norm.inverse(self.reward_net(x)[..., :1]).squeeze(-1) if with_reward else None
 
+    def changes(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Delta and its log-variance (E, B, obs_dim) of every member, as in `Prediction`, without the reward."""
+        state = self.state_net(self.input_norm(self.features(obs, action)))
+        if not self.config.gaussian:
+            return self.delta_norm.inverse(state), None
+        mean, log_var = state.chunk(2, -1)
+        return self.delta_norm.inverse(mean), self.soft_clamp(log_var)
+
     def soft_clamp(self, log_var: Tensor) -> Tensor:
         """Smoothly into [log_var_min, log_var_max], with a gradient everywhere (PETS, appendix A.1)."""
         low, high = self.config.log_var_min, self.config.log_var_max

@@ -119,10 +119,10 @@ def scores(
 def _advance(model: Ensemble, obs: Tensor, action: Tensor, noise: Tensor, noisy: bool) -> Tensor:
     """Every member its own rows: obs (E, n, K, obs_dim), action likewise, noise (E, 1, K, obs_dim) -> next obs."""
     E, n, K, width = obs.shape
-    said = model(obs.reshape(E, n * K, width), action.reshape(E, n * K, -1))
-    delta = said.delta.view(obs.shape)
-    if noisy and said.delta_log_var is not None:
-        delta = delta + noise * torch.exp(0.5 * said.delta_log_var.view(obs.shape)) * model.delta_scale
+    delta, log_var = model.changes(obs.reshape(E, n * K, width), action.reshape(E, n * K, -1))
+    delta = delta.view(obs.shape)
+    if noisy and log_var is not None:
+        delta = delta + noise * torch.exp(0.5 * log_var.view(obs.shape)) * model.delta_scale
     return model.advance(obs, delta)
 
 

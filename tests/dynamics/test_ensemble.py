@@ -38,6 +38,19 @@ def test_a_routed_row_gets_exactly_its_members_answer() -> None:
     torch.testing.assert_close(reward, everyone.reward[member, at])
 
 
+@pytest.mark.parametrize("gaussian", [True, False])
+def test_changes_are_those_of_the_whole_prediction(gaussian: bool) -> None:
+    model = ensemble(gaussian=gaussian)
+    model.measure(*rows(200))
+    obs, action, _, _ = rows(9, seed=1)
+    delta, log_var = model.changes(obs, action)
+    whole = model(obs, action)
+    torch.testing.assert_close(delta, whole.delta)
+    assert (log_var is None) == (not gaussian)
+    if log_var is not None:
+        torch.testing.assert_close(log_var, whole.delta_log_var)
+
+
 def test_routing_reaches_only_elites_and_evenly() -> None:
     model = ensemble()
     model.elites.copy_(torch.tensor([1, 3]))
