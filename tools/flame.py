@@ -61,7 +61,7 @@ def draw(root: Frame, title: str, colour: Callable[[str], str]) -> str:
             f'<g><title>{name}: {share:.1f} %</title><rect x="{x:.1f}" y="{ROW * level + 30}" width="{width:.1f}" '
             f'height="{ROW - 1}" rx="2" fill="{colour(frame.name)}"/>'
         )
-        shown = frame.name if len(frame.name) * 6.2 < width else frame.name[: max(0, int(width / 6.2) - 1)]
+        shown = frame.name if len(frame.name) * 6.7 < width else frame.name[: max(0, int(width / 6.7) - 1)]
         if len(shown) > 2:
             parts.append(f'<text x="{x + 3:.1f}" y="{ROW * level + 42}">{escape(shown)}</text>')
         parts.append("</g>")
