@@ -40,7 +40,8 @@ KEPT = ROOT / "runs" / "benchmarks" / "few_shot"
 CHOICES = {"choice by loss": "by_loss", "choice by episodes": "by_return"}
 TEN = 10  # demonstrations, of the claims
 # Measured at every number of demonstrations; other rows at ten of them only.
-_TRAINED = ("scratch", "scratch with own statistics", "full fine-tune", "fresh adapter", "residual")
+_TRAINED = ("scratch", "scratch with own statistics", "full fine-tune", "fresh adapter", "residual",
+            "guarded residual")  # fmt: skip
 EVERY_COUNT = {*_TRAINED, "fixed α", "learned α(s)", "composition"}
 
 

@@ -28,6 +28,7 @@ WORDS = {
     "zero_shot": "zero-shot",
     "composition": "composition",
     "residual": "residual adapter",
+    "guarded": "guarded residual adapter",
     "fresh": "fresh adapter",
 }
 

@@ -34,7 +34,7 @@ from robot_cl.checkpoint import (
     write_whole,
 )
 from robot_cl.data.atomic import whole_folder, write_json
-from robot_cl.routes import Known, Route
+from robot_cl.routes import NEW, Known, Route
 from sim.spec import Interface
 
 COMPOSED = "composed"
@@ -46,7 +46,8 @@ def write_route(folder: Path, route: Route, known: Known, card: dict[str, Any]) 
     what it was trained on lies in base/ beside it, so that it can be added to a library."""
     made_of = {"base": base_digest(known.base), "weights": {n: w for n, w in (route.weights or {}).items() if w}}
     if isinstance(route.module, ComposedActor):
-        write_composed(folder, route.module, known, card | {"composition": made_of})
+        new = {} if route.adapter is None else {NEW: route.adapter}
+        write_composed(folder, route.module, known.base, {**known.skills, **new}, card | {"composition": made_of})
         return
     write_policy(folder, route.module, card | {"composition": made_of})
     if route.adapter is not None:
@@ -58,19 +59,21 @@ def write_route(folder: Path, route: Route, known: Known, card: dict[str, Any]) 
         write_policy(folder / BASE, route.below, card)
 
 
-def write_composed(folder: Path, composed: ComposedActor, known: Known, card: dict[str, Any]) -> None:
+def write_composed(
+    folder: Path, composed: ComposedActor, base: Any, skills: Mapping[str, Adapter], card: dict[str, Any]
+) -> None:
     composer, names = composed.composer, composed.mixture.names
     tensors = {f"composer.{name}": value for name, value in composer.state_dict().items()}
     for k, name in enumerate(names):
-        for layer, (down, up) in known.skills[name].layers.items():
+        for layer, (down, up) in skills[name].layers.items():
             tensors[f"skill.{k}.{layer}.down"], tensors[f"skill.{k}.{layer}.up"] = down, up
     kind = next(name for name, cls in COMPOSERS.items() if type(composer) is cls)
     built = {"name": kind, "settings": composer.settings(), "shape": asdict(composer.shape)}
     about = card["composition"] | {"skills": list(names), "composer": built, "level": composed.level}
     (folder / BASE).mkdir()
-    write_policy(folder / BASE, known.base, {k: v for k, v in card.items() if k != "composition"})
+    write_policy(folder / BASE, base, {k: v for k, v in card.items() if k != "composition"})
     save_tensors(folder / POLICY, tensors)
-    head = {"format": FORMAT, "kind": COMPOSED, "actor": known.base.spec()}
+    head = {"format": FORMAT, "kind": COMPOSED, "actor": base.spec()}
     write_json(folder / CARD, head | card | {"composition": about})
 
 

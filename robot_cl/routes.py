@@ -1,5 +1,5 @@
-"""The four routes to a new task, from cheap to costly: a skill as it is, a composition of skills, a new adapter on top
-of the best composition, a new adapter on the base."""
+"""The routes to a new task, from cheap to costly: a skill as it is, a composition of skills, a new adapter on top of
+the best composition, the same only where demonstrations are near, a new adapter on the base."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from policies.composers import COMPOSERS, Composer, CompositionShape
 from policies.composers.fixed import Fixed
 from policies.composers.preference import Preference
 from policies.composers.routed import Routed
+from policies.composers.supported import Supported
 from policies.intrinsic import suggested_rank
 from policies.lora import layer_shapes
 from policies.mixture import Mixture
@@ -26,7 +27,7 @@ from robot_cl.demonstrations import Demonstrations
 from robot_cl.imitation import held_out_loss, sized_rank, train_adapter, train_composer
 from robot_cl.skills import with_skills
 
-ROUTES = ("zero_shot", "composition", "residual", "fresh")
+ROUTES = ("zero_shot", "composition", "residual", "guarded", "fresh")
 ALIASES = {
     "psec": "context_gate",
     "atlas": "anisotropic",
@@ -35,7 +36,7 @@ ALIASES = {
     "ridge": "routed",
 }
 LEARNING_RATES = {"context_gate": 3e-4}  # of a network; plain numbers move in steps of 1e-2
-BASE = "base"
+BASE, NEW = "base", "new adapter"
 
 
 @dataclass
@@ -110,10 +111,13 @@ class Route:
     def said(self) -> str:
         """What it is made of, in a few words."""
         parts = [] if self.weights is None else [f"{w:.2g} {n}" if w != 1 else n for n, w in self.weights.items() if w]
+        if self.name == "guarded" and isinstance(self.module, ComposedActor):
+            below = " + ".join(n for n in self.module.mixture.names if n != NEW)
+            return f"{NEW} where demonstrations are near, {below} elsewhere"
         if isinstance(self.module, ComposedActor) and self.weights is None:
             parts = [f"{', '.join(self.module.mixture.names)} by {type(self.module.composer).__name__}"]
         below = " + ".join(parts) or BASE
-        return f"new adapter on {below}" if self.adapter is not None else below
+        return f"{NEW} on {below}" if self.adapter is not None else below
 
 
 class Scalars(Composer):
@@ -220,6 +224,21 @@ class Fitted:
         if not any(below.values()):
             raise ValueError("there is no skill to build on")
         return self._adapted("residual", below)
+
+    @cached_property
+    def guarded(self) -> Route:
+        """The residual adapter where the observation is like the demonstrations, what it builds on elsewhere."""
+        built, known = self.residual, self.known
+        assert built.adapter is not None and built.weights is not None
+        below = {name: weight for name, weight in built.weights.items() if weight}
+        adapters = {name: known.skills[name] for name in below}
+        header = next(iter(adapters.values())).header
+        mixture = Mixture(known.base, adapters | {NEW: built.adapter.with_header(header)})
+        shape = CompositionShape.of(mixture, int(known.base.obs_dim))
+        composer = Supported(shape, [*below.values(), 1.0], [len(below)])
+        composer.fit(known.base.normalizer(self.demos.obs), self.demos.episode)
+        composed = ComposedActor(mixture, composer).eval().requires_grad_(False)
+        return Route("guarded", composed, None, built.adapter, built.below)
 
     @cached_property
     def fresh(self) -> Route:

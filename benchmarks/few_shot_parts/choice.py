@@ -1,4 +1,4 @@
-"""The library's own choice for a new task: zero-shot, composition, residual adapter or an adapter of its own.
+"""The library's own choice for a new task: zero-shot, composition, residual adapter, guarded or not, or a fresh one.
 
 Candidates are trained without the held-out demonstrations and judged on them by the rule of `robot-cl compose`; with
 episodes allowed, a stated number of them decides instead, because the noise-prediction loss does not rank bad policies.
@@ -18,7 +18,8 @@ from few_shot_parts.stacked import Loss, MemberConstants, Pools, StackedComposit
 
 from robot_cl.compose import good_enough
 
-ORDER = ("zero-shot", "composition", "residual", "fresh adapter")  # from the least to the most that is new
+# From the least to the most that is new.
+ORDER = ("zero-shot", "composition", "residual", "guarded residual", "fresh adapter")
 TOLERANCE = 0.05  # within which of the lowest held-out loss less that is new is preferred
 
 
@@ -34,11 +35,13 @@ def candidates(rows: Rows) -> dict[str, tuple[Play, Callable[[Pools], torch.Tens
     blend = rows.composed(rows.gate(len(rows.skills)), rows.sizes.gate, new=[], pools=train)
     one = MemberConstants(1, rows.members)
     parent = {rows.task.parent: rows.skills[rows.task.parent]}
+    guarded = rows.guard(residual, train)
     alone = StackedComposition(rows.base, parent, [], one, rows.members)
     return {
         "zero-shot": (alone.mode, lambda pools: held_out(alone.member_losses, pools)),
         "composition": (blend.mode, lambda pools: held_out(blend.member_losses, pools)),
         "residual": (residual.mode, lambda pools: held_out(actor_loss(residual), pools)),
+        "guarded residual": (guarded.mode, lambda pools: held_out(guarded.member_losses, pools)),
         "fresh adapter": (fresh.mode, lambda pools: held_out(actor_loss(fresh), pools)),
     }
 

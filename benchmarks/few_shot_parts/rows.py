@@ -12,6 +12,7 @@ from few_shot_parts.setting import RANK, SCALE, Setting, load_adapters, save_ada
 from few_shot_parts.stacked import (
     MemberConstants,
     MemberGate,
+    MemberSupport,
     Pools,
     Schedule,
     StackedComposition,
@@ -164,8 +165,24 @@ class Rows:
         """Only the skills that the library held before; nothing new is learned but coefficients."""
         return self.composed(self.gate(len(self.skills)), self.sizes.gate, new=[]).mode
 
+    @cached_property
+    def on_top(self) -> GenerativeActor:
+        """The members' residual adapters on the parent skill."""
+        return self.adapted(self.on_parent(), self.pools)
+
     def residual(self) -> Play:
-        return self.adapted(self.on_parent(), self.pools).mode
+        return self.on_top.mode
+
+    def guarded(self) -> Play:
+        """The residual where an observation is like the member's demonstrations, the parent skill elsewhere."""
+        return self.guard(self.on_top, self.pools).mode
+
+    def guard(self, residual: GenerativeActor, pools: Pools) -> StackedComposition:
+        below, horizon = self.on_parent(), self.sizes.horizon
+        new = [extract(residual, p) for p in range(self.members)]
+        rows = [pools.index[p, : pools.count[p]] for p in range(self.members)]
+        shown = [(below.normalizer(pools.obs[r]), r // horizon) for r in rows]
+        return StackedComposition(below, {}, new, MemberSupport(shown), self.members)
 
     def random_skills(self) -> Play:
         """I1: every skill's factors replaced by random ones of the same norm."""
@@ -228,6 +245,7 @@ LEARNED = {
     "learned α(s)": Rows.learned,
     "I3 permuted": Rows.permuted,
     "residual": Rows.residual,
+    "guarded residual": Rows.guarded,
     "composition": Rows.composition,
     "noise level": Rows.noise,
     "action level": Rows.action,

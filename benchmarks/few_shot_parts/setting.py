@@ -66,7 +66,7 @@ FULL = Sizes()
 SMALL = replace(
     FULL, counts=(10,), base_episodes=24, skill_episodes=12,
     actor=GenerativeConfig(hidden=128, blocks=2, time_width=64, features=32),
-    base=Schedule(2500, 1e-3, 256), skills=Schedule(1000, 3e-3, 256), new=Schedule(1500, 3e-3, 128),
+    base=Schedule(2500, 1e-3, 256), skills=Schedule(1000, 3e-3, 256), new=Schedule(3000, 3e-3, 128),
     gate=Schedule(300, 1e-3, 128), constants=Schedule(300, 1e-2, 128), whole=Schedule(2000, 1e-3, 128),
 )  # fmt: skip
 TINY = replace(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from policies.adapter import Adapter
 from policies.composed import LEVELS
+from policies.composers.supported import reach_of, support
 from policies.diffusion import Drawn, GenerativeActor, generative_from_spec
 from policies.lora import base_layer, linear_layers
 from policies.mixture import Mixture
@@ -180,6 +181,20 @@ class MemberConstants(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.weights.expand(-1, z.shape[1], -1)
+
+
+class MemberSupport(nn.Module):
+    """One coefficient per member: 1 where an observation is like the member's demonstrations, 0 far from them.
+
+    shown: per member its normalised observations (N, obs_dim) and the episode (N,) of each.
+    """
+
+    def __init__(self, shown: Sequence[tuple[Tensor, Tensor]]):
+        super().__init__()
+        self.shown = [(z, reach_of(z.cpu(), episode.cpu()).to(z.device)) for z, episode in shown]
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.stack([support(z[p], *own) for p, own in enumerate(self.shown)]).unsqueeze(-1)
 
 
 class StackedComposition(nn.Module):

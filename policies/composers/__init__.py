@@ -7,6 +7,7 @@ from policies.composers.fixed import Fixed
 from policies.composers.preference import Preference
 from policies.composers.routed import Routed
 from policies.composers.self_activated import SelfActivated
+from policies.composers.supported import Supported
 
 __all__ = ["COMPOSERS", "Composer", "CompositionShape"]
 
@@ -17,4 +18,5 @@ COMPOSERS: dict[str, type[Composer]] = {
     "self_activated": SelfActivated,
     "preference": Preference,
     "routed": Routed,
+    "supported": Supported,
 }
