@@ -20,14 +20,18 @@ class ReportOptions:
 
 
 def run(call: Call, options: ReportOptions) -> Outcome:
-    from robot_cl.commands.runs import find_run
+    from robot_cl.commands.runs import find_run, with_sweeps_opened
     from robot_cl.curves import write_csv, write_png
     from robot_cl.report import write_report
     from robot_cl.run_folder import open_run
 
-    runs = [find_run(word) for word in call.words]
+    named = [find_run(word) for word in call.words]
+    runs = with_sweeps_opened(named)
+    out = Path(options.out) if options.out else None
+    if out is None and named != runs:
+        out = named[-1] / "report.html"
     with call.working("writing the report"):
-        page = write_report(runs, Path(options.out) if options.out else None, options.title)
+        page = write_report(runs, out, options.title)
         for path, write in ((options.csv, write_csv), (options.png, write_png)):
             if path:
                 write(runs[-1], Path(path))

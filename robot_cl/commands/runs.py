@@ -35,6 +35,19 @@ def find_run(word: str) -> Path:
     raise not_found("run", word, labels, "" if labels else "train makes one")
 
 
+def with_sweeps_opened(runs: list[Path]) -> list[Path]:
+    """The same runs, and in place of each sweep those of its jobs that are done. Raises LookupError if it has none."""
+    from robot_cl.scale.sweep import Sweep, is_sweep
+
+    found: list[Path] = []
+    for path in runs:
+        inner = [_shown(Path(said["run"])) for said in Sweep(path).results().values() if "run" in said]
+        if is_sweep(path) and not inner:
+            raise LookupError(f"{path} is a sweep without a finished run yet; go on with it: robot-cl resume {path}")
+        found += inner or [path]
+    return found
+
+
 def _label(name: str) -> str:
     """A run's name without its date."""
     return re.sub(r"^\d{4}-\d\d-\d\d-(\d{6}-)?", "", name)

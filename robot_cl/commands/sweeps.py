@@ -43,7 +43,7 @@ def go(call: Call, sweep: Sweep, launching: Launching | None = None) -> Outcome:
     for number, problem in list(failures.items())[:10]:
         call.say(f"  job {number} failed: {problem}")
     runs = [str(short(Path(found["run"]))) for found in results.values() if "run" in found]
-    following = f"resume {shown}" if failures else f"compare {' '.join(runs[:4])}" if len(runs) > 1 else "list"
+    following = f"resume {shown}" if failures else f"report {shown}"
     data = {"jobs": total, "done": len(results), "taken_up_again": again, "runs": runs}
     failed = {str(number): problem for number, problem in failures.items()}
     return Outcome(data | {"failed": failed}, wrote=sweep.folder, next=following, code=1 if failures else 0)

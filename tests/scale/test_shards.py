@@ -15,6 +15,7 @@ from robot_cl.data.store import list_datasets, open_dataset
 from robot_cl.scale.launchers import Launching
 from robot_cl.scale.shards import collect_in_shards, shard_jobs
 from robot_cl.scale.sweep import Sweep
+from robot_cl.serve.index import read_line
 
 OPTIONS = {
     "task": "hopper", "policy": "random", "name": "hopper/many-v0", "steps": 250, "noise": 0.0, "shares": [],
@@ -108,3 +109,24 @@ def test_a_taken_skill_or_a_stream_of_a_suite_is_refused_before_anything_runs(pl
             assert main(["skills", "train", *words, "learner=ppo"]) == 2
         assert says in err.getvalue()
     assert not (place / "runs").exists()
+
+
+def test_a_sweep_on_the_command_line_leaves_a_table_and_one_sentence_where_it_is_no_run(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said("data", "collect", "task=hopper", "policy=random", "name=hopper/tiny-v0", "steps=100")
+    words = ["learner=bc", "data=hopper/tiny-v0", "offline_steps=5", "seed=0,1", "learner.actor.hidden=[8]"]
+    told = said("train", *words, "eval_every=0", "tensorboard=false", "launch.retries=0", "name=both")
+    assert (told["done"], told["failed"], told["next"].split()[0]) == (2, {}, "report")
+    rows = (Path(told["wrote"]) / "table.csv").read_text().splitlines()
+    assert rows[0].startswith("job,learner,data,offline_steps,seed") and len(rows) == 3
+    assert all((Path(run) / "config.yaml").exists() for run in told["runs"])
+    capsys.readouterr()
+    for verb in ("evaluate", "verify", "compare"):
+        assert main([verb, Path(told["wrote"]).name, *(["last"] if verb == "compare" else [])]) == 2, verb
+        assert "Traceback" not in (err := capsys.readouterr().err) and err.count("\n") == 1, err
+    page = Path(said("report", told["wrote"])["wrote"])
+    assert page.parent == Path(told["wrote"]) and all(Path(run).name in page.read_text() for run in told["runs"])
+    line = read_line(Path(told["wrote"]))
+    assert line.kind == "sweep" and not line.problem
+    assert set(said("list", "launchers")["launchers"]) == {"here", "joblib", "submitit", "ray"}
