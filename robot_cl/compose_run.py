@@ -44,7 +44,7 @@ class ComposeOptions(RouteSettings):
     held_out: float = 0.2  # share of the demonstrations that judge and are not learned from
     tolerance: float = 0.05  # a cheaper route may lose this much, as a share of the lowest held-out loss
     refit: bool = True  # fit what was chosen to all demonstrations
-    routes: Any = None  # of zero_shot, composition, residual, fresh; none: all of them
+    routes: Any = None  # of zero_shot, composition, residual, guarded, fresh; none: all
     preference: Any = None  # ibcl only: the wanted share of each skill; none: learned from the demonstrations
     base: str | None = None  # start of the base's digest, or a run; needed where several libraries fit
     publish: str | None = None  # also add the result to the library, as a skill of this name

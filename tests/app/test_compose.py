@@ -98,6 +98,23 @@ def test_a_task_that_no_skill_knows_gets_a_new_adapter(known: Known) -> None:
     assert choice.chosen.relative <= 1.0
 
 
+def test_a_guarded_adapter_is_the_residual_near_demonstrations_and_the_skill_below_far_from_them(
+    known: Known, tmp_path: Path
+) -> None:
+    demos = _demos(lambda obs: _behaviour(9, obs))
+    fitted = Fitted(known, demos, replace(QUICK, steps=20, adapter_steps=60))
+    guarded, residual = fitted.guarded, fitted.residual
+    near, far = demos.obs[:50].numpy(), (demos.obs[:50] + 40.0).numpy()
+    policy = guarded.policy(INTERFACE, "some-task")
+    np.testing.assert_allclose(policy.act(near), residual.policy().act(near), atol=0.15)
+    below = residual.below.mode(torch.as_tensor(far))[0].detach().numpy()
+    np.testing.assert_allclose(policy.act(far), below, atol=1e-5)
+    assert "where demonstrations are near" in guarded.said and whole(guarded, known.skills) is None
+    card = {"step": 0, "task": "some-task", "interface": INTERFACE.to_dict()}
+    write_route(tmp_path, guarded, known, card)
+    np.testing.assert_array_equal(load_policy(tmp_path).act(near), policy.act(near))
+
+
 def test_losses_are_of_demonstrations_that_were_not_learned_from(known: Known) -> None:
     """On pure noise nothing can be learned: held out, every route is as bad as the noise; a leak would look better."""
     noise = torch.Generator().manual_seed(3)
@@ -142,7 +159,7 @@ def test_roll_outs_decide_where_they_are_allowed(known: Known) -> None:
         return -np.abs(action).sum(1)
 
     choice = _judged(known, _demos(lambda obs: _behaviour(1, obs)), QUICK, play=play)
-    assert played == ["zero_shot", "composition", "residual", "fresh"]
+    assert played == ["zero_shot", "composition", "residual", "guarded", "fresh"]
     assert choice.chosen.mean_return == max(judged.mean_return for judged in choice.judged)
     assert "the highest" in choice.why and "3 episodes" in choice.why
 

@@ -57,7 +57,7 @@ def _random(name, shape):
 def _constant(name, shape, weights):
     """The composer made to answer `weights` everywhere; None if it cannot."""
     settings = _settings(name, shape)
-    if name == "fixed":
+    if name in ("fixed", "supported"):
         return COMPOSERS[name](shape, weights=weights)
     if name == "preference":
         simplex = bool((weights >= 0).all()) and abs(float(weights.sum()) - 1) < 1e-6
