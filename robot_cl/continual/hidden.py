@@ -70,7 +70,7 @@ class HiddenLibrary(SkillLibrary):
         routes, _ = self.decide(stage)
         if self.learning is not None:
             present = self.current(-1, self.learning)
-            if self._tried(present, stage)[0][0] > routes[0].trial:
+            if self._tried(present, stage)[0].mean() > routes[0].trial:
                 return present
         return self._composed([route.mix for route in routes])
 

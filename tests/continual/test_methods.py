@@ -15,7 +15,7 @@ from robot_cl.continual.loop import Measuring, run_method
 from robot_cl.continual.method import MethodConfig, Setup
 from robot_cl.continual.methods import METHODS, method_class
 from robot_cl.continual.methods.ewc import fisher_diagonal
-from robot_cl.continual.methods.library import played
+from robot_cl.continual.methods.library import Route, played, worse
 from robot_cl.continual.methods.multitask import JoinedWorlds, told, widened
 from robot_cl.continual.methods.one_network import body, head
 from robot_cl.continual.methods.packnet import FREE, largest
@@ -144,6 +144,15 @@ def test_a_task_that_returns_is_reached_by_the_skill_learned_for_it_or_something
     for before, now in pairs:
         assert now.trial >= before.level or now.mix  # the same starts: the skill scores again what it scored
         assert now.reached == bool(now.mix)
+
+
+def test_a_skill_is_thrown_away_only_where_the_composition_did_better_beyond_doubt() -> None:
+    route = Route("t", {}, "base", trial=10.0, wanted=None, reached=False, error=1.0)
+    assert worse(np.array([6.0, 8.0]), route)  # 7 ± 1 against 10 ± 1: two errors of the difference are 2.8
+    assert not worse(np.array([6.5, 8.5]), route)
+    assert not worse(np.array([0.0, 14.0]), route)  # its own episodes do not agree
+    assert not worse(np.array([11.0, 12.0]), route)
+    assert worse(np.array([7.9]), route) and not worse(np.array([8.1]), route)
 
 
 def test_nothing_is_trained_where_every_seed_has_reached_the_task(make_setup: MakeSetup) -> None:

@@ -31,8 +31,9 @@ FINALISTS = 2  # the best of a short trial play whole episodes, as what comes ou
 
 @dataclass(frozen=True)
 class Route:
-    """What one seed does about one task: the composition it begins with (`mix`), how well that did in a trial, the
-    level it had to reach, and how it ended: the skill played, and whether it was learned for this task."""
+    """What one seed does about one task: the composition it begins with (`mix`), how well that did in a trial (mean
+    and standard error over its starts), the level it had to reach, and how it ended: the skill played, and whether it
+    was learned for this task."""
 
     task: str
     mix: Mix
@@ -43,6 +44,7 @@ class Route:
     skill: str = ""
     learned: bool = False
     level: float = 0.0
+    error: float = 0.0
 
 
 class SkillLibrary(Method):
@@ -51,8 +53,8 @@ class SkillLibrary(Method):
     Every candidate (the base, each skill, sum and mean of the two best) plays `trial_worlds` × `trial_steps` steps of
     the new task, the two best of them whole episodes where the budget allows it; all of it counts as part of the
     budget. The best does if it scores `reach` of the best that any skill of this library has reached on any task; else
-    an adapter is trained on it, and published only if it beats the composition in the same episodes. Remembers a
-    library on disk per seed, and the routes.
+    an adapter is trained on it, and published unless the composition alone did better beyond doubt: a few episodes
+    tell little, and a skill thrown away cannot be had again. Remembers a library on disk per seed, and the routes.
     """
 
     def __init__(self, setup: Setup):
@@ -83,29 +85,33 @@ class SkillLibrary(Method):
         """The best composition of each seed for a task, and the steps per seed that finding it took."""
         names = self._names()
         candidates = [("base" if not name else "skill", self.mixes(name)) for name in ["", *names]]
-        scores, spent = self.trial([mixes for _, mixes in candidates], stage)  # (C, P)
+        tried, spent = self.trial([mixes for _, mixes in candidates], stage)
+        scores = tried.mean(-1)  # (C, P)
         if len(names) > 1:
             pairs = [np.argsort(-scores[1:, p], kind="stable")[:2] for p in range(self.setup.seeds)]
             for kind, weight in (("mean", 0.5), ("sum", 1.0)):
                 mixes = [self._pair(p, [names[i] for i in pair], weight) for p, pair in enumerate(pairs)]
                 candidates.append((kind, mixes))
             more, cost = self.trial([mixes for _, mixes in candidates[-2:]], stage)
-            scores, spent = np.concatenate([scores, more]), spent + cost
+            scores, spent = np.concatenate([scores, more.mean(-1)]), spent + cost
         finals = [np.argsort(-scores[:, p], kind="stable")[:FINALISTS] for p in range(self.setup.seeds)]
         places = range(min(FINALISTS, len(candidates)))
         seated = [[candidates[finals[p][i]][1][p] for p in range(self.setup.seeds)] for i in places]
-        scores, cost = self.trial(seated, stage, final=True)
+        tried, cost = self.trial(seated, stage, final=True)
         spent += cost + cost // len(seated)  # and what comes out of the training plays as long at its end
-        winners = [int(finals[p][i]) for p, i in enumerate(scores.argmax(0))]
-        kinds = [candidates[c][0] for c in winners]
-        mixes = [candidates[c][1][p] for p, c in enumerate(winners)]
-        return [self._route(stage, p, kinds[p], mixes[p], float(scores[:, p].max())) for p in range(len(mixes))], spent
+        best = tried.mean(-1).argmax(0)
+        routes = []
+        for p, i in enumerate(best):
+            kind, mixes = candidates[int(finals[p][i])]
+            routes.append(self._route(stage, p, kind, mixes[p], tried[i, p]))
+        return routes, spent
 
-    def _route(self, stage: Stage, p: int, kind: str, mix: Mix, score: float) -> Route:
+    def _route(self, stage: Stage, p: int, kind: str, mix: Mix, played: np.ndarray) -> Route:
         best = max(self.levels[p].values(), default=None)
         wanted = None if best is None else best - (1.0 - self.config.reach) * abs(best)
+        score = float(played.mean())
         reached = bool(mix) and wanted is not None and score >= wanted
-        return Route(stage.name, mix, kind, score, wanted, reached)
+        return Route(stage.name, mix, kind, score, wanted, reached, error=standard_error(played))
 
     def _names(self) -> list[str]:
         """Tasks learned so far; each seed plays its own skill for each."""
@@ -128,18 +134,18 @@ class SkillLibrary(Method):
     def trial(
         self, candidates: Sequence[Sequence[Mix]], stage: Stage, final: bool = False
     ) -> tuple[np.ndarray, int]:
-        """Mean score (C, P) of candidates[c][p], all at once, and the steps per seed that took."""
-        actors = [self._composed(mixes) for mixes in candidates]
+        """Scores (C, P, starts) of candidates[c][p], all at once, and the steps per seed that took."""
+        actors, worlds = [self._composed(mixes) for mixes in candidates], self.config.trial_worlds
         scores, steps = self._tried(side_by_side(actors), stage, final)
-        return scores.reshape(len(candidates), self.setup.seeds), len(candidates) * self.config.trial_worlds * steps
+        return scores.reshape(len(candidates), self.setup.seeds, worlds), len(candidates) * worlds * steps
 
     def _tried(self, actor: StackedGaussianActor, stage: Stage, final: bool = True) -> tuple[np.ndarray, int]:
-        """Mean score of each member in the trial's worlds, always from the same starts, and the steps it took."""
+        """Scores (members, starts) in the trial's worlds, always from the same starts, and the steps it took."""
         worlds = self.config.trial_worlds
         world = stage_world([stage] * (actor.population * worlds), self.setup.threads)
         seeds = [TRIAL_SEED + i % worlds for i in range(world.num_worlds)]
         done = play(actor, world, seeds, self._final_length(stage) if final else self.config.trial_steps)
-        return (done.returns if stage.measure == "return" else done.success).mean(1), done.steps
+        return done.returns if stage.measure == "return" else np.maximum(done.success, 0).astype(float), done.steps
 
     def _final_length(self, stage: Stage) -> int:
         """Steps of the longer trial at most: an episode, but no more than half of `trial_share` in all."""
@@ -171,9 +177,10 @@ class SkillLibrary(Method):
         if learner is not None:
             grown, _ = self._tried(self.current(k, learner), stage)
             for p, route in enumerate(self.now):
-                if not route.reached and grown[p] > route.trial:
-                    name = self._publish(k, p, learner, float(grown[p]))
-                    done[p] = Route(**{**asdict(route), "skill": name, "learned": True, "level": float(grown[p])})
+                if not route.reached and not worse(grown[p], route):
+                    level = float(grown[p].mean())
+                    name = self._publish(k, p, learner, level)
+                    done[p] = Route(**{**asdict(route), "skill": name, "learned": True, "level": level})
         self.routes.append(done)
         self.now = []
 
@@ -237,6 +244,16 @@ class SkillLibrary(Method):
 def played(route: Route) -> Mix:
     """What is played on a finished task: the skill learned for it, else the composition that was enough."""
     return {route.skill: 1.0} if route.learned else dict(route.mix)
+
+
+def worse(scores: np.ndarray, route: Route) -> bool:
+    """Whether scores (starts,) lie below the route's trial by more than two standard errors of the difference."""
+    return float(scores.mean()) < route.trial - 2.0 * np.hypot(standard_error(scores), route.error)
+
+
+def standard_error(scores: np.ndarray) -> float:
+    """Of the mean of scores (starts,); 0 for a single start, which then has to be believed."""
+    return float(scores.std(ddof=1) / np.sqrt(scores.size)) if scores.size > 1 else 0.0
 
 
 def slug(name: str) -> str:
