@@ -87,11 +87,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def measured(benchmark: str, name: str, quick: bool, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """One part of a benchmark, kept in runs/benchmarks/BENCHMARK/ so that the others can be measured at another time.
 
-    Prints it, and returns what is kept or what `measure()` gives now: name -> number or text.
+    Prints it, and returns what is kept or what `measure()` gives now: name -> number or text, with the commit it was
+    measured at. To measure again, remove the file.
     """
     kept = ROOT / "runs" / "benchmarks" / benchmark / f"{name}{'-quick' if quick else ''}.json"
     if not kept.exists():
-        found = measure()
+        found = measure() | {"measured at commit": str(provenance()["commit"])}
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(found, indent=1) + "\n")
     found = json.loads(kept.read_text())

@@ -40,7 +40,8 @@ def test_a_part_that_was_measured_is_not_measured_again(tmp_path: Path, monkeypa
         return {"seconds": 1.5}
 
     for quick in (False, False, True):
-        assert common.measured("some", "part", quick, measure) == {"seconds": 1.5}
+        found = common.measured("some", "part", quick, measure)
+        assert found["seconds"] == 1.5 and "measured at commit" in found
     assert len(asked) == 2 and sorted(p.name for p in tmp_path.rglob("*.json")) == ["part-quick.json", "part.json"]
 
 
