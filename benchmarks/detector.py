@@ -28,7 +28,7 @@ from robot_cl.data.behaviours import list_behaviours
 from sim.stream import get_stream
 
 TASK, PATIENCE, NOISE = "halfcheetah", 2000, 0.1
-THRESHOLDS = {"default": DetectorConfig().threshold, "quicker": 5.0, "quieter": 20.0}
+THRESHOLDS = {"default": DetectorConfig().threshold, "quicker": 10.0, "quieter": 40.0}
 SETTINGS = {name: DetectorConfig(threshold=value) for name, value in THRESHOLDS.items()}
 
 
@@ -85,18 +85,18 @@ def delays(losses: np.ndarray, switch: int, config: DetectorConfig) -> tuple[int
 
 
 def main() -> None:
-    args = common.arguments(__doc__ or "")
+    args = common.arguments(__doc__ or "", [("--seed", {"type": int, "default": 0, "help": "other episodes"})])
     torch.set_num_threads(1)
     robots, quiet_steps = (2, 10_000) if args.quick else (10, 20_000)
     watch = trained_watch(1000 if args.quick else 4000)
-    rng, rows, kinds = np.random.default_rng(0), [], get_stream("halfcheetah_shifts").stages[:5]
+    rng, rows, kinds = np.random.default_rng(args.seed), [], get_stream("halfcheetah_shifts").stages[:5]
     switched: dict[str, list[tuple[np.ndarray, int]]] = {}
     for stage in kinds:
         at = rng.integers(2000, 4000, robots)
         plans = ["+".join(f"{term}@{t}" for term in stage.shift.split("+")) for t in at]
-        losses = watch.losses(Robots(plans, 4000 + PATIENCE, 7).run())  # (T, N)
+        losses = watch.losses(Robots(plans, 4000 + PATIENCE, 7 + args.seed).run())  # (T, N)
         switched[stage.name] = [(losses[: t + PATIENCE, i], int(t)) for i, t in enumerate(at)]
-    quiet = watch.losses(Robots(["none"] * robots, quiet_steps, 11).run())
+    quiet = watch.losses(Robots(["none"] * robots, quiet_steps, 11 + args.seed).run())
     summary = {}
     for name, config in SETTINGS.items():
         every: list[int | None] = []

@@ -13,7 +13,7 @@ from robot_cl.continual.detector import DetectorConfig, ShiftDetector
 
 HIDDEN, LR, BATCH, UPDATES, ROLLOUTS = (64, 64), 1e-3, 512, 40, 4
 # The model learns all the while and so does the policy: the last ten readings say what is usual, not all there were.
-FOLLOWING = DetectorConfig(window=16, warmup=12, memory=0.9)
+FOLLOWING = DetectorConfig(window=16, warmup=12, threshold=10.0, memory=0.9)
 LARGEST = 25.0  # squared errors beyond five deviations say no more
 
 

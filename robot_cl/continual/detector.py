@@ -19,7 +19,7 @@ class DetectorConfig:
     window: int = 25  # losses averaged into one reading, so that steps of one episode count as one
     warmup: int = 40  # readings that define the regime after a start or an alarm
     drift: float = 1.0  # standard deviations a reading may exceed the mean without counting
-    threshold: float = 10.0  # alarm when the counted excess reaches this many standard deviations
+    threshold: float = 20.0  # alarm when the counted excess reaches this many standard deviations
     clip: float = 5.0  # most standard deviations one reading can add
     memory: float = 0.98  # share of the regime's mean and variance kept at each later reading
 
