@@ -24,10 +24,10 @@ class Candidates:
     @staticmethod
     def of(members: StackedGaussianActor, each: int) -> Candidates:
         """All three alike, with the same statistics of observations."""
-        kept = [copy.deepcopy(members).requires_grad_(False) for _ in range(2)]
-        for actor in kept:
+        accepted, clones = (copy.deepcopy(members).requires_grad_(False) for _ in range(2))
+        for actor in (accepted, clones):
             actor.normalizer = members.normalizer
-        return Candidates(members, *kept, each)
+        return Candidates(members, accepted, clones, each)
 
     def cloned(self) -> None:
         """What has been learned so far is the behaviour."""

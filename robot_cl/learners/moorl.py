@@ -17,6 +17,7 @@ from policies.lora import attach
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan, Trainable, merged, repeated
 from robot_cl.learners.optim import FlatAdam
+from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import SACConfig, SoftNets, Temperature, joined, online_plan, update
 
 
@@ -38,6 +39,8 @@ class MOORLConfig(SACConfig):
     """Options of MOORL; the paper leaves most constants open, these are ours."""
 
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(layer_norm=True))  # shape of each critic
+    temperature: float = 0.1  # start of the entropy's weight; at 1.0 thousands of updates pass before values count
+    returns_steps: int = 3_000  # first updates of the critics, on the data's returns; 0: from zero, as published
     tasks: Tasks = Tasks.both  # both, alternate or joined
     inner: int = 5  # K, updates of the fast weights per meta step
     meta: float = 0.5  # ε, how far the meta-parameters move to the fast ones
@@ -78,6 +81,17 @@ class MOORL(Learner):
         copy_into(target, self.critic)
         if c.tasks is Tasks.alternate:
             self.extra["offline_turn"] = torch.zeros(P, dtype=torch.bool, device=self.device)
+
+    def prepare(self, data: Transitions) -> None:
+        """Values of tens of steps' rewards would take most of a short run to rise from zero."""
+        super().prepare(data)
+        c, norm = self.config, self.actor.normalizer
+        if c.returns_steps:
+            opt = FlatAdam(self.critic.parameters(), self.seeds, c.lr)
+            how = (data, c.discount, self.draws, c.returns_steps)
+            fit_returns(lambda b: self.critic(norm(b.obs), b.action), self.critic.net, opt, *how)
+            self._restart()
+            copy_into(self.fast.target, self.critic)
 
     def plan(self) -> OnlinePlan:
         return online_plan(self.config, self.config.offline_share)

@@ -7,6 +7,7 @@ import torch
 
 from policies.critics import CriticConfig
 from robot_cl.learners.moorl import MOORL, MOORLConfig, Tasks
+from robot_cl.learners.returns import returns_to_go
 from robot_cl.learners.sac import SAC, SACConfig, joined, tanh_actor
 
 SMALL = {"actor": replace(tanh_actor(), hidden=(16, 16)), "critic": CriticConfig(hidden=(16, 16))}
@@ -19,7 +20,7 @@ def meta(learner: MOORL) -> list[torch.Tensor]:
 
 
 def test_one_whole_step_at_a_time_is_plain_soft_actor_critic_bit_for_bit(transitions):
-    options = {**SMALL, "lr": 1e-2}
+    options = {**SMALL, "lr": 1e-2, "temperature": 1.0}
     plain = SAC(SACConfig(**options), 4, 2, seeds=2, seed=3)
     ours = MOORL(MOORLConfig(**options, tasks=Tasks.joined, inner=1, meta=1.0), 4, 2, seeds=2, seed=3)
     ours.actor.normalizer.clip = plain.actor.normalizer.clip
@@ -97,6 +98,19 @@ def test_lookahead_sees_both_halves(transitions):
     learner = MOORL(MOORLConfig(**SMALL, tasks=Tasks.joined), 4, 2)
     fresh, offline = transitions(1, 8), transitions(1, 8, seed=1)
     assert torch.equal(learner._task_batch(fresh, offline).obs, joined(fresh, offline).obs)
+
+
+def test_critics_and_targets_of_all_tasks_begin_at_the_returns_of_the_data(transitions):
+    data = transitions(1500)
+    data = replace(data, reward=data.reward + 20.0)
+    wanted = returns_to_go(data, 0.9)
+    for steps, least in ((300, 0.9), (0, -1.0)):
+        learner = MOORL(MOORLConfig(**SMALL, discount=0.9, returns_steps=steps), 4, 2, seeds=2)
+        learner.prepare(data)
+        z = learner.actor.normalizer(data.obs)
+        for net in (learner.critic, learner.fast.critic, learner.fast.target):
+            share = net(z, data.action).mean((1, 2)) / wanted.mean()
+            assert ((share > least) & (share < (1.1 if steps else 0.1))).all()
 
 
 def test_one_buffer_is_refused(transitions):
