@@ -203,7 +203,7 @@ class Plan:
     online: int = ONLINE
     episodes: int = EPISODES
     device: str = "cpu"
-    checkpoint: int = 2_000  # steps between checkpoints
+    checkpoint: int = 500  # steps between checkpoints
     captured: bool = True  # on a GPU, updates as graphs
 
     @property

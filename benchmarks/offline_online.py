@@ -107,13 +107,14 @@ def main() -> None:
             ("--only", {"help": "cells to measure, e.g. 'halfcheetah-ppo/bc;hopper-mixture/uni_o4'"}),
             ("--table", {"action": "store_true", "help": "measure nothing, print what is there"}),
             ("--sizes", {"default": "small", "choices": list(SIZES), "help": "of networks and updates"}),
+            ("--online", {"type": int, "default": Plan.online, "help": "environment steps per seed"}),
             ("--device", {"default": "cpu", "choices": ["cpu", "cuda"]}),
             ("--workers", {"type": int, "default": 1, "help": "processes at once, one cell each"}),
             ("--minutes", {"type": float, "default": 1e9, "help": "with workers: begin no cell after these"}),
         ],
     )
     torch.set_num_threads(1)
-    plan = replace(QUICK if args.quick else Plan(args.sizes), device=args.device)
+    plan = replace(QUICK if args.quick else Plan(args.sizes, online=args.online), device=args.device)
     cells = [(d, m) for d in DATASETS for m in METHODS if home(d, m) == d]
     cells = [(d, m) for d, m in cells if DATASETS[d].online or not (METHODS[m].online or m == "cal_ql")]
     if args.quick:

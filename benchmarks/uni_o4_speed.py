@@ -1,6 +1,6 @@
 """How fast Uni-O4 is: its stacks against one network after the other, and its offline part at the sizes of the CPU.
 
-    python benchmarks/uni_o4_speed.py           two or three minutes of one core
+    python benchmarks/uni_o4_speed.py           a minute or two of one core
     python benchmarks/uni_o4_speed.py --quick   fewer repetitions; times then say little
 
 The peers of the two ratios are the published code's way written down here: one network after the other, every state
@@ -159,7 +159,7 @@ def pipeline(data_name: str, steps: int | None, repeats: int, batch: int = 256) 
 def main() -> None:
     args = arguments(__doc__ or "", [])
     torch.set_num_threads(1)
-    repeats, steps = (5, 20_000) if args.quick else (20, None)
+    repeats, steps = (5, 20_000) if args.quick else (10, None)
     claims = [Claim("cloning four policies of 256 x 3, times faster", behaviour_speed(17, 6, repeats), 2.0)]
     claims += [
         Claim(f"the gate with Q of {width} x 2, times faster", gate_speed(17, 6, width, repeats), 5.0)
