@@ -1,6 +1,6 @@
 """Every method on two streams: what it knows at the end, what it forgot, what it carried over, what it costs.
 
-    python benchmarks/continual.py [--quick] [--json] [--workers 4] [--only halfcheetah_shifts/library ...]
+    python benchmarks/continual.py [--quick] [--json] [--workers 4] [--seed 0] [--only halfcheetah_shifts/library ...]
 
 Streams: halfcheetah_shifts (six dynamics shifts) and walker (stand, walk, run, backward of dm_control). All methods
 start from the same base policy (PPO on the stream's base task) and have the same budget of control steps per task; what
@@ -52,6 +52,7 @@ class Sizes:
     log_std: float
     episodes: int = 2
     seeds: int = 3
+    seed: int = 0
     tasks: int | None = None
     worlds: int = 16
 
@@ -61,15 +62,16 @@ class Sizes:
 
 
 FULL = {"halfcheetah_shifts": Sizes(61_440, 300_000, -1.0), "walker": Sizes(61_440, 200_000, -1.0)}
-QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, -1.0, 2, 2, 3)}
+QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, -1.0, seeds=2, tasks=3)}
 
 
 def config_of(stream: str, quick: bool) -> ContinualConfig:
     size = (QUICK if quick else FULL)[stream]
+    measuring = Measuring(size.episodes, points=4, curve_episodes=2, save_every=20_480)
+    options = MethodConfig(trial_worlds=4, trial_steps=60, trial_share=0.1, explore=size.log_std)
     return ContinualConfig(
-        stream, tuple(METHODS), size.seeds, 0, size.steps, size.base_steps, size.tasks, num_worlds=2 * size.worlds,
-        threads=1, measuring=Measuring(size.episodes, points=4, curve_episodes=2, save_every=20_480),
-        options=MethodConfig(trial_worlds=4, trial_steps=60, trial_share=0.1, explore=size.log_std),
+        stream, tuple(METHODS), size.seeds, size.seed, size.steps, size.base_steps, size.tasks,
+        num_worlds=2 * size.worlds, threads=1, measuring=measuring, options=options,
     )  # fmt: skip
 
 
@@ -82,7 +84,7 @@ def cells(quick: bool) -> list[str]:
 def folder_of(stream: str, quick: bool) -> Path:
     """Cells of other sizes are other cells."""
     size = (QUICK if quick else FULL)[stream]
-    return KEPT / f"{stream}-{size.steps}-{size.seeds}"
+    return KEPT / f"{stream}-{size.steps}-{size.seeds}{f'-from{size.seed}' if size.seed else ''}"
 
 
 def kept(cell: str, quick: bool) -> Path:
@@ -131,7 +133,8 @@ def measure_all(wanted: list[str], quick: bool, workers: int) -> None:
 
 
 def spawn(cell: str, quick: bool) -> None:
-    command = [sys.executable, __file__, "--cell", cell, *(["--quick"] if quick else [])]
+    seed = (QUICK if quick else FULL)[cell.split("/")[0]].seed
+    command = [sys.executable, __file__, "--cell", cell, "--seed", str(seed), *(["--quick"] if quick else [])]
     began = time.monotonic()
     done = subprocess.run(command, cwd=common.ROOT, check=False)
     print(f"{cell}: {'done' if done.returncode == 0 else 'FAILED'} in {time.monotonic() - began:.0f} s", flush=True)
@@ -194,8 +197,11 @@ def main() -> None:
         ("--only", {"nargs": "*", "default": None, "help": "cells such as walker/packnet"}),
         ("--workers", {"type": int, "default": 1, "help": "cells measured at once"}),
         ("--cell", {"default": None, "help": "measure this one in this process, print nothing"}),
+        ("--seed", {"type": int, "default": 0, "help": "of the first of the seeds"}),
     ]
     args = common.arguments(__doc__ or "", flags)
+    for sizes in (FULL, QUICK):
+        sizes |= {stream: replace(size, seed=args.seed) for stream, size in sizes.items()}
     if args.cell:
         measure(args.cell, args.quick)
         return

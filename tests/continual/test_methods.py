@@ -125,11 +125,17 @@ def test_a_composition_is_enough_near_the_best_any_skill_has_reached_and_the_bar
 ) -> None:
     method = method_class("library")(make_setup())
     stage = method.stage(0)
-    assert not method._route(stage, 0, "skill", {"a": 1.0}, enough).reached  # nothing is known yet
+
+    def reached(kind: str, mix: dict[str, float], score: float) -> bool:
+        return method._route(stage, 0, kind, mix, np.array([score - 1.0, score + 1.0])).reached
+
+    assert not reached("skill", {"a": 1.0}, enough)  # nothing is known yet
     method.levels[0] = {"a": level, "b": level - 50.0}
-    assert method._route(stage, 0, "skill", {"a": 1.0}, enough).reached
-    assert not method._route(stage, 0, "skill", {"a": 1.0}, short).reached
-    assert not method._route(stage, 0, "base", {}, enough).reached
+    assert reached("skill", {"a": 1.0}, enough)
+    assert not reached("skill", {"a": 1.0}, short)
+    assert not reached("base", {}, enough)
+    assert not reached("skill", {"a": 1.0}, level + 6.0)  # an easier task than its own
+    assert not reached("skill", {"b": 1.0}, enough)
 
 
 def test_a_task_that_returns_is_reached_by_the_skill_learned_for_it_or_something_better(make_setup: MakeSetup) -> None:

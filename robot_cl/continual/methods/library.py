@@ -52,9 +52,11 @@ class SkillLibrary(Method):
 
     Every candidate (the base, each skill, sum and mean of the two best) plays `trial_worlds` × `trial_steps` steps of
     the new task, the two best of them whole episodes where the budget allows it; all of it counts as part of the
-    budget. The best does if it scores `reach` of the best that any skill of this library has reached on any task; else
-    an adapter is trained on it, and published unless the composition alone did better beyond doubt: a few episodes
-    tell little, and a skill thrown away cannot be had again. Remembers a library on disk per seed, and the routes.
+    budget. The best does if it scores `reach` of the best that any skill of this library has reached on any task, and
+    hardly more than its parts did on their own tasks: a task on which a skill does far better than at home is an
+    easier one, not one that is mastered. Else an adapter is trained on it, and published unless the composition alone
+    did better beyond doubt: a few episodes tell little, and a skill thrown away cannot be had again. Remembers a
+    library on disk per seed, and the routes.
     """
 
     def __init__(self, setup: Setup):
@@ -109,8 +111,9 @@ class SkillLibrary(Method):
     def _route(self, stage: Stage, p: int, kind: str, mix: Mix, played: np.ndarray) -> Route:
         best = max(self.levels[p].values(), default=None)
         wanted = None if best is None else best - (1.0 - self.config.reach) * abs(best)
-        score = float(played.mean())
-        reached = bool(mix) and wanted is not None and score >= wanted
+        score, home = float(played.mean()), max((self.levels[p].get(name, -np.inf) for name in mix), default=-np.inf)
+        easier = score > home + (1.0 - self.config.reach) * abs(home)
+        reached = bool(mix) and wanted is not None and score >= wanted and not easier
         return Route(stage.name, mix, kind, score, wanted, reached, error=standard_error(played))
 
     def _names(self) -> list[str]:
