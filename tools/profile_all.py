@@ -125,9 +125,9 @@ def page(kept: dict[str, dict[str, Any]], notes: str) -> str:
     lines = [
         "# Where the time goes",
         "",
-        "Made by `python tools/profile_all.py`; anyone can make it again. Flame graphs are read from the top: a bar is as",
-        "wide as the time spent in a function and what it calls; its colour says which part of the work it is. The floor",
-        "is what the machine needs at least: floating-point operations over the rate of a bare product of 256-wide",
+        "Made by `make profile`; anyone can make it again. Flame graphs are read from the top: a bar is as wide as the",
+        "time spent in a function and what it calls; its colour says which part of the work it is. The floor is what",
+        "the machine needs at least: floating-point operations over the rate of a bare product of 256-wide",
         "matrices, physics steps times a bare `mj_step`, bytes of batches over the rate of a plain copy. All of it is",
         "processor time on one torch thread, so that what else the machine did meanwhile plays little part.",
         "",
