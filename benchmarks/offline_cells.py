@@ -147,11 +147,13 @@ METHODS = {
     "rebrac": Method(ReBRACConfig, OFFLINE),
     "lcb": Method(LCBConfig, OFFLINE),
     "uni_o4": Method(UniO4Config, UniO4Config().offline_steps, cost=3),
-    "uni_o4, reach 0.1": Method(lambda: UniO4Config(gate=GateConfig(reach=0.1)), UniO4Config().offline_steps, cost=1),
-    "uni_o4, no reach": Method(lambda: UniO4Config(gate=GateConfig(reach=1e3)), UniO4Config().offline_steps, cost=1),
+    "uni_o4, reach 1": Method(lambda: UniO4Config(gate=GateConfig(reach=1.0)), UniO4Config().offline_steps, cost=1),
     "uni_o4, mean values": Method(lambda: UniO4Config(expectile=0.5), UniO4Config().offline_steps, cost=1),
     "cal_ql": Method(CalQLConfig, 20_000),
     "uni_o4 online": Method(UniO4Config, online=True, start="uni_o4", cost=2, options={"num_worlds": 8}),
+    "uni_o4, reach 1, online": Method(
+        UniO4Config, online=True, start="uni_o4, reach 1", cost=2, options={"num_worlds": 8}
+    ),
     "ppo from bc": Method(_ppo_from_bc, online=True, start="bc", uses_data=False, cost=2, options={"num_worlds": 8}),
     "sac": Method(SACConfig, online=True, uses_data=False, cost=3),
     "rlpd": Method(lambda: RLPDConfig(critics=5), online=True, cost=3.5),
