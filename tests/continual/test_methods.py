@@ -280,3 +280,12 @@ def test_each_member_goes_on_with_the_values_of_its_own_parent() -> None:
     mixed = mixed_states(states, [1, 0])
     assert mixed["nets.v.w"].tolist() == [[1.0] * 3, [0.0] * 3]
     assert mixed["extra.m"].tolist() == [[1.0, 0.0]] * 3
+
+
+def test_what_is_played_on_several_tasks_is_tried_once(make_setup: MakeSetup) -> None:
+    library = method_class("library")(make_setup())
+    mixes = [{"one": 1.0}, {"one": 1.0}, {"one": 0.5, "two": 0.5}, {"one": 1.0}]
+    for k, mix in enumerate(mixes):
+        routes = [Route(f"task {k}", mix, "skill", 0.0, None, True) for _ in range(library.setup.seeds)]
+        library.routes.append(routes)
+    assert library._names() == ["task 0", "task 2"] and library.mixes("task 3") == library.mixes("task 0")

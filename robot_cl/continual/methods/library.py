@@ -117,8 +117,13 @@ class SkillLibrary(Method):
         return Route(stage.name, mix, kind, score, wanted, reached, error=standard_error(played))
 
     def _names(self) -> list[str]:
-        """Tasks learned so far; each seed plays its own skill for each."""
-        return [routes[0].task for routes in self.routes]
+        """Tasks learned so far, the first of those on which the same is played; each seed plays its own for each."""
+        names: dict[str, list[Mix]] = {}
+        for routes in self.routes:
+            mixes = [played(route) for route in routes]
+            if mixes not in names.values():
+                names[routes[0].task] = mixes
+        return list(names)
 
     def mixes(self, task: str) -> list[Mix]:
         """What each seed plays for a task learned before ("" for the base)."""
