@@ -48,7 +48,7 @@ def test_support_falls_from_one_to_nothing() -> None:
 
 
 @pytest.fixture
-def mixture(make_skill) -> Mixture:  # noqa: ANN001
+def mixture(make_skill) -> Mixture:
     norm = Normalizer(OBS).fit(torch.randn(50, OBS, generator=torch.Generator().manual_seed(4)))
     actor = StackedGaussianActor(OBS, ACT, generators(0, 1), ActorConfig(hidden=(16, 16)), norm)
     return Mixture(actor, {name: make_skill(actor, k, rank=3) for k, name in enumerate(("below", "new"))})
