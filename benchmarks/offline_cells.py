@@ -47,7 +47,7 @@ SEEDS = 3
 EPISODES = 20  # per seed, of the last policy
 ONLINE = 100_000  # environment steps per seed
 Cell = tuple[str, str]  # dataset, method
-EARLY = 20_000  # steps within which the dip is looked for
+EARLY = 20_500  # steps within which the dip is looked for; a whole number of rollouts ends just beyond 20,000
 
 
 @dataclass(frozen=True)
