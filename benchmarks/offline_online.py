@@ -66,6 +66,8 @@ def _row(name: str, record: dict[str, Any]) -> list[Any]:
     interval = stats.stratified_bootstrap(scores, np.random.default_rng(0), stats.mean)
     bounds = f"{interval.low:.1f} to {interval.high:.1f}"
     cut = f" (cut at {record['cut_at']})" if record["cut_at"] else ""
+    if not cut and "steps" in record and record["steps"][-1] < Plan.online:
+        cut = f" ({record['steps'][-1]} steps)"
     return [name + cut, float(scores.mean()), bounds, record["minutes"], record["episodes_for_selection"]]
 
 
