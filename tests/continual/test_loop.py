@@ -150,7 +150,7 @@ def test_the_library_without_announcements_yields_a_matrix_and_its_alarms(make_s
 def test_a_skill_hardly_trained_is_trained_on_even_where_it_does(make_setup: MakeSetup) -> None:
     method = HiddenLibrary(make_setup(seeds=1))
     stage = method.setup.stream.stages[0]
-    route = replace(method._route(stage, 0, "skill", {"a": 1.0}, 1.0), reached=True)
+    route = replace(method._route(stage, 0, "skill", {"a": 1.0}, np.ones(1)), reached=True)
     assert not method._settled(route, stage)
     method.trained = {"a": stage.steps}
     assert method._settled(route, stage)
@@ -161,7 +161,7 @@ def test_a_changed_world_is_noticed_by_the_errors_of_a_model_of_the_old_one(make
 
     setup = make_setup(seeds=1)
     learner = method_learner(setup)
-    watch = ChangeWatch(Normalizer(4), 2, config=DetectorConfig(window=4, warmup=12, memory=0.9), updates=50)
+    watch = ChangeWatch(Normalizer(4), 2, config=DetectorConfig(threshold=10.0, window=4, warmup=12, memory=0.9), updates=50)
     same, other = (Collector(stage_world([stage] * 32), 1, 3) for stage in setup.stream.stages[:2])
     assert [watch.see(same.collect(learner, 32)) for _ in range(6)] == [False] * 6
     assert watch.see(other.collect(learner, 32))
