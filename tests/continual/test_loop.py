@@ -161,7 +161,8 @@ def test_a_changed_world_is_noticed_by_the_errors_of_a_model_of_the_old_one(make
 
     setup = make_setup(seeds=1)
     learner = method_learner(setup)
-    watch = ChangeWatch(Normalizer(4), 2, config=DetectorConfig(threshold=10.0, window=4, warmup=12, memory=0.9), updates=50)
+    config = DetectorConfig(threshold=10.0, window=4, warmup=12, memory=0.9)
+    watch = ChangeWatch(Normalizer(4), 2, config=config, updates=50)
     same, other = (Collector(stage_world([stage] * 32), 1, 3) for stage in setup.stream.stages[:2])
     assert [watch.see(same.collect(learner, 32)) for _ in range(6)] == [False] * 6
     assert watch.see(other.collect(learner, 32))
