@@ -47,7 +47,7 @@ class ThreadCaller:
 
     Remembers the question in progress. While it is unanswered every call is late; its answer, when it comes, belongs
     to an old observation and is thrown away. Both signals are bare locks, each of which the other side releases: a
-    semaphore of `threading` is written in Python and costs a control tick a tenth of a millisecond.
+    semaphore of `threading` is written in Python and takes a third longer (40 against 29 µs a question).
     """
 
     def __init__(self, policy: Policy, clock: Clock):
