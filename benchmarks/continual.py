@@ -1,6 +1,6 @@
 """Every method on two streams: what it knows at the end, what it forgot, what it carried over, what it costs.
 
-    python benchmarks/continual.py [--quick] [--json] [--workers 4] [--seed 0] [--only halfcheetah_shifts/library ...]
+    python benchmarks/continual.py [--quick] [--json] [--workers 4] [--seed 0] [--steps N] [--only halfcheetah_shifts/library ...]
 
 Streams: halfcheetah_shifts (six dynamics shifts) and walker (stand, walk, run, backward of dm_control). All methods
 start from the same base policy (PPO on the stream's base task) and have the same budget of control steps per task; what
@@ -61,13 +61,13 @@ class Sizes:
         return PPOConfig(actor=replace(PPOConfig().actor, log_std_init=self.log_std))
 
 
-FULL = {"halfcheetah_shifts": Sizes(61_440, 300_000, -1.0), "walker": Sizes(61_440, 200_000, -1.0)}
+FULL = {"halfcheetah_shifts": Sizes(150_000, 300_000, -1.0), "walker": Sizes(61_440, 200_000, -1.0)}
 QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, -1.0, seeds=2, tasks=3)}
 
 
 def config_of(stream: str, quick: bool) -> ContinualConfig:
     size = (QUICK if quick else FULL)[stream]
-    measuring = Measuring(size.episodes, points=4, curve_episodes=2, save_every=20_480)
+    measuring = Measuring(size.episodes, points=6, curve_episodes=2, save_every=20_480)
     options = MethodConfig(trial_worlds=4, trial_steps=60, trial_share=0.1, explore=size.log_std)
     return ContinualConfig(
         stream, tuple(METHODS), size.seeds, size.seed, size.steps, size.base_steps, size.tasks,
@@ -133,8 +133,9 @@ def measure_all(wanted: list[str], quick: bool, workers: int) -> None:
 
 
 def spawn(cell: str, quick: bool) -> None:
-    seed = (QUICK if quick else FULL)[cell.split("/")[0]].seed
-    command = [sys.executable, __file__, "--cell", cell, "--seed", str(seed), *(["--quick"] if quick else [])]
+    size = (QUICK if quick else FULL)[cell.split("/")[0]]
+    command = [sys.executable, __file__, "--cell", cell, "--seed", str(size.seed), "--steps", str(size.steps)]
+    command += ["--quick"] if quick else []
     began = time.monotonic()
     done = subprocess.run(command, cwd=common.ROOT, check=False)
     print(f"{cell}: {'done' if done.returncode == 0 else 'FAILED'} in {time.monotonic() - began:.0f} s", flush=True)
@@ -198,10 +199,12 @@ def main() -> None:
         ("--workers", {"type": int, "default": 1, "help": "cells measured at once"}),
         ("--cell", {"default": None, "help": "measure this one in this process, print nothing"}),
         ("--seed", {"type": int, "default": 0, "help": "of the first of the seeds"}),
+        ("--steps", {"type": int, "default": None, "help": "per task, in place of the sizes given here"}),
     ]
     args = common.arguments(__doc__ or "", flags)
     for sizes in (FULL, QUICK):
-        sizes |= {stream: replace(size, seed=args.seed) for stream, size in sizes.items()}
+        for stream, size in sizes.items():
+            sizes[stream] = replace(size, seed=args.seed, steps=args.steps or size.steps)
     if args.cell:
         measure(args.cell, args.quick)
         return
