@@ -1,6 +1,6 @@
 """Every method on two streams: what it knows at the end, what it forgot, what it carried over, what it costs.
 
-    python benchmarks/continual.py [--quick] [--json] [--workers 4] [--seed 0] [--steps N] [--only halfcheetah_shifts/library ...]
+    python benchmarks/continual.py [--quick] [--json] [--workers 4] [--seed 0] [--steps N] [--only walker/library ...]
 
 Streams: halfcheetah_shifts (six dynamics shifts) and walker (stand, walk, run, backward of dm_control). All methods
 start from the same base policy (PPO on the stream's base task) and have the same budget of control steps per task; what

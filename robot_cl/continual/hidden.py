@@ -16,11 +16,12 @@ from torch import Tensor
 
 from policies.actor import StackedGaussianActor
 from policies.networks import generators
-from robot_cl.continual.actors import State, copied
+from robot_cl.continual.actors import State, copied, side_by_side
 from robot_cl.continual.change import ChangeWatch
 from robot_cl.continual.loop import Measuring, Progress
 from robot_cl.continual.method import SEEDS_PER_STAGE, Setup
-from robot_cl.continual.methods.library import Route, SkillLibrary
+from robot_cl.continual.methods.library import SkillLibrary
+from robot_cl.continual.route import Decision, Route
 from robot_cl.continual.stage_worlds import score, stage_world
 from robot_cl.data.atomic import whole_folder, write_json
 from robot_cl.learners.base import Learner
@@ -50,9 +51,9 @@ class HiddenLibrary(SkillLibrary):
         self.learning, spent = self.begin(len(self.contexts) - 1)
         return self.learning, spent
 
-    def decide(self, stage: Stage) -> tuple[list[Route], int]:
-        routes, spent = super().decide(stage)
-        return [replace(r, reached=r.reached and self._settled(r, stage)) for r in routes], spent
+    def decide(self, stage: Stage) -> Decision:
+        found = super().decide(stage)
+        return found._replace(routes=[replace(r, reached=r.reached and self._settled(r, stage)) for r in found.routes])
 
     def _settled(self, route: Route, stage: Stage) -> bool:
         return sum(self.trained.get(name, 0) for name in route.mix) >= SETTLED * stage.steps
@@ -67,12 +68,12 @@ class HiddenLibrary(SkillLibrary):
     def policy(self, j: int) -> StackedGaussianActor:
         """No task is known by name: each is routed by a trial, in which what is being learned takes part."""
         stage = self.setup.stream.stages[j]
-        routes, _ = self.decide(stage)
-        if self.learning is not None:
-            present = self.current(-1, self.learning)
-            if self._tried(present, stage)[0].mean() > routes[0].trial:
-                return present
-        return self._composed([route.mix for route in routes])
+        routed = self._composed([route.mix for route in self.decide(stage).routes])
+        if self.learning is None:
+            return routed
+        present = self.current(-1, self.learning)
+        before, now = self.whole_trial(side_by_side([routed, present]), stage).mean(-1)
+        return present if now > before else routed
 
 
 class Playing:

@@ -29,6 +29,7 @@ class MethodConfig:
     reach: float = 0.95  # library: a composition does if it scores this share of the best any skill has reached
     trial_worlds: int = 2  # library: worlds in which a candidate is tried; the steps count as part of the budget
     trial_steps: int = 150  # library: control steps of the first trial; the two best play whole episodes
+    shortlist: int = 8  # library: compositions tried at most, those of the tasks that began most alike
     trial_share: float = 0.2  # library: of the budget; the longer trials are cut so that they take half of it at most
     adapter_lr: float = 1e-3  # library, fresh: learning rate of adapters
     explore: float | None = None  # all: log σ with which every task begins; none: what the last one has left
@@ -39,7 +40,7 @@ class MethodConfig:
     prune_at: float = 0.75  # packnet: share of the budget after which weights are pruned, the rest retrains
 
     def __post_init__(self) -> None:
-        for name in ("reach", "adapter_lr", "trial_worlds", "trial_steps", "trial_share", "memory"):
+        for name in ("reach", "adapter_lr", "trial_worlds", "trial_steps", "trial_share", "shortlist", "memory"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
         if not 0.0 < self.prune_at < 1.0:

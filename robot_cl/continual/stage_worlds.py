@@ -51,21 +51,24 @@ def stage_world(stages: Sequence[Stage], threads: int | None = 1, seed: int = 0)
 
 @dataclass(frozen=True)
 class Played:
-    """First episodes of M members: returns (M, E), 1 or 0 for success, −1 where nobody says (M, E), and the steps that
-    the longest took."""
+    """First episodes of M members: returns (M, E), 1 or 0 for success, −1 where nobody says (M, E), the steps that the
+    longest took, and the first of them: observation and reward after each (M, E, T, obs_dim + 1)."""
 
     returns: np.ndarray
     success: np.ndarray
     steps: int
+    opening: np.ndarray
 
 
 @torch.inference_mode()
-def play(actor: StackedGaussianActor, world: Any, seeds: Sequence[int], steps: int | None = None) -> Played:
+def play(
+    actor: StackedGaussianActor, world: Any, seeds: Sequence[int], steps: int | None = None, opening: int = 0
+) -> Played:
     """Deterministic member m in the world's rows m·E to (m+1)·E, row i starting from seeds[i].
 
-    `steps` ends every row after that many steps, if its episode has not ended before.
+    `steps` ends every row after that many steps, if its episode has not ended before; the first `opening` are noted.
     """
-    rows, taken = world.num_worlds, 0
+    rows, taken, noted = world.num_worlds, 0, list[np.ndarray]()
     obs, going = world.reset(seed=list(seeds)), np.ones(rows, dtype=bool)
     total, success = np.zeros(rows), np.full(rows, -1)
     while going.any() and (steps is None or taken < steps):
@@ -75,7 +78,11 @@ def play(actor: StackedGaussianActor, world: Any, seeds: Sequence[int], steps: i
         success = np.where(going, info["success"], success) if "success" in info else success
         going &= ~(terminated | truncated)
         taken += 1
-    return Played(total.reshape(actor.population, -1), success.reshape(actor.population, -1), taken)
+        if taken <= opening:
+            noted.append(np.concatenate([obs, reward[:, None]], 1))
+    shape = (actor.population, rows // actor.population)
+    first = np.stack(noted, 1).reshape(*shape, len(noted), -1) if noted else np.empty((*shape, 0, obs.shape[1] + 1))
+    return Played(total.reshape(shape), success.reshape(shape), taken, first)
 
 
 def score(

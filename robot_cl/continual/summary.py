@@ -16,6 +16,7 @@ import numpy as np
 from robot_cl import stats
 from robot_cl.checkpoint import write_whole
 from robot_cl.continual import metrics
+from robot_cl.continual.route import Route, played
 from sim.stream import Stage, Stream
 
 FILE, FORMAT = "continual.json", 1
@@ -100,8 +101,6 @@ def method_entry(
 
 def coefficients(facts: Mapping[str, Any]) -> list[list[dict[str, float]]]:
     """Per task and seed: {skill: coefficient} of what is played; {} is the bare base."""
-    from robot_cl.continual.methods.library import Route, played
-
     return [[played(Route(**route)) for route in routes] for routes in facts.get("routes", [])]
 
 

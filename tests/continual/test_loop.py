@@ -22,6 +22,7 @@ from robot_cl.continual.detector import DetectorConfig
 from robot_cl.continual.hidden import HiddenLibrary, run_hidden
 from robot_cl.continual.loop import Measuring, run_method
 from robot_cl.continual.method import Setup
+from robot_cl.continual.route import Tried
 from robot_cl.continual.run import is_continual, proceed, read_continual
 from robot_cl.continual.stage_training import saved
 from robot_cl.continual.stage_worlds import score, stage_world
@@ -150,7 +151,7 @@ def test_the_library_without_announcements_yields_a_matrix_and_its_alarms(make_s
 def test_a_skill_hardly_trained_is_trained_on_even_where_it_does(make_setup: MakeSetup) -> None:
     method = HiddenLibrary(make_setup(seeds=1))
     stage = method.setup.stream.stages[0]
-    route = replace(method._route(stage, 0, "skill", {"a": 1.0}, np.ones(1)), reached=True)
+    route = replace(method._route(stage, 0, Tried("skill", {"a": 1.0}, np.ones(1))), reached=True)
     assert not method._settled(route, stage)
     method.trained = {"a": stage.steps}
     assert method._settled(route, stage)

@@ -11,14 +11,15 @@ import torch
 
 from policies.actor import StackedGaussianActor
 from robot_cl.continual.actors import chosen, copied, mixed_states, side_by_side, with_skills
+from robot_cl.continual.likeness import nearest
 from robot_cl.continual.loop import Measuring, run_method
 from robot_cl.continual.method import MethodConfig, Setup
 from robot_cl.continual.methods import METHODS, method_class
 from robot_cl.continual.methods.ewc import fisher_diagonal
-from robot_cl.continual.methods.library import Route, played, worse
 from robot_cl.continual.methods.multitask import JoinedWorlds, told, widened
 from robot_cl.continual.methods.one_network import body, head
 from robot_cl.continual.methods.packnet import FREE, largest
+from robot_cl.continual.route import Route, Tried, played, worse
 from robot_cl.continual.stage_training import StageTraining
 from robot_cl.continual.stage_worlds import stage_world
 
@@ -113,8 +114,8 @@ def test_a_route_is_counted_against_the_budget_and_the_skill_is_the_composition_
 ) -> None:
     method = learned("library", make_setup(), 1)
     learner, spent = method.begin(1)
-    tried = 1 + len(method._names())  # four steps each; two finalists and the outcome 20: half of 0.5 of 240, shared
-    assert spent == tried * 4 + (2 + 1) * 20
+    # Base and skill play four steps each; both as finalists, and the outcome, 20: half of 0.5 of 240, shared.
+    assert spent == 2 * 4 + (2 + 1) * 20
     if learner is not None:
         np.testing.assert_allclose(mode(method.current(1, learner)), mode(learner.policy()), atol=1e-5)
 
@@ -127,7 +128,7 @@ def test_a_composition_is_enough_near_the_best_any_skill_has_reached_and_the_bar
     stage = method.stage(0)
 
     def reached(kind: str, mix: dict[str, float], score: float) -> bool:
-        return method._route(stage, 0, kind, mix, np.array([score - 1.0, score + 1.0])).reached
+        return method._route(stage, 0, Tried(kind, mix, np.array([score - 1.0, score + 1.0]))).reached
 
     assert not reached("skill", {"a": 1.0}, enough)  # nothing is known yet
     method.levels[0] = {"a": level, "b": level - 50.0}
@@ -143,7 +144,7 @@ def test_a_task_that_returns_is_reached_by_the_skill_learned_for_it_or_something
     first = setup.stream.stages[0]
     twice = replace(setup.stream, stages=(first, replace(first, name="steering reversed once more")))
     method = learned("library", replace(setup, stream=twice), 1)
-    routes, spent = method.decide(method.stage(1))
+    routes, spent, _ = method.decide(method.stage(1))
     assert spent == 2 * 4 + 3 * 20
     pairs = [(before, now) for before, now in zip(method.routes[0], routes, strict=True) if before.learned]
     assert pairs, "nothing was published; the rest would be empty"
@@ -282,10 +283,42 @@ def test_each_member_goes_on_with_the_values_of_its_own_parent() -> None:
     assert mixed["extra.m"].tolist() == [[1.0, 0.0]] * 3
 
 
-def test_what_is_played_on_several_tasks_is_tried_once(make_setup: MakeSetup) -> None:
+def met(library, mixes: list[dict[str, float]], sketches: list[float]) -> None:  # type: ignore[no-untyped-def]
+    """Tasks on which every seed plays a mix, and that began with these numbers."""
+    seeds = library.setup.seeds
+    for mix, number in zip(mixes, sketches, strict=True):
+        library.routes.append([Route("t", mix, "skill", 0.0, None, True) for _ in range(seeds)])
+        library.sketches.append(np.full((seeds, 3), number))
+
+
+def test_what_is_played_on_several_tasks_is_tried_once_and_the_base_not_again(make_setup: MakeSetup) -> None:
     library = method_class("library")(make_setup())
-    mixes = [{"one": 1.0}, {"one": 1.0}, {"one": 0.5, "two": 0.5}, {"one": 1.0}]
-    for k, mix in enumerate(mixes):
-        routes = [Route(f"task {k}", mix, "skill", 0.0, None, True) for _ in range(library.setup.seeds)]
-        library.routes.append(routes)
-    assert library._names() == ["task 0", "task 2"] and library.mixes("task 3") == library.mixes("task 0")
+    met(library, [{"one": 1.0}, {}, {"one": 1.0}, {"one": 0.5, "two": 0.5}, {"one": 1.0}], [0.0, 1.0, 2.0, 3.0, 4.0])
+    asked = [mix for _, mix in library._known([], np.full(3, 9.0), 0)]
+    assert asked == [{"one": 1.0}, {"one": 0.5, "two": 0.5}]
+
+
+def test_what_was_played_where_tasks_began_most_alike_is_tried_first_and_no_more_than_the_shortlist(
+    make_setup: MakeSetup,
+) -> None:
+    library = method_class("library")(make_setup(config=MethodConfig(shortlist=3)))
+    met(library, [{f"skill-{k}": 1.0} for k in range(20)], [float(k) for k in range(20)])
+    for p in range(library.setup.seeds):
+        asked = [mix for _, mix in library._known([], np.full(3, 7.1), p)]
+        assert asked == [{"skill-7": 1.0}, {"skill-8": 1.0}, {"skill-6": 1.0}]
+
+
+def test_a_task_that_returns_is_the_nearest_to_itself_and_trials_cost_no_more_than_the_shortlist(
+    make_setup: MakeSetup,
+) -> None:
+    setup = make_setup(seeds=1, config=replace(make_setup().config, shortlist=2))
+    library = learned("library", setup, 1)
+    stages = [replace(setup.stream.stages[0], shift=f"command.turn={turn}") for turn in (-1.0, -0.5, 0.5, 0.75, 1.5)]
+    skill = library.routes[0][0].skill
+    library.routes = [[Route("t", {skill: 0.5**k}, "skill", 0.0, None, True)] for k in range(len(stages))]
+    library.sketches = [library.decide(stage).sketch for stage in stages]
+    for k, stage in enumerate(stages):
+        found = library.decide(stage)
+        assert nearest([sketch[0] for sketch in library.sketches], found.sketch[0])[0] == k
+        # base, shortlist, mean and sum play four steps each; two finalists and the outcome 20
+        assert found.spent == (1 + 2 + 2) * 4 + (2 + 1) * 20

@@ -1,0 +1,78 @@
+"""What the library does about a task: candidates that were tried, and the way that was chosen for each seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+Mix = dict[str, float]  # skill -> coefficient; {}: the bare base
+
+
+@dataclass(frozen=True)
+class Route:
+    """What one seed does about one task: the composition it begins with (`mix`), how well that did in a trial (mean
+    and standard error over its starts), the level it had to reach, and how it ended: the skill played, and whether it
+    was learned for this task."""
+
+    task: str
+    mix: Mix
+    kind: str  # base, skill, mean or sum
+    trial: float
+    wanted: float | None
+    reached: bool
+    skill: str = ""
+    learned: bool = False
+    level: float = 0.0
+    error: float = 0.0
+
+
+class Tried(NamedTuple):
+    """A candidate, and its scores (starts,) in a trial."""
+
+    kind: str
+    mix: Mix
+    scores: np.ndarray
+
+    @property
+    def score(self) -> float:
+        return float(self.scores.mean())
+
+
+class Decision(NamedTuple):
+    """A route for each seed, the steps per seed that finding them took, and how the task began (P, F)."""
+
+    routes: list[Route]
+    spent: int
+    sketch: np.ndarray
+
+
+def played(route: Route) -> Mix:
+    """What is played on a finished task: the skill learned for it, else the composition that was enough."""
+    return {route.skill: 1.0} if route.learned else dict(route.mix)
+
+
+def ranked(tried: Sequence[Tried]) -> list[Tried]:
+    """The best first."""
+    return sorted(tried, key=lambda t: -t.score)
+
+
+def summed(mixes: Sequence[Mix], weight: float) -> Mix:
+    """Each at `weight`."""
+    total: Mix = {}
+    for mix in mixes:
+        for skill, coefficient in mix.items():
+            total[skill] = total.get(skill, 0.0) + weight * coefficient
+    return total
+
+
+def worse(scores: np.ndarray, route: Route) -> bool:
+    """Whether scores (starts,) lie below the route's trial by more than two standard errors of the difference."""
+    return float(scores.mean()) < route.trial - 2.0 * np.hypot(standard_error(scores), route.error)
+
+
+def standard_error(scores: np.ndarray) -> float:
+    """Of the mean of scores (starts,); 0 for a single start, which then has to be believed."""
+    return float(scores.std(ddof=1) / np.sqrt(scores.size)) if scores.size > 1 else 0.0
