@@ -36,9 +36,11 @@ from robot_cl.continual.run import HIDDEN, ContinualConfig, prepare, read_facts
 from robot_cl.data.atomic import write_json
 from robot_cl.learners.ppo import PPOConfig
 from robot_cl.provenance import provenance, simulator_fingerprint
+from sim.stream import Stream
 
 KEPT = common.ROOT / "runs" / "benchmarks" / "continual"
 BASE = "base"
+LEVEL, LONGER = "level-", 4  # level-2: the third task alone with four times its budget, whence the stream's `solved`
 SLOWEST = (HIDDEN, "multitask", "library", "clonex", "replay", "ewc", "packnet", "fresh", "reset", "finetune")
 
 
@@ -102,7 +104,10 @@ def measure(cell: str, quick: bool) -> None:
     record: dict[str, Any] = {"cell": cell, "untrained": untrained.tolist()}
     record["simulator"] = simulator_fingerprint(setup.stream.base.task)
     setup = replace(setup, folder=folder / name, num_worlds=size.worlds)
-    if name == HIDDEN:
+    if name.startswith(LEVEL):
+        setup = replace(setup, stream=one_task(setup.stream, int(name.removeprefix(LEVEL))))
+        record["rows"] = run_method(REFERENCE, setup, config.measuring)
+    elif name == HIDDEN:
         record["rows"], record["facts"] = run_hidden(replace(setup, stream=setup.stream.hidden()), config.measuring)
     elif name != BASE:
         record["rows"] = run_method(name, setup, config.measuring)
@@ -111,6 +116,11 @@ def measure(cell: str, quick: bool) -> None:
     record |= {"cpu_s": round(time.process_time() - began, 1), "provenance": about}
     kept(cell, quick).parent.mkdir(parents=True, exist_ok=True)
     write_json(kept(cell, quick), record)
+
+
+def one_task(stream: Stream, k: int) -> Stream:
+    """Only task k, with `LONGER` times its budget."""
+    return replace(stream, stages=(replace(stream.stages[k], steps=LONGER * stream.stages[k].steps),))
 
 
 def measure_all(wanted: list[str], quick: bool, workers: int) -> None:
