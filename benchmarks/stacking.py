@@ -34,6 +34,7 @@ from robot_cl.continual import loop
 from robot_cl.continual.loop import Measuring
 from robot_cl.continual.method import MethodConfig
 from robot_cl.continual.methods import method_class
+from robot_cl.continual.route import played
 from robot_cl.continual.run import ContinualConfig, prepare
 from robot_cl.data.collect import collect, random_part
 from robot_cl.learners.bc import BCConfig
@@ -194,10 +195,11 @@ def words(quick: bool) -> dict[str, float]:
 # A long stream
 
 
-def long_stream(tasks: int, steps: int) -> Stream:
-    """Vehicles whose drive and steering are scaled otherwise in every task."""
+def long_stream(tasks: int, steps: int, further: float = 0.0) -> Stream:
+    """Vehicles whose drive and steering are scaled otherwise in every task; `further` along by a part of a task."""
     task, worst, best = "vehicle-waypoint", -2.0, 2.5
-    shifts = [f"command.speed={1.5 - 0.02 * k:.2f}+command.turn={0.5 + 0.02 * k:.2f}" for k in range(tasks)]
+    scales = [0.02 * (k + further) for k in range(tasks)]
+    shifts = [f"command.speed={1.5 - scale:.2f}+command.turn={0.5 + scale:.2f}" for scale in scales]
     stages = tuple(Stage(f"task {k}", task, steps, shift, worst, best) for k, shift in enumerate(shifts))
     return Stream("long", "many small changes", Stage("unchanged", task, 4 * steps, "none", worst, best), stages)
 
@@ -246,6 +248,7 @@ def stream(name: str, quick: bool) -> dict[str, Any]:
     vars(loop).update(score=scoring.timed(loop.score), learn_stage=stage, method_class=lambda _: timed)
     try:
         loop.run_method(name, setup, config.measuring)
+        found = same_found(method(setup), long_stream(tasks, steps, 0.5)) if name == "library" else {}
     finally:
         vars(loop).update(plain)
         shutil.rmtree(place)
@@ -261,6 +264,24 @@ def stream(name: str, quick: bool) -> dict[str, Any]:
         "processor seconds of learning tasks 5 to 14, mean": early,
         "processor seconds of learning the last ten, mean": late,
         "learning": [round(s, 3) for s in learning],
+        **found,
+    }
+
+
+def same_found(library: Any, between: Stream) -> dict[str, float]:
+    """On tasks between those that were learned: does the shortlist hold what trying everything would choose?"""
+    tasks = len(library.setup.stream.stages)
+    loop.restore(library, library.setup.folder / f"{tasks - 1:02d}")
+    few = [library.decide(stage).routes[0] for stage in between.stages]
+    library.config = replace(library.config, shortlist=tasks)
+    everything = [library.decide(stage).routes[0] for stage in between.stages]
+    return {
+        "compositions in the library": len({str(played(routes[0])) for routes in library.routes}),
+        "new tasks for which the shortlist finds what trying everything finds": statistics.mean(
+            a.mix == b.mix for a, b in zip(few, everything, strict=True)
+        ),
+        "score of what it finds, mean": statistics.mean(route.trial for route in few),
+        "score of what trying everything finds, mean": statistics.mean(route.trial for route in everything),
     }
 
 
