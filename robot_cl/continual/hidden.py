@@ -58,12 +58,13 @@ class HiddenLibrary(SkillLibrary):
     def _settled(self, route: Route, stage: Stage) -> bool:
         return sum(self.trained.get(name, 0) for name in route.mix) >= SETTLED * stage.steps
 
-    def leave(self, learner: Learner | None, steps: int) -> None:
-        """The context is over: keep what was learned in it."""
+    def leave(self, learner: Learner | None, steps: int) -> int:
+        """The context is over: keep what was learned in it -> the steps that took."""
         k = len(self.contexts) - 1
         self.end(k, learner, None)
         if self.routes[-1][0].learned:
             self.trained[self.routes[-1][0].skill] = steps
+        return self.afterwards(k) if learner is not None else 0
 
     def policy(self, j: int) -> StackedGaussianActor:
         """No task is known by name: each is routed by a trial, in which what is being learned takes part."""
@@ -182,8 +183,7 @@ class _Seed:
         taken = fresh.reward.numel()
         if self.watch.see(fresh):
             self.alarms.append(Alarm(self.total + steps, k, steps))
-            self.method.leave(self.learner, self.trained)
-            return taken + self._meet(stage)
+            return taken + self.method.leave(self.learner, self.trained) + self._meet(stage)
         if self.learner is not None:
             self.learner.update_online(fresh, None)
         self.trained += taken

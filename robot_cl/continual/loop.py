@@ -68,9 +68,10 @@ def learn_stage(
     began, stages = time.monotonic(), setup.stream.stages
     before = score([method.policy(k)], [stages[k]], measuring.episodes, EVALUATION_SEED, setup.threads)[:, 0]
     learner, spent = method.begin(k)
+    after = method.afterwards(k) if learner is not None else 0
     training = StageTraining(
         learner, method.world(k) if learner is not None else None, stages[k], setup.seed + 1000 * (k + 1), spent,
-        measuring.points, measuring.curve_episodes, setup.threads,
+        measuring.points, measuring.curve_episodes, setup.threads, after,
     )  # fmt: skip
     root = setup.folder / "progress" / f"{k:02d}"
     if training.can_pause and saved(root):
@@ -85,7 +86,7 @@ def learn_stage(
         "scores": scores.tolist(),
         "before": before.mean(-1).tolist(),
         "curve": np.stack(training.curve, axis=1).tolist(),
-        "steps": training.steps,
+        "steps": training.steps + after,
         "bytes": method.kept_bytes(),
         "wall_s": round(time.monotonic() - began, 2),
     }

@@ -27,6 +27,7 @@ class MethodConfig:
     """Options of the methods; each reads those that name it."""
 
     reach: float = 0.95  # library: a composition does if it scores this share of the best any skill has reached
+    margin: float = 0.1  # library: by this share of the best level a composition must beat the base to be begun with
     trial_worlds: int = 2  # library: worlds in which a candidate is tried; the steps count as part of the budget
     trial_steps: int = 150  # library: control steps of the first trial; the two best play whole episodes
     shortlist: int = 8  # library: compositions tried at most, those of the tasks that began most alike
@@ -98,6 +99,10 @@ class Method:
         """What would be played on task k if learning stopped now."""
         assert learner is not None
         return learner.policy()
+
+    def afterwards(self, k: int) -> int:
+        """Steps of task k's budget that `end` needs where something was learned: learning stops that much earlier."""
+        return 0
 
     def end(self, k: int, learner: Learner | None, fresh: Transitions | None) -> None:
         """Keep what task k was learned for; `fresh` is the last rollout."""

@@ -34,9 +34,10 @@ class StageTraining:
 
     def __init__(
         self, learner: Learner | None, world: Any, stage: Stage, seed: int, spent: int = 0, points: int = 6,
-        episodes: int = 4, threads: int | None = 1,
+        episodes: int = 4, threads: int | None = 1, kept_back: int = 0,
     ):  # fmt: skip
         self.learner, self.stage, self.steps, self.points = learner, stage, spent, points
+        self.last_step = stage.steps - kept_back  # the rest is needed for something else
         self.episodes, self.threads = episodes, threads
         self.curve: list[np.ndarray] = []
         self.last: Transitions | None = None
@@ -51,7 +52,7 @@ class StageTraining:
 
     @property
     def over(self) -> bool:
-        return self.learner is None or self.steps >= self.stage.steps
+        return self.learner is None or self.steps >= self.last_step
 
     def round(self) -> Transitions:
         """Collect and update once."""

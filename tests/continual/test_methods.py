@@ -114,8 +114,8 @@ def test_a_route_is_counted_against_the_budget_and_the_skill_is_the_composition_
 ) -> None:
     method = learned("library", make_setup(), 1)
     learner, spent = method.begin(1)
-    # Base and skill play four steps each; both as finalists, and the outcome, 20: half of 0.5 of 240, shared.
-    assert spent == 2 * 4 + (2 + 1) * 20
+    # Base and skill play four steps each; both as finalists, and the outcome, 15: half of 0.5 of 240, shared by four.
+    assert spent == 2 * 4 + 2 * 15 and method.afterwards(1) == 15
     if learner is not None:
         np.testing.assert_allclose(mode(method.current(1, learner)), mode(learner.policy()), atol=1e-5)
 
@@ -139,13 +139,31 @@ def test_a_composition_is_enough_near_the_best_any_skill_has_reached_and_the_bar
     assert not reached("skill", {"b": 1.0}, enough)
 
 
+def test_only_a_composition_clearly_better_than_the_base_is_begun_with(make_setup: MakeSetup) -> None:
+    method = method_class("library")(make_setup(config=MethodConfig(margin=0.1)))
+    base, skill = Tried("base", {}, np.array([5.0, 7.0])), Tried("skill", {"a": 1.0}, np.array([15.0, 17.0]))
+    method.levels[0] = {"a": 90.0, "b": -50.0}
+    assert method._best(0, [base, skill]) is skill  # 10 above it, 9 asked for
+    method.levels[0] = {"a": 110.0}
+    assert method._best(0, [base, skill]) is base
+    assert method._best(1, [base]) is base
+
+
+def test_learning_stops_where_the_rest_of_the_budget_is_needed_for_the_trial_of_its_outcome(
+    make_setup: MakeSetup,
+) -> None:
+    (row,) = run_method("library", make_setup(tasks=1), QUICK)
+    rounds = 1 + (240 - 15 - 4 - 1) // 32  # of 32 steps; four were spent on meeting the base, 15 are kept back
+    assert row["steps"] == 4 + 32 * rounds + 15
+
+
 def test_a_task_that_returns_is_reached_by_the_skill_learned_for_it_or_something_better(make_setup: MakeSetup) -> None:
     setup = make_setup(seeds=3)
     first = setup.stream.stages[0]
     twice = replace(setup.stream, stages=(first, replace(first, name="steering reversed once more")))
     method = learned("library", replace(setup, stream=twice), 1)
     routes, spent, _ = method.decide(method.stage(1))
-    assert spent == 2 * 4 + 3 * 20
+    assert spent == 2 * 4 + 2 * 15
     pairs = [(before, now) for before, now in zip(method.routes[0], routes, strict=True) if before.learned]
     assert pairs, "nothing was published; the rest would be empty"
     for before, now in pairs:
@@ -320,5 +338,5 @@ def test_a_task_that_returns_is_the_nearest_to_itself_and_trials_cost_no_more_th
     for k, stage in enumerate(stages):
         found = library.decide(stage)
         assert nearest([sketch[0] for sketch in library.sketches], found.sketch[0])[0] == k
-        # base, shortlist, mean and sum play four steps each; two finalists and the outcome 20
-        assert found.spent == (1 + 2 + 2) * 4 + (2 + 1) * 20
+        # base, shortlist, mean and sum play four steps each; the base and two finalists 15
+        assert found.spent == (1 + 2 + 2) * 4 + 3 * 15

@@ -28,17 +28,18 @@ from robot_cl.skills import library_of
 from sim.stream import Stage
 
 TRIAL_SEED = EVALUATION_SEED // 2
-FINALISTS = 2  # the best of a short trial play whole episodes, as what comes out of the training does
+FINALISTS = 3  # the base and the best of a short trial play whole episodes, as what comes out of the training does
 
 
 class SkillLibrary(Method):
     """Zero-shot, composition, residual adapter on the best composition; dedupe; publish.
 
     Every candidate (the base, what is played on the tasks that began most alike, sum and mean of the two best) plays
-    `trial_worlds` × `trial_steps` steps of the new task, the two best of them whole episodes where the budget allows
-    it; all of it counts as part of the budget. The best does if it scores `reach` of the best that any skill of this
-    library has reached on any task, and hardly more than its parts did on their own tasks: a task on which a skill does
-    far better than at home is an easier one, not one that is mastered. Else an adapter is trained on it, and published
+    `trial_worlds` × `trial_steps` steps of the new task, the base and the two best whole episodes where the budget
+    allows it; all of it counts as part of the budget. The best does if it scores `reach` of the best that any skill of
+    this library has reached on any task, and hardly more than its parts did on their own tasks: a task on which a skill
+    does far better than at home is an easier one, not one that is mastered. Else an adapter is trained on it, or on the
+    base where it is hardly better (`margin`): a skill that does not fit is a bad place to learn from. It is published
     unless the composition alone did better beyond doubt: a few episodes tell little, and a skill thrown away cannot be
     had again. Remembers a library on disk per seed, the routes, and how each task began.
     """
@@ -79,11 +80,16 @@ class SkillLibrary(Method):
             more, cost = self.trial(asked, stage)
             found, spent = [found[p] + more[p] for p in seeds], spent + cost
         if max(map(len, found)) > 1:
-            asked = [[(t.kind, t.mix) for t in ranked(tried)[:FINALISTS]] for tried in found]
-            found, cost = self.trial(asked, stage, final=True)
+            finals = [[tried[0], *ranked(tried[1:])[: FINALISTS - 1]] for tried in found]
+            found, cost = self.trial([[(t.kind, t.mix) for t in tried] for tried in finals], stage, final=True)
             spent += cost
-        spent += self.config.trial_worlds * self._final_length(stage)  # what comes out of the training plays as well
-        return Decision([self._route(stage, p, ranked(found[p])[0]) for p in seeds], spent, sketch)
+        return Decision([self._route(stage, p, self._best(p, found[p])) for p in seeds], spent, sketch)
+
+    def _best(self, p: int, tried: Sequence[Tried]) -> Tried:
+        """The best composition if it is worth beginning with, else the base, which comes first."""
+        base, best = tried[0], ranked(tried)[0]
+        gain = self.config.margin * max(map(abs, self.levels[p].values()), default=0.0)
+        return best if best.score > base.score + gain else base
 
     def _known(self, tried: Sequence[Tried], sketch: np.ndarray, p: int) -> list[tuple[str, Mix]]:
         """What seed p plays on the tasks that began most like this one: `shortlist` compositions at most, so that a
@@ -144,6 +150,10 @@ class SkillLibrary(Method):
         """Steps of the longer trial at most: an episode, but no more than half of `trial_share` in all."""
         share = 0.5 * self.config.trial_share * stage.steps
         return max(self.config.trial_steps, int(share / ((FINALISTS + 1) * self.config.trial_worlds)))
+
+    def afterwards(self, k: int) -> int:
+        """What comes out of the training plays as long as the finalists."""
+        return self.config.trial_worlds * self._final_length(self.stage(k))
 
     # Keeping
 
