@@ -70,7 +70,7 @@ QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, -1.0, seeds=2, tasks=3)}
 def config_of(stream: str, quick: bool) -> ContinualConfig:
     size = (QUICK if quick else FULL)[stream]
     measuring = Measuring(size.episodes, points=6, curve_episodes=2, save_every=20_480)
-    options = MethodConfig(trial_worlds=4, trial_steps=60, trial_share=0.1, explore=size.log_std)
+    options = MethodConfig(trial_worlds=4, trial_steps=60, trial_share=0.05, explore=size.log_std)
     return ContinualConfig(
         stream, tuple(METHODS), size.seeds, size.seed, size.steps, size.base_steps, size.tasks,
         num_worlds=2 * size.worlds, threads=1, measuring=measuring, options=options,
