@@ -72,7 +72,7 @@ class StackedLinear(nn.Module):
         if self.population == 1:  # one GEMM is faster than a batched one of size one
             weight, bias = self.weight.flatten(0, 1), self.bias.flatten()
             if not torch.is_grad_enabled() and by_onednn(x, weight):
-                return product(_rows(x, 1), weight, bias).view(-1, x.shape[-2], self.d_out)
+                return product(x.reshape(-1, self.d_in), weight, bias).view(-1, x.shape[-2], self.d_out)
             y = nn.functional.linear(x, weight, bias)
             return y if y.dim() == 3 else y.unsqueeze(0)
         if x.dim() == 2:
@@ -126,11 +126,12 @@ class StackedMLP(nn.Module):
         if self.activation in IN_PLACE and self._plain():
             weights = [t for layer in self.layers for t in (layer.weight, layer.bias) if isinstance(t, Tensor)]
             gains = [t for norm in self.norms or () for t in (norm.weight, norm.bias) if isinstance(t, Tensor)]
-            large = any(by_onednn(x, weight) for weight in weights[::2])
-            if torch.is_grad_enabled() and (large or not gains):
+            large = [by_onednn(x, weight) for weight in weights[::2]]
+            if torch.is_grad_enabled() and (any(large) or not gains):
                 return FusedMLP.apply(x, self.activation, len(weights), *weights, *gains)
-            if large:
-                return _layers(x, self.activation, weights, gains)[0]
+            if any(large):
+                parts = _parts([*weights, *gains], len(weights), large)
+                return _layers(x, self.activation, len(weights), parts, large)[0]
         act = ACTIVATIONS[self.activation]
         for i, layer in enumerate(self.layers[:-1]):
             x = layer(x)
@@ -155,69 +156,73 @@ class FusedMLP(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, activation: str, count: int, *tensors: Tensor) -> Tensor:
         """x as in StackedMLP; `count` weights (weight, bias) layer by layer, then (gain, bias) of each normalisation,
         if any -> (P, B, d_out)."""
-        output, kept, normal = _layers(x, activation, tensors[:count], tensors[count:])
-        ctx.save_for_backward(*kept, *(t for layer in normal for t in layer), *tensors)
-        ctx.activation, ctx.lead, ctx.count, ctx.kept = activation, x.shape[:-1], count, len(kept)
+        large = [by_onednn(x, weight) for weight in tensors[:count:2]]
+        parts = _parts(tensors, count, large)
+        output, kept, normal = _layers(x, activation, count, parts, large)
+        ctx.save_for_backward(*kept, *(t for layer in normal for t in layer), *(t for part in parts for t in part))
+        ctx.activation, ctx.lead, ctx.count, ctx.kept, ctx.large = activation, x.shape[:-1], count, len(kept), large
+        ctx.shapes = [t.shape for t in tensors]
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needs, count, undo = ctx.needs_input_grad, ctx.count, IN_PLACE[ctx.activation][1]
-        own = len(needs) - 3
-        saved, tensors = ctx.saved_tensors[:-own], ctx.saved_tensors[-own:]
+        needs, count, large, undo = ctx.needs_input_grad, ctx.count, ctx.large, IN_PLACE[ctx.activation][1]
+        own, population = len(needs) - 3, ctx.shapes[0][0]
+        amount = 2 * ctx.kept // count  # of parts
+        saved, tensors = ctx.saved_tensors[: -own * amount], ctx.saved_tensors[-own * amount :]
         kept, normal = saved[: ctx.kept], saved[ctx.kept :]
-        grads: list[list[Tensor]] = [[] for _ in tensors]
+        grads: list[list[Tensor]] = [[] for _ in ctx.shapes]
         inputs = []
-        lone = len(tensors[0]) == 1
-        rows = grad.reshape(-1, grad.shape[-1]) if lone else grad
-        for p, (g, layers) in enumerate(_parts(rows, tensors[:count], tensors[count:])):
+        for p, g in enumerate(_split(grad, population, amount)):
+            part = tensors[p * own : (p + 1) * own]
             for i in range(count - 2, -1, -2):
                 h = kept[(p * count + i) // 2]
                 if needs[3 + i]:
-                    grads[i].append(product(g.mT, h.mT))
+                    grads[i].append(product(g.mT, h.mT, large=large[i // 2]))
                 if needs[4 + i]:
-                    grads[i + 1].append(g.sum(-2, keepdim=True))
+                    grads[i + 1].append(g.sum(-2))
                 if i or needs[0]:
-                    g = product(g, layers[i].mT)
+                    g = product(g, part[i].mT, large=large[i // 2])
                 if i:
                     g = undo(g, h)
                 if i and own > count:
                     at, k = count + i - 2, 3 * ((p * (count - 2) + i - 2) // 2)
-                    g, gain, bias = _undo_norm(g, normal[k : k + 3], layers[at], layers[at + 1], needs[3 + at])
+                    g, gain, bias = _undo_norm(g, normal[k : k + 3], part[at], part[at + 1], needs[3 + at])
                     if needs[3 + at]:
                         grads[at].append(gain)
                         grads[at + 1].append(bias)
             inputs.append(g)
-        joined = [_joined(parts, w.shape) if parts else None for parts, w in zip(grads, tensors, strict=True)]
+        joined = [_joined(parts, shape) if parts else None for parts, shape in zip(grads, ctx.shapes, strict=True)]
         if not needs[0]:
             return None, None, None, *joined
-        gx = _joined(inputs, (len(tensors[0]), -1, tensors[0].shape[-1]))
+        gx = _joined(inputs, (population, -1, ctx.shapes[0][-1]))
         gx = gx.sum(0) if len(gx) > 1 and len(ctx.lead) == 1 else gx.view(*ctx.lead, -1)
         return gx, None, None, *joined
 
 
 def _layers(
-    x: Tensor, activation: str, weights: Sequence[Tensor], gains: Sequence[Tensor] = ()
+    x: Tensor, activation: str, count: int, parts: Sequence[Sequence[Tensor]], large: Sequence[bool]
 ) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor, Tensor]]]:
-    """Output (P, B, d_out) of all layers; what each product of a layer read, member by member; and of each
-    normalisation its input, mean and 1 / deviation."""
+    """Output (P, B, d_out) of all layers; what each product of a layer read, part by part; and of each normalisation
+    its input, mean and 1 / deviation. `parts`: `count` weights and the gains, of what is multiplied at once."""
     act, relu = IN_PLACE[activation][0], activation == "relu"
+    population = len(parts) if parts[0][0].dim() == 2 else len(parts[0][0])
     kept, normal, outputs = [], [], []
-    for h, layers in _parts(_rows(x, len(weights[0])), weights, gains):
-        for i in range(0, len(weights), 2):
-            hidden = i + 2 < len(weights)
+    for h, part in zip(_split(x, population, len(parts)), parts, strict=True):
+        gains = part[count:]
+        for i in range(0, count, 2):
+            hidden = i + 2 < count
             kept.append(h)
-            h = product(h, layers[i], layers[i + 1], relu and hidden and not gains)
+            h = product(h, part[i], part[i + 1], relu and hidden and not gains, large[i // 2])
             if hidden and gains:
-                gain, bias = (layers[len(weights) + i + k].flatten() for k in (0, 1))
-                y, mean, scale = torch.native_layer_norm(h, h.shape[-1:], gain, bias, NORM_EPS)
+                y, mean, scale = torch.native_layer_norm(h, h.shape[-1:], gains[i], gains[i + 1], NORM_EPS)
                 normal.append((h, mean, scale))
                 h = y
             if hidden and (gains or not relu):
                 act(h)
         outputs.append(h)
-    if len(weights[0]) == 1:
+    if population == 1:
         return (outputs[0].unsqueeze(0) if x.dim() == 2 else outputs[0].view(*x.shape[:-1], -1)), kept, normal
     return (outputs[0] if len(outputs) == 1 else torch.stack(outputs)), kept, normal
 
@@ -225,32 +230,32 @@ def _layers(
 def _undo_norm(
     grad: Tensor, normal: Sequence[Tensor], gain: Tensor, bias: Tensor, learned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a normalisation's input (B, width), gain and bias (1, width); the last two only if `learned`."""
+    """Gradients of a normalisation's input (B, width), gain and bias (width,); the last two only if `learned`."""
     h, mean, scale = normal
     needed = [True, learned, learned]
-    width = h.shape[-1:]
-    gx, *both = torch.ops.aten.native_layer_norm_backward(
-        grad, h, width, mean, scale, gain.flatten(), bias.flatten(), needed
+    gx: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
+        grad, h, h.shape[-1:], mean, scale, gain, bias, needed
     )
-    return gx, *(g.unsqueeze(0) if learned else g for g in both)
+    return gx
 
 
-def _rows(x: Tensor, population: int) -> Tensor:
-    """What the first layer multiplies: (B, d) for one member, (P, B, d) for several."""
+def _parts(tensors: Sequence[Tensor], count: int, large: Sequence[bool]) -> list[Sequence[Tensor]]:
+    """The tensors of what is multiplied at once: all members; or each, where there is one, a product is large or
+    something is normalised. Then weights are (d_out, d_in), biases and gains (width,)."""
+    if len(tensors[0]) > 1 and len(tensors) == count and not any(large):
+        return [tensors]
+    matrices = range(0, count, 2)
+    apart = [(t if i in matrices else t.flatten(1)).unbind() for i, t in enumerate(tensors)]
+    return list(zip(*apart, strict=True))
+
+
+def _split(x: Tensor, population: int, parts: int) -> Sequence[Tensor]:
+    """Rows (P, B, d), or (B, d) shared, for each part: (B, d), or (P, B, d) for one part of several members."""
     if population == 1:
-        return x.reshape(-1, x.shape[-1])
-    return x.expand(population, *x.shape) if x.dim() == 2 else x
-
-
-def _parts(h: Tensor, weights: Sequence[Tensor], gains: Sequence[Tensor] = ()) -> list[tuple[Tensor, list[Tensor]]]:
-    """(input, weights and gains) of what is multiplied at once: all members, or each where products are large or
-    something is normalised."""
-    both = [*weights, *gains]
-    if len(weights[0]) == 1:
-        return [(h, [w.flatten(0, 1) for w in both])]
-    if not gains and not any(by_onednn(h, w) for w in weights[::2]):
-        return [(h, both)]
-    return [(h[p], [w[p] for w in both]) for p in range(len(h))]
+        return [x.reshape(-1, x.shape[-1])]
+    if parts == 1:
+        return [x.expand(population, *x.shape) if x.dim() == 2 else x]
+    return [x] * parts if x.dim() == 2 else x.unbind()
 
 
 def _joined(parts: list[Tensor], shape: Sequence[int]) -> Tensor:

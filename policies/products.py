@@ -14,21 +14,24 @@ LARGE = 1 << 21  # multiplications of one member's product, from which oneDNN's 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    """x weightᵀ + bias, any strides: x (B, d_in), weight (d_out, d_in), bias (1, d_out) -> (B, d_out).
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False, large: bool | None = None
+) -> Tensor:
+    """x weightᵀ + bias, any strides: x (B, d_in), weight (d_out, d_in), bias (d_out,) -> (B, d_out).
 
     Or one for each member: x (P, B, d_in), weight (P, d_out, d_in), bias (P, 1, d_out) -> (P, B, d_out). With `relu`
-    what is negative becomes zero, in the same pass over memory where oneDNN multiplies.
+    what is negative becomes zero, in the same pass over memory where oneDNN multiplies. `large` is what `by_onednn`
+    says, asked here if not given: it is the same for a layer's output and its two gradients.
     """
-    if by_onednn(x, weight):
+    if by_onednn(x, weight) if large is None else large:
         if x.dim() == 2:
             return _onednn(x, weight, bias, relu)
         biases = [None] * len(x) if bias is None else list(bias)
         return torch.stack([_onednn(*member, relu) for member in zip(x, weight, biases, strict=True)])
     if bias is None:
-        y = x @ weight.transpose(-1, -2)
+        y = x @ weight.mT if x.shape[-1] > 1 else x * weight.mT  # an outer product is no sum
     else:
-        y = (torch.addmm if x.dim() == 2 else torch.baddbmm)(bias, x, weight.transpose(-1, -2))
+        y = (torch.addmm if x.dim() == 2 else torch.baddbmm)(bias, x, weight.mT)
     return y.relu_() if relu else y
 
 

@@ -119,7 +119,7 @@ class IQL(Learner):
     def update_offline(self, batch: Transitions) -> Metrics:
         self.schedule()
         losses = self.losses(batch)
-        torch.stack(list(losses.values())).sum().backward()
+        torch.autograd.backward(list(losses.values()), [torch.ones_like(loss) for loss in losses.values()])
         for opt in self.opts.values():
             opt.step()
         polyak(self.target_q, self.q, self.config.tau)
