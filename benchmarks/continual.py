@@ -1,6 +1,6 @@
 """Every method on two streams: what it knows at the end, what it forgot, what it carried over, what it costs.
 
-    python benchmarks/continual.py [--quick] [--json] [--workers 4] [--seed 0] [--steps N] [--only walker/library ...]
+    python benchmarks/continual.py [--quick] [--json] [--workers 4] [--seed 0 3] [--steps N] [--only walker/library ...]
 
 Streams: halfcheetah_shifts (six dynamics shifts) and walker (stand, walk, run, backward of dm_control). All methods
 start from the same base policy (PPO on the stream's base task) and have the same budget of control steps per task; what
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ import numpy as np
 
 from robot_cl import seeding, stats
 from robot_cl.continual import summary
-from robot_cl.continual.hidden import run_hidden
+from robot_cl.continual.hidden import joined, run_hidden
 from robot_cl.continual.loop import Measuring, run_method
 from robot_cl.continual.method import MethodConfig
 from robot_cl.continual.methods import METHODS, REFERENCE
@@ -83,15 +84,16 @@ def cells(quick: bool) -> list[str]:
     return [f"{s}/{BASE}" for s in streams] + [f"{s}/{m}" for s in streams for m in SLOWEST]
 
 
-def folder_of(stream: str, quick: bool) -> Path:
+def folder_of(stream: str, quick: bool, seed: int | None = None) -> Path:
     """Cells of other sizes are other cells."""
     size = (QUICK if quick else FULL)[stream]
-    return KEPT / f"{stream}-{size.steps}-{size.seeds}{f'-from{size.seed}' if size.seed else ''}"
+    first = size.seed if seed is None else seed
+    return KEPT / f"{stream}-{size.steps}-{size.seeds}{f'-from{first}' if first else ''}"
 
 
-def kept(cell: str, quick: bool) -> Path:
+def kept(cell: str, quick: bool, seed: int | None = None) -> Path:
     stream, name = cell.split("/")
-    return folder_of(stream, quick) / f"{name}.json"
+    return folder_of(stream, quick, seed) / f"{name}.json"
 
 
 def measure(cell: str, quick: bool) -> None:
@@ -151,21 +153,35 @@ def spawn(cell: str, quick: bool) -> None:
     print(f"{cell}: {'done' if done.returncode == 0 else 'FAILED'} in {time.monotonic() - began:.0f} s", flush=True)
 
 
-def entries(stream: str, quick: bool) -> dict[str, dict[str, Any]]:
-    """What is kept of a stream: method -> entry of continual.json, with each number's terms (seeds, tasks)."""
-    records = {name: kept(f"{stream}/{name}", quick) for name in SLOWEST}
-    found = {name: json.loads(path.read_text()) for name, path in records.items() if path.exists()}
-    stages = config_of(stream, quick).scaled_stream().stages
-    alone = summary.curves(found[REFERENCE]["rows"]) if REFERENCE in found else None
-    made = {}
-    for name, r in found.items():
-        untrained = np.array(r["untrained"])
-        knows = name != HIDDEN and METHODS[name].knows_task
-        made[name] = summary.method_entry(r["rows"], untrained, stages, alone, r["facts"], knows)
-        R = summary.matrix(r["rows"], untrained)
-        made[name]["terms"] = summary.contributions(R, summary.curves(r["rows"]), alone)
-        made[name] |= {"cpu_s": r["cpu_s"], "alarms": r["facts"].get("alarms")}
+def entries(stream: str, quick: bool, firsts: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """What is kept of a stream: method -> entry of continual.json, with each number's terms (seeds, tasks); the seeds
+    that begin at each of `firsts` are joined, as far as a method was measured with them."""
+    stages, made = config_of(stream, quick).scaled_stream().stages, {}
+    for name in SLOWEST:
+        here = [seed for seed in firsts if kept(f"{stream}/{name}", quick, seed).exists()]
+        if not here:
+            continue
+        parts = [read(f"{stream}/{name}", quick, seed) for seed in here]
+        rows, untrained = joined_rows(parts), np.concatenate([part["untrained"] for part in parts])
+        alone = None
+        if all(kept(f"{stream}/{REFERENCE}", quick, seed).exists() for seed in here):
+            alone = summary.curves(joined_rows([read(f"{stream}/{REFERENCE}", quick, seed) for seed in here]))
+        made[name] = summary.method_entry(
+            rows, untrained, stages, alone, {}, name != HIDDEN and METHODS[name].knows_task
+        )
+        made[name]["terms"] = summary.contributions(summary.matrix(rows, untrained), summary.curves(rows), alone)
+        made[name] |= {"seeds": len(untrained), "cpu_s": sum(part["cpu_s"] for part in parts)}
+        made[name] |= {key: [part["facts"].get(key) for part in parts] for key in ("alarms", "routes")}
     return made
+
+
+def read(cell: str, quick: bool, seed: int) -> dict[str, Any]:
+    return json.loads(kept(cell, quick, seed).read_text())
+
+
+def joined_rows(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Several seeds' rows of one method as one."""
+    return [joined([part["rows"][k] for part in parts]) for k in range(len(parts[0]["rows"]))]
 
 
 def row(name: str, entry: dict[str, Any]) -> list[object]:
@@ -175,7 +191,7 @@ def row(name: str, entry: dict[str, Any]) -> list[object]:
 
     return [
         name, *(text(number) for number in summary.NUMBERS), f"{entry['bytes_per_task'] / 1000:.1f}",
-        f"{entry['cpu_s']:.0f}", "yes" if entry["knows_task"] else "no",
+        f"{entry['cpu_s'] / entry['seeds']:.0f}", entry["seeds"], "yes" if entry["knows_task"] else "no",
     ]  # fmt: skip
 
 
@@ -188,19 +204,27 @@ def claims_of(stream: str, found: dict[str, dict[str, Any]]) -> list[common.Clai
     claims.append(common.Claim(f"{stream}: library's forgetting", ours["forgetting"]["estimate"], 0.0, at_least=False))
     for other, least in (("packnet", 1.0), ("finetune", 1.3)):
         if other in found:
-            ratio = ours["acc"]["estimate"] / found[other]["metrics"]["acc"]["estimate"]
+            mine, theirs = same_seeds(found, "library", other, "acc")
+            ratio = mine.mean() / theirs.mean()
             claims.append(common.Claim(f"{stream}: ACC of library / {other}", ratio, least))
     if "forward_transfer" in ours:
         low = ours["forward_transfer"]["low"]
         claims.append(common.Claim(f"{stream}: forward transfer of library, low end", low, 0))
     if "fresh" in found and "forward_transfer" in ours:
-        terms = [found[name]["terms"]["forward_transfer"] for name in ("library", "fresh")]
-        gap = stats.stratified_bootstrap(terms[0] - terms[1], np.random.default_rng(0), stats.mean)
+        mine, theirs = same_seeds(found, "library", "fresh", "forward_transfer")
+        gap = stats.stratified_bootstrap(mine - theirs, np.random.default_rng(0), stats.mean)
         claims.append(common.Claim(f"{stream}: forward transfer of library − fresh, low end", gap.low, 0))
     if HIDDEN in found:
-        ratio = found[HIDDEN]["metrics"]["acc"]["estimate"] / ours["acc"]["estimate"]
+        mine, theirs = same_seeds(found, HIDDEN, "library", "acc")
+        ratio = mine.mean() / theirs.mean()
         claims.append(common.Claim(f"{stream}: ACC without announced borders / with", ratio, 0.95))
     return claims
+
+
+def same_seeds(found: dict[str, dict[str, Any]], one: str, other: str, number: str) -> tuple[np.ndarray, np.ndarray]:
+    """A number's terms (seeds, tasks) of two methods, of the seeds both were measured with: the first ones."""
+    count = min(found[one]["seeds"], found[other]["seeds"])
+    return found[one]["terms"][number][:count], found[other]["terms"][number][:count]
 
 
 def main() -> None:
@@ -208,33 +232,30 @@ def main() -> None:
         ("--only", {"nargs": "*", "default": None, "help": "cells such as walker/packnet"}),
         ("--workers", {"type": int, "default": 1, "help": "cells measured at once"}),
         ("--cell", {"default": None, "help": "measure this one in this process, print nothing"}),
-        ("--seed", {"type": int, "default": 0, "help": "of the first of the seeds"}),
+        ("--seed", {"type": int, "nargs": "*", "default": [0], "help": "the first of the seeds; several are joined"}),
         ("--steps", {"type": int, "default": None, "help": "per task, in place of the sizes given here"}),
     ]
     args = common.arguments(__doc__ or "", flags)
-    for sizes in (FULL, QUICK):
+    sizes = QUICK if args.quick else FULL
+    for seed in args.seed:
         for stream, size in sizes.items():
-            sizes[stream] = replace(size, seed=args.seed, steps=args.steps or size.steps)
-    if args.cell:
-        measure(args.cell, args.quick)
-        return
-    measure_all(args.only or cells(args.quick), args.quick, args.workers)
+            sizes[stream] = replace(size, seed=seed, steps=args.steps or size.steps)
+        if args.cell:
+            measure(args.cell, args.quick)
+            return
+        measure_all(args.only or cells(args.quick), args.quick, args.workers)
     claims, details = [], {}
-    for stream in QUICK if args.quick else FULL:
-        found = entries(stream, args.quick)
+    for stream, size in sizes.items():
+        found = entries(stream, args.quick, args.seed)
         if not found:
             continue
         numbers = ("ACC", "forgetting", "BWT", "forward transfer", "jump-start")
-        header = ("method", *numbers, "kB per task", "CPU s", "told task")
-        size = (QUICK if args.quick else FULL)[stream]
-        print(f"\n{stream}: {size.steps:,} steps per task, {size.base_steps:,} for the base, {size.seeds} seeds")
+        header = ("method", *numbers, "kB per task", "CPU s per seed", "seeds", "told task")
+        print(f"\n{stream}: {size.steps:,} steps per task, {size.base_steps:,} for the base")
         print(common.table(header, [row(name, found[name]) for name in SLOWEST if name in found]))
         claims += claims_of(stream, found)
-        details[stream] = {
-            name: {"metrics": e["metrics"], "R": e["R"], "bytes_per_task": e["bytes_per_task"], "cpu_s": e["cpu_s"],
-                   "alarms": e["alarms"]}
-            for name, e in found.items()
-        }  # fmt: skip
+        told = ("metrics", "R", "curves", "bytes_per_task", "cpu_s", "seeds", "alarms", "routes")
+        details[stream] = {name: {key: entry[key] for key in told} for name, entry in found.items()}
     common.report("continual", claims, args.json, details)
 
 
