@@ -34,7 +34,8 @@ from dynamics.ensemble import EnsembleConfig
 from policies.critics import CriticConfig
 from robot_cl.batch import Transitions
 from robot_cl.data.atomic import write_json
-from robot_cl.learners.mbpo import MBPO, MBPOConfig, ModelConfig, ModelLoss, Ramp
+from robot_cl.learners.mbpo import MBPO, MBPOConfig
+from robot_cl.learners.model_config import ModelConfig, ModelLoss, Ramp
 from robot_cl.learners.replay import ReplayBuffer
 from robot_cl.learners.sac import tanh_actor
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dynamics.ensemble import EnsembleConfig
 from dynamics.fit import member_errors
 from dynamics.imagine import imagine
 from dynamics.losses import (
@@ -30,68 +28,11 @@ from robot_cl.batch import Transitions, row_width
 from robot_cl.learners import sac
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.gate import EndModel
+from robot_cl.learners.model_config import ModelConfig, ModelLoss, Ramp
 from robot_cl.learners.moorl import first
+from robot_cl.learners.real_data import RealData
 from robot_cl.learners.replay import ReplayBuffer, draw
 from robot_cl.learners.sac import SACConfig, joined
-
-HOLDOUT = 10  # every tenth transition trains no model
-HELD = 2000  # held-out transitions that members are compared on, at most
-
-
-class ModelLoss(StrEnum):
-    """What the model is fitted to: value gradients, likelihood, squared error, or the value's difference."""
-
-    vagram = "vagram"
-    nll = "nll"
-    mse = "mse"
-    normalised_mse = "normalised_mse"
-    value_difference = "value_difference"
-
-
-@dataclass
-class Ramp:
-    """A number that goes from `begin` to `end` while the environment steps go from `start` to `stop`."""
-
-    begin: float  # value before `start`
-    end: float  # value from `stop` on
-    start: int = 0  # environment steps
-    stop: int = 1  # environment steps
-
-    def __call__(self, step: float) -> float:
-        part = (step - self.start) / max(1, self.stop - self.start)
-        return self.begin + (self.end - self.begin) * min(1.0, max(0.0, part))
-
-
-@dataclass
-class ModelConfig:
-    """The dynamics model of MBPO, how it is fitted and what is imagined with it."""
-
-    loss: ModelLoss = ModelLoss.vagram  # vagram, nll, mse, normalised_mse or value_difference
-    ensemble: EnsembleConfig = field(default_factory=lambda: EnsembleConfig(5, 3, (128, 128, 128)))  # its networks
-    every: int = 250  # environment steps (offline: updates) between two retrainings
-    first: int = 500  # gradient steps of the first training
-    steps: int = 250  # gradient steps of each retraining
-    batch: int = 256  # transitions per network and gradient step
-    rows: int = 50_000  # transitions a retraining works on, drawn anew, at most
-    lr: float = 1e-3  # Adam's learning rate; its moments persist
-    decay: float = 5e-5  # L2 penalty of weights and biases
-    floor: float = 1e-3  # share of normalised error that value-gradient weights never fall below
-    plain: int = 1000  # updates during which losses of values get normalised error added
-    rollouts: float = 40.0  # imagined rollouts per environment step (offline: per update)
-    horizon: Ramp = field(default_factory=lambda: Ramp(1.0, 1.0))  # steps of each rollout
-    keep: int = 50_000  # imagined transitions kept per seed
-    margin: float = 0.1  # share of the data's range by which imagined states may leave it
-    end_steps: int = 50  # gradient steps of the model of where episodes end, per retraining
-
-    def __post_init__(self) -> None:
-        least = ("every", "first", "steps", "batch", "rows", "keep")
-        low = [name for name in least if getattr(self, name) < 1]
-        if low or self.lr <= 0.0 or self.rollouts <= 0.0 or min(self.floor, self.decay, self.margin) < 0.0:
-            raise ValueError(f"model.{low[0] if low else 'lr, rollouts, floor, decay or margin'} is out of range")
-        if min(self.horizon.begin, self.horizon.end) < 1.0:
-            raise ValueError(f"model.horizon goes from {self.horizon.begin} to {self.horizon.end}; at least 1 expected")
-        # Everything but the loss stays equal; only likelihood needs predicted variances.
-        self.ensemble = replace(self.ensemble, gaussian=self.loss is ModelLoss.nll)
 
 
 @dataclass
@@ -244,32 +185,9 @@ class MBPO(Learner):
         return {"model_loss": score[best].mean(1), "model_error": error[best].mean(1), "clamped": clamped}
 
     def real(self, held: bool, online: bool) -> Transitions:
-        """Real transitions (P, n, ·) to fit to, or of the tenth that is held out; all there are, or `model.rows` drawn.
-
-        Where there is a dataset and fresh data, each gives its part, drawn with replacement.
-        """
-        limit = HELD if held else self.config.model.rows
-        fresh, old = (self.replay if online else None), self.data
-        if fresh is not None and old is not None and len(fresh) >= HOLDOUT:
-            limit = min(limit, len(fresh) + len(old))
-            count = round(limit * self.config.offline_share)
-            parts = [self._part(old, held, count, True), self._part(fresh, held, limit - count, True)]
-            return Transitions.cat([part for part in parts if part.reward.shape[1]], 1)
-        source = fresh if fresh is not None and (old is None or len(fresh) >= HOLDOUT) else old
-        if source is None:
-            raise ValueError("mbpo has no real data to fit its model to; give data=NAME, or task=NAME and online_steps")
-        return self._part(source, held, limit, len(source) > limit)
-
-    def _part(self, source: Transitions | ReplayBuffer, held: bool, limit: int, drawn: bool) -> Transitions:
-        """(P, n): the row after every ninth is held out, so that a row that was stays so while the data grow."""
-        few = len(source) < HOLDOUT
-        there = len(source) // HOLDOUT if held and not few else len(source) - (0 if few else len(source) // HOLDOUT)
-        index = draw(there, limit, self.rng) if drawn else torch.arange(there).expand(self.seeds, -1)
-        if not few:
-            index = HOLDOUT * index + HOLDOUT - 1 if held else index + index // (HOLDOUT - 1)
-        if isinstance(source, ReplayBuffer):
-            return source.take(index.to(source.device))
-        return source[index.to(source.obs.device)]
+        """(P, n), see `RealData`. Raises ValueError if there are none."""
+        fresh = self.replay if online else None
+        return RealData(self.data, fresh, self.config.offline_share, self.config.model.rows).rows(held, self.rng)
 
     def bootstraps(self, rows: int, steps: int) -> Tensor:
         """(steps, P·E, batch) rows of the flattened data: every network from its own resampling of its seed's rows."""

@@ -20,7 +20,8 @@ from robot_cl.learners.cal_ql import CalQLConfig
 from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.iql import IQLConfig
 from robot_cl.learners.lcb import LCBConfig
-from robot_cl.learners.mbpo import MBPOConfig, ModelConfig
+from robot_cl.learners.mbpo import MBPOConfig
+from robot_cl.learners.model_config import ModelConfig
 from robot_cl.learners.moorl import MOORLConfig
 from robot_cl.learners.percent_bc import PercentBCConfig
 from robot_cl.learners.rebrac import ReBRACConfig

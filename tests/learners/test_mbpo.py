@@ -10,7 +10,9 @@ from dynamics.fit import member_errors
 from dynamics.losses import normalised_mse, value_gradient
 from policies.critics import CriticConfig
 from robot_cl.batch import Transitions
-from robot_cl.learners.mbpo import HOLDOUT, MBPO, MBPOConfig, ModelConfig, ModelLoss, Ramp, flattened
+from robot_cl.learners.mbpo import MBPO, MBPOConfig, flattened
+from robot_cl.learners.model_config import ModelConfig, ModelLoss, Ramp
+from robot_cl.learners.real_data import HOLDOUT, part
 from robot_cl.learners.replay import ReplayBuffer
 from robot_cl.learners.sac import tanh_actor
 
@@ -140,8 +142,8 @@ def test_a_held_out_row_stays_held_out_while_the_data_grow(transitions):
     for rows in (25, 60, 137):
         data = transitions(rows)
         data.reward.copy_(torch.arange(rows))  # a row's name
-        trained |= set(made._part(data, False, 1000, False).reward.int().flatten().tolist())
-        held |= set(made._part(data, True, 1000, False).reward.int().flatten().tolist())
+        trained |= set(part(data, False, 1000, False, made.rng).reward.int().flatten().tolist())
+        held |= set(part(data, True, 1000, False, made.rng).reward.int().flatten().tolist())
     assert trained.isdisjoint(held)
     assert held == set(range(HOLDOUT - 1, 137, HOLDOUT)) and len(trained | held) == 137 - 137 % HOLDOUT + 137 % HOLDOUT
 

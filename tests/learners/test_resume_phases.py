@@ -19,7 +19,8 @@ from dynamics.ensemble import EnsembleConfig
 from dynamics.fit import FitConfig
 from policies.critics import CriticConfig
 from robot_cl.learners.gate import GateConfig
-from robot_cl.learners.mbpo import MBPOConfig, ModelConfig
+from robot_cl.learners.mbpo import MBPOConfig
+from robot_cl.learners.model_config import ModelConfig
 from robot_cl.learners.moorl import MOORLConfig
 from robot_cl.learners.sac import tanh_actor
 from robot_cl.learners.uni_o4 import UniO4Config
