@@ -26,7 +26,7 @@ def tanh(x: Tensor) -> Tensor:
 IN_PLACE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "relu": (torch.relu_, lambda g, y: torch.ops.aten.threshold_backward.grad_input(g, y, 0.0, grad_input=g)),
     "tanh": (
-        lambda x: x.tanh_() if x.is_cuda else x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0),
+        lambda x: x.tanh_() if x.is_cuda else torch.add(-1.0, x.mul_(2.0).sigmoid_(), alpha=2.0, out=x),
         lambda g, y: torch.ops.aten.tanh_backward.grad_input(g, y, grad_input=g),
     ),
 }
