@@ -102,7 +102,7 @@ def intervals(rows: Sequence[Row], label: str, width: int = WIDTH) -> str:
     name_width = min(24 + max(int(7.3 * len(row.name)) for row in rows), width // 2)
     height = top + step * len(rows) + 40
     values = np.concatenate([[r.estimate, *r.points, *(v for v in (r.low, r.high) if v is not None)] for r in rows])
-    right = width - 76
+    right = width - 16 - 9 * max(len(number(row.estimate)) for row in rows)
     at, places = _scale(float(values.min()), float(values.max()), name_width, right, 0.05, 5)
     parts = []
     for value in places:
