@@ -30,7 +30,7 @@ class MethodConfig:
     margin: float = 0.1  # library: by this share of the best level a composition must beat the base to be begun with
     trial_worlds: int = 2  # library: worlds in which a candidate is tried; the steps count as part of the budget
     trial_steps: int = 150  # library: control steps of the first trial; the two best play whole episodes
-    shortlist: int = 8  # library: compositions tried at most, those of the tasks that began most alike
+    shortlist: int = 5  # library: compositions tried at most, those of the tasks that began most alike
     trial_share: float = 0.2  # library: of the budget; the longer trials are cut so that they take half of it at most
     adapter_lr: float = 1e-3  # library, fresh: learning rate of adapters
     explore: float | None = None  # all: log σ with which every task begins; none: what the last one has left
