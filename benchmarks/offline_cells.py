@@ -26,7 +26,6 @@ from robot_cl.evaluate import evaluate
 from robot_cl.learners.base import LearnerConfig
 from robot_cl.learners.bc import BCConfig
 from robot_cl.learners.cal_ql import CalQLConfig
-from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.iql import IQLConfig
 from robot_cl.learners.lcb import LCBConfig
 from robot_cl.learners.moorl import MOORLConfig, Tasks
@@ -35,7 +34,7 @@ from robot_cl.learners.ppo import PPOConfig
 from robot_cl.learners.rebrac import ReBRACConfig
 from robot_cl.learners.rlpd import RLPDConfig
 from robot_cl.learners.sac import SACConfig
-from robot_cl.learners.uni_o4 import UniO4Config
+from robot_cl.learners.uni_o4 import Advantage, UniO4Config
 from robot_cl.learners.wsrl import WSRLConfig
 from robot_cl.run import Run
 from robot_cl.run_config import TrainConfig
@@ -93,6 +92,14 @@ DATASETS = {
     "hopper-mixture": Mixture("hopper", (("hopper-sac", None), ("hopper-tqc", None))),
 }
 
+# On which options are chosen; no row of the table.
+DEVELOPMENT = {
+    "halfcheetah-ars": Mixture("halfcheetah", (("halfcheetah-ars", 0.1),)),
+    "halfcheetah-three": Mixture(
+        "halfcheetah", (("halfcheetah-ars", 0.1), ("halfcheetah-trpo", None), ("halfcheetah-tqc", None))
+    ),
+}
+
 EXPERTS = {"halfcheetah": "halfcheetah-tqc", "hopper": "hopper-tqc"}
 FRACTIONS = (0, 10, 50, 90, 100)
 
@@ -143,18 +150,17 @@ OFFLINE, CLONING = 50_000, 20_000  # updates; Uni-O4 clones for as long and at t
 METHODS = {
     "bc": Method(lambda: BCConfig(lr=1e-3, decay=CLONING), CLONING, cost=0.5),
     "10 % bc": Method(lambda: PercentBCConfig(lr=1e-3, decay=CLONING), CLONING, cost=0.5),
-    "iql": Method(IQLConfig, OFFLINE),
+    "iql": Method(lambda: IQLConfig(lr=1e-3, decay=OFFLINE), OFFLINE),
     "rebrac": Method(ReBRACConfig, OFFLINE),
     "lcb": Method(LCBConfig, OFFLINE),
     "uni_o4": Method(UniO4Config, UniO4Config().offline_steps, cost=3),
-    "uni_o4, reach 1": Method(lambda: UniO4Config(gate=GateConfig(reach=1.0)), UniO4Config().offline_steps, cost=1),
+    "uni_o4, advantage of values": Method(
+        lambda: UniO4Config(advantage=Advantage.values), UniO4Config().offline_steps, cost=1
+    ),
     "uni_o4, mean values": Method(lambda: UniO4Config(expectile=0.5), UniO4Config().offline_steps, cost=1),
     "cal_ql": Method(CalQLConfig, 20_000),
-    "uni_o4 online": Method(UniO4Config, online=True, start="uni_o4", cost=2, options={"num_worlds": 8}),
-    "uni_o4, reach 1, online": Method(
-        UniO4Config, online=True, start="uni_o4, reach 1", cost=2, options={"num_worlds": 8}
-    ),
-    "ppo from bc": Method(_ppo_from_bc, online=True, start="bc", uses_data=False, cost=2, options={"num_worlds": 8}),
+    "uni_o4 online": Method(UniO4Config, online=True, start="uni_o4", cost=2, options={"num_worlds": 16}),
+    "ppo from bc": Method(_ppo_from_bc, online=True, start="bc", uses_data=False, cost=2, options={"num_worlds": 16}),
     "sac": Method(SACConfig, online=True, uses_data=False, cost=3),
     "rlpd": Method(lambda: RLPDConfig(critics=5), online=True, cost=3.5),
     "moorl": Method(MOORLConfig, online=True, cost=4),
@@ -167,7 +173,7 @@ METHODS = {
 
 def dataset(name: str, steps: int | None = None) -> StoredDataset:
     """Opens or makes a dataset; the same arguments give the same transitions, bit for bit."""
-    mixture = (DATASETS | SWEEP)[name]
+    mixture = (DATASETS | DEVELOPMENT | SWEEP)[name]
     root, stored = KEPT / "datasets", f"{name}-{(steps or mixture.steps) // 1000}k-v0"
     if (root / stored / "meta.json").exists():
         return open_dataset(stored, root)
@@ -332,12 +338,14 @@ def _scaled(config: LearnerConfig, scale: float) -> LearnerConfig:
     if isinstance(config, UniO4Config):
         short = min(1.0, 5.0 * scale)  # few updates of the values, but enough tests of the gate
         names = ("critic_steps", "behaviour_steps", "returns_steps")
+        if scale < 0.1:
+            names = (*names, "advantage_steps")
         lengths = {name: round(getattr(config, name) * scale) for name in names}
         lengths["improve_steps"] = round((config.improve_steps or 0) * short)
         gate = replace(config.gate, every=round(config.gate.every * short), horizon=round(config.gate.horizon * short))
         fit = replace(config.fit, max_steps=round(config.fit.max_steps * scale))
         return replace(config, **lengths, fit=fit, gate=gate)
-    if isinstance(config, BCConfig):
+    if isinstance(config, BCConfig | IQLConfig):
         return replace(config, decay=round(config.decay * scale))
     return config
 

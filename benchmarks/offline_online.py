@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import Claim, arguments, report, table
-from offline_cells import DATASETS, METHODS, QUICK, SIZES, Plan, cell_path, dataset, measure, score
+from offline_cells import DATASETS, DEVELOPMENT, METHODS, QUICK, SIZES, Plan, cell_path, dataset, measure, score
 from offline_workers import spread
 
 from robot_cl import stats
@@ -40,6 +40,8 @@ def kept(plan: Plan) -> dict[str, dict[str, dict[str, Any]]]:
 
 def home(data_name: str, method_name: str) -> str:
     """The dataset under which a cell is measured: from scratch, the first one of its task."""
+    if data_name not in DATASETS:
+        return data_name
     task = DATASETS[data_name].task
     first = next(name for name, mixture in DATASETS.items() if mixture.task == task)
     return first if METHODS[method_name].from_scratch else data_name
@@ -97,8 +99,8 @@ def claims(records: dict[str, dict[str, dict[str, Any]]]) -> list[Claim]:
 
 def _cell(text: str) -> tuple[str, str]:
     data_name, _, method_name = text.partition("/")
-    if data_name not in DATASETS or method_name not in METHODS:
-        sys.exit(f"no cell {text}; datasets {', '.join(DATASETS)}; methods {', '.join(METHODS)}")
+    if data_name not in DATASETS | DEVELOPMENT or method_name not in METHODS:
+        sys.exit(f"no cell {text}; datasets {', '.join(DATASETS | DEVELOPMENT)}; methods {', '.join(METHODS)}")
     return data_name, method_name
 
 

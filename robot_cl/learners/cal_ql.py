@@ -18,6 +18,7 @@ from robot_cl.learners.sac import (
     SACConfig,
     SoftNets,
     build,
+    clone,
     joined,
     online_plan,
     soft_target,
@@ -35,7 +36,8 @@ class CalQLConfig(SACConfig):
     conservatism: float = 5.0  # weight of the conservative term offline
     online_conservatism: float = 0.5  # the same online
     drawn: int = 4  # actions drawn per state from each of three proposals; published 10
-    cloning: int = 2000  # first updates offline in which the policy clones the data; CQL's authors: 20000 to 40000
+    temperature: float = 0.1  # start of the entropy's weight; 1.0 widens a clone before values tell actions apart
+    cloning: int = 2000  # first updates offline, in which only the policy moves: it clones the data
     calibrated: bool = True  # floor the drawn actions' values at the behaviour's return
     entropy_backup: bool = False  # the target value includes the next entropy
     offline_share: float = 0.5  # online: share of each batch that comes from the dataset
@@ -52,7 +54,8 @@ class CalQL(Learner):
     The floor is a regression of the data's returns on states, fitted before the first update (the authors use each
     transition's own return; in expectation they agree). The critics begin at the same returns (Jelley et al. 2024, "The
     Critic is Critical"): from zero they would lie below the floor for tens of thousands of updates, in which nothing
-    holds the policy's own actions down. The policy begins by cloning, as in the code of CQL's authors.
+    holds the policy's own actions down. The policy begins by cloning, as in the code of CQL's authors, and the critics
+    wait for it: they would follow an untrained policy below the floor.
     """
 
     phases: ClassVar[tuple[str, ...]] = ("offline", "online")
@@ -88,8 +91,11 @@ def update(
 ) -> Metrics:
     """Soft actor-critic's update with the calibrated conservative term added to the critics' loss.
 
-    With `clones` the policy maximises the likelihood of the data's actions instead of their values.
+    With `clones` only the policy moves, by the likelihood of the data's actions: critics that follow a policy which is
+    not there yet fall below the floor, and an entropy bonus would make the clone wider than the data.
     """
+    if clones:
+        return clone(soft, batch)
     norm = soft.actor.normalizer
     z, z_next = norm(batch.obs), norm(batch.next_obs)
     target = soft_target(soft, config, batch, z_next)
@@ -98,7 +104,7 @@ def update(
     loss = td_loss(q, target) + weight * gap
     step_critic(soft, loss)
     polyak(soft.target, soft.critic, config.tau)
-    metrics, entropy = step_actor(soft, z, batch.action if clones else None)
+    metrics, entropy = step_actor(soft, z)
     step_temperature(soft, entropy, config.entropy_per_action * batch.action.shape[-1])
     return metrics | {"critic_loss": loss.detach(), "gap": gap.detach(), "q": q.detach().mean((1, 2))}
 

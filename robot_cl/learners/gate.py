@@ -1,15 +1,19 @@
 """Judging a policy without the world: values along rollouts in learned dynamics, and a test whether a change helped.
 
 Uni-O4 (Lei et al. 2024), section 4.2, scores a policy by the mean of min Q over the states that it visits in the model
-(AM-Q) and accepts a new policy whose score is higher. Here old and new start from the same states with the same noise,
-the difference must be larger than what the models disagree about, and the policy must not have gone farther from its
-clone than the data tells of: values and models that saw one narrow behaviour agree on what they do not know.
+(AM-Q) and accepts a new policy whose score is higher. On data of several behaviours that mean is highest where the
+best of them once began, whatever the policy does there; so by default a score is what a rollout earns by the model's
+rewards, and V where it ends (Feinberg et al. 2018, "Model-Based Value Expansion"). Old and new start from the same
+states with the same noise, the difference must be larger than what the models disagree about, and the policy must not
+have gone farther from its clone than the data tells of: values and models that saw one narrow behaviour agree on what
+they do not know.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +32,32 @@ Ends = Callable[[Tensor], Tensor]
 Away = Callable[[Tensor, Tensor], Tensor]
 
 
+class Score(StrEnum):
+    """`values`: the mean of min Q along a rollout, as published; `returns`: its rewards, then V of its last state."""
+
+    values = "values"
+    returns = "returns"
+
+
+@dataclass(frozen=True)
+class Earning:
+    """How rollouts earn: `scale` () brings the models' rewards to the unit of `value`, raw obs (P, R, ·) -> (P, R)."""
+
+    scale: Tensor
+    discount: float
+    value: Callable[[Tensor], Tensor]
+
+
 @dataclass
 class GateConfig:
     """Options of the gate. Published: horizon 1000 (locomotion), 50 to 200 (antmaze), 5 to 100 (manipulation)."""
 
+    score: Score = Score.returns  # returns, or values as published
     every: int = 100  # improvement steps between two tests
     horizon: int = 100  # steps of each imagined rollout
     starts: int = 32  # start states from the data, the same for all tests
     confidence: float = 1.0  # standard deviations over the models that a gain must exceed; 0: any gain
-    reach: float = 0.25  # farthest mean distance from the clone, in its own deviations, times the trust in the values
+    reach: float = 1.5  # farthest mean distance from the clone, in its own deviations, times the trust in advantages
     margin: float = 0.1  # share of the data's range by which imagined states may leave it
     noise: bool = True  # draw the models' noise, the same for all policies; false: their mean
     end_steps: int = 1500  # gradient steps of the model of where episodes end, if the data has such ends
@@ -72,8 +93,11 @@ def scores(
     noise_seeds: Sequence[int],
     ends: Ends | None = None,
     away: Away | None = None,
+    earning: Earning | None = None,
 ) -> Scores:
     """AM-Q of P·n policies in the E members of their seed's model: Σ_t alive · min Q(s_t, π(s_t)) / horizon.
+
+    With `earning` it is Σ_t alive · γ^t r_t + alive · γ^H V(s_H) instead.
 
     `act` maps raw observations (P·n, R, obs_dim) to actions in [-1, 1], policy by policy; `value` maps raw observations
     and actions (P, R, ·) to (P, R); `ends` raw next observations (P, R, obs_dim) to bool (P, R), after which a rollout
@@ -87,6 +111,7 @@ def scores(
     obs = starts[:, None, None].repeat(1, E, n, 1, 1)
     alive = torch.ones(P, E, n, K, device=starts.device)
     total, clamped, steps, far = (torch.zeros_like(alive) for _ in range(4))
+    weight = torch.ones((), device=starts.device)
     drawn = torch.zeros(P, E, 1, K, width, device=starts.device)
     ahead = [torch.stack([torch.randn(drawn.shape[1:], generator=g) for g in rngs]) for _ in range(config.horizon)]
     every = torch.stack(ahead).to(starts.device) if config.noise else None  # (T, P, E, 1, K, width)
@@ -97,7 +122,12 @@ def scores(
         action = done.view(P, n, E, K, -1).transpose(1, 2)
         if away is not None:
             far.add_(alive * away(seen, done).view(P, n, E, K).transpose(1, 2))
-        total.add_(alive * value(obs.reshape(P, -1, width), action.reshape(P, E * n * K, -1)).view(P, E, n, K))
+        if earning is None:
+            total.add_(alive * value(obs.reshape(P, -1, width), action.reshape(P, E * n * K, -1)).view(P, E, n, K))
+        else:
+            reward = torch.stack([_reward(models[p], obs[p], action[p]) for p in range(P)])
+            total.add_(alive * weight * earning.scale * reward)
+            weight.mul_(earning.discount)
         raw = torch.stack([_advance(models[p], obs[p], action[p], drawn[p], config.noise) for p in range(P)])
         raw = torch.where(raw.isfinite(), raw, obs)
         obs.copy_(torch.maximum(torch.minimum(raw, high), low))
@@ -111,7 +141,11 @@ def scores(
         if every is not None:
             drawn.copy_(every[t])
         step()
-    each = (total / config.horizon).mean(-1).transpose(1, 2)
+    if earning is None:
+        total = total / config.horizon
+    else:
+        total = total + alive * weight * earning.value(obs.reshape(P, -1, width)).view(P, E, n, K)
+    each = total.mean(-1).transpose(1, 2)
     lived = steps.sum((1, 3))
     return Scores(each, clamped.sum((1, 3)) / lived, (far.sum((1, 3)) / lived).sqrt())
 
@@ -124,6 +158,13 @@ def _advance(model: Ensemble, obs: Tensor, action: Tensor, noise: Tensor, noisy:
     if noisy and log_var is not None:
         delta = delta + noise * torch.exp(0.5 * log_var.view(obs.shape)) * model.delta_scale
     return model.advance(obs, delta)
+
+
+def _reward(model: Ensemble, obs: Tensor, action: Tensor) -> Tensor:
+    """What every member pays its own rows, the mean: (E, n, K, ·) twice -> (E, n, K)."""
+    E, n, K, _ = obs.shape
+    x = model.input_norm(model.features(obs.reshape(E, n * K, -1), action.reshape(E, n * K, -1)))
+    return model.reward_norm.inverse(model.reward_net(x)[..., :1]).view(E, n, K)
 
 
 def lower_bound(difference: Tensor, confidence: float) -> Tensor:
@@ -157,8 +198,8 @@ class Gate(nn.Module):
     """Models, starts and noise that candidates are judged with, and how many passed.
 
     Remembers E elite models per seed, the model of where episodes end, start states (P, K, obs_dim), the scores of the
-    accepted policies (P, n, E), the tests made and passed (P, n), and the trust in the values (P,). All of it is drawn
-    from the seeds' generators.
+    accepted policies (P, n, E), the tests made and passed (P, n), and the trust in the advantages (P, n). All of it is
+    drawn from the seeds' generators.
     """
 
     starts: Tensor
@@ -182,7 +223,7 @@ class Gate(nn.Module):
         self.register_buffer("scores", torch.zeros(seeds, policies, dynamics.elites))
         self.register_buffer("made", torch.zeros(seeds, policies))
         self.register_buffer("passed", torch.zeros(seeds, policies))
-        self.register_buffer("trust", torch.ones(seeds))
+        self.register_buffer("trust", torch.ones(seeds, policies))
         self.requires_grad_(False)
 
     def fit(self, data: Transitions, config: FitConfig, rngs: Sequence[torch.Generator]) -> list[float]:
@@ -202,17 +243,17 @@ class Gate(nn.Module):
             self.noise_seeds[p] = torch.randint(2**31, (), generator=rng)
         return losses
 
-    def judge(self, act: Act, value: Value, away: Away | None = None) -> Scores:
-        """AM-Q of all P·n policies; see `scores`."""
+    def judge(self, act: Act, value: Value, away: Away | None = None, earning: Earning | None = None) -> Scores:
+        """Scores of all P·n policies; see `scores`."""
         models = [m for m in self.models if isinstance(m, Ensemble)]
         ends = self.ends if bool(self.ends.log_odds.isfinite()) else None
         seeds = self.noise_seeds.tolist()
-        return scores(models, act, value, self.starts, self.policies, self.config, seeds, ends, away)
+        return scores(models, act, value, self.starts, self.policies, self.config, seeds, ends, away, earning)
 
     def test(self, found: Scores, paired: bool = True) -> Tensor:
         """Which candidates pass (P, n); their scores become those to beat. Not paired: any higher mean passes."""
         gain = found.each.mean(-1) > self.scores.mean(-1)
-        sure = accepts(found.each, self.scores, self.config.confidence) & (found.away <= self.reach.unsqueeze(1))
+        sure = accepts(found.each, self.scores, self.config.confidence) & (found.away <= self.reach)
         passed = sure if paired else gain
         self.scores = torch.where(passed.unsqueeze(-1), found.each, self.scores)
         self.made += 1.0
@@ -221,7 +262,7 @@ class Gate(nn.Module):
 
     @property
     def reach(self) -> Tensor:
-        """How far a policy of each seed may go from its clone, (P,)."""
+        """How far each policy may go from its clone, (P, n)."""
         return self.config.reach * self.trust
 
     def best(self) -> Tensor:

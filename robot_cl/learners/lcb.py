@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -12,10 +12,12 @@ from policies.critics import CriticConfig, polyak
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.iql import reward_scale
+from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import (
     SACConfig,
     bellman_target,
     build,
+    clone,
     joined,
     online_plan,
     step_critic,
@@ -32,6 +34,8 @@ class LCBConfig(SACConfig):
 
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(layer_norm=True))  # shape of each critic
     critics: int = 5  # N, critics per member
+    temperature: float = 0.1  # start of the entropy's weight; 1.0 widens a clone before values tell actions apart
+    cloning: int = 2000  # first updates offline, in which only the policy moves: it clones the data
     beta: float | None = None  # standard deviations of the critics taken off a value; none: from the data
     entropy_backup: bool = False  # the target value includes the next entropy
     updates: float = 1.0  # online: updates per environment step
@@ -39,6 +43,8 @@ class LCBConfig(SACConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.cloning < 0:
+            raise ValueError(f"cloning is {self.cloning}; expected 0 or more updates")
         if self.critics < 2:
             raise ValueError(f"critics is {self.critics}; a confidence bound needs at least 2")
         if self.beta is not None and self.beta < 0.0:
@@ -50,7 +56,8 @@ class LCB(Learner):
 
     Targets and policy use mean − β · std over N critics with one shared target, as SAC does the minimum of two. How
     pessimistic to be is read from the data (`beta_for`): where every state was seen with many actions, the critics'
-    agreement means something, and little has to be taken off.
+    agreement means something, and little has to be taken off. The policy begins by cloning and the critics at the
+    data's returns: new critics all agree, so that nothing would hold a policy which is not there yet.
     """
 
     phases: ClassVar[tuple[str, ...]] = ("offline", "online")
@@ -70,15 +77,26 @@ class LCB(Learner):
         self.extra["reward_scale"].fill_(reward_scale(data))
         if self.config.beta is None:
             self.extra["beta"].fill_(beta_for(data))
+        soft, norm = self.soft, self.actor.normalizer
+        scaled = replace(data, reward=data.reward * self.extra["reward_scale"])
+        how = (scaled, self.config.discount, self.draws)
+        fit_returns(lambda b: soft.critic(norm(b.obs), b.action), soft.critic.net, self.opts["critic"], *how)
+        polyak(soft.target, soft.critic, 1.0)
 
-    def graph_key(self, online: bool = False) -> str:
-        return "update"
+    def graph_key(self, online: bool = False) -> bool:
+        return not online and self.step < self.config.cloning
 
     def bound(self, q: Tensor) -> Tensor:
         """mean − β std over the critics, (P, N, B) -> (P, B)."""
         return q.mean(1) - self.extra["beta"] * q.std(1)
 
     def update_offline(self, batch: Transitions) -> Metrics:
+        if self.step < self.config.cloning:
+            self.step += 1
+            return clone(self.soft, batch)
+        return self._update(batch)
+
+    def _update(self, batch: Transitions) -> Metrics:
         c, soft, norm = self.config, self.soft, self.actor.normalizer
         z, z_next = norm(batch.obs), norm(batch.next_obs)
         with torch.no_grad():
@@ -106,7 +124,7 @@ class LCB(Learner):
         return {"actor_loss": loss.detach(), "entropy": entropy, "bound": bound.detach().mean(-1)}
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
-        return self.update_offline(joined(fresh, offline))
+        return self._update(joined(fresh, offline))
 
 
 def beta_for(data: Transitions, rows: int = 2000) -> float:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.base import Metrics
 from robot_cl.learners.bc import BC, BCConfig
-from robot_cl.learners.returns import episode_returns
+from robot_cl.learners.returns import best_rows
 
 
 @dataclass
@@ -39,13 +36,3 @@ class PercentBC(BC):
 
     def update_offline(self, batch: Transitions) -> Metrics:
         return super().update_offline(self.best.take(self.draws.rows(self.best, batch.reward.shape[1])))
-
-
-def best_rows(data: Transitions, share: float) -> Tensor:
-    """Rows of the episodes with the highest returns, whole episodes until they hold `share` of the transitions."""
-    totals, owner = episode_returns(data)
-    lengths = torch.bincount(owner, minlength=len(totals))
-    order = totals.argsort(descending=True)
-    before = lengths[order].cumsum(0) - lengths[order]
-    kept = order[before < share * len(data)]
-    return torch.isin(owner, kept).nonzero()[:, 0]

@@ -22,7 +22,7 @@ class ReBRACConfig(LearnerConfig):
     """Options of ReBRAC; critic_penalty 0 and critic.layer_norm false is TD3+BC (Fujimoto & Gu 2021)."""
 
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(layer_norm=True))  # shape of each critic
-    actor_penalty: float = 0.01  # β1, weight of the squared distance to the data's action in the policy's loss
+    actor_penalty: float = 0.1  # β1, weight of the squared distance to the data's action; published 0.001 to 0.1
     critic_penalty: float = 0.01  # β2, the same in the target value
     discount: float = 0.99  # per control step
     tau: float = 0.005  # how far the targets move per update

@@ -25,6 +25,16 @@ def episode_returns(data: Transitions) -> tuple[Tensor, Tensor]:
     return totals.index_add(0, owner, data.reward.double()), owner
 
 
+def best_rows(data: Transitions, share: float) -> Tensor:
+    """Rows of the episodes with the highest returns, whole episodes until they hold `share` of the transitions."""
+    totals, owner = episode_returns(data)
+    lengths = torch.bincount(owner, minlength=len(totals))
+    order = totals.argsort(descending=True)
+    before = lengths[order].cumsum(0) - lengths[order]
+    kept = order[before < share * len(data)]
+    return torch.isin(owner, kept).nonzero()[:, 0]
+
+
 def returns_to_go(data: Transitions, discount: float) -> Tensor:
     """Discounted return from every step to the end of its episode, (N,) float32.
 

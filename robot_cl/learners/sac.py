@@ -166,24 +166,26 @@ def frozen(net: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def step_actor(soft: SoftNets, z: Tensor, cloned: Tensor | None = None) -> tuple[Metrics, Tensor]:
-    """Maximise Q − α log π (equation 7), with `cloned` actions (P, B, act_dim) their log-likelihood in place of Q.
-
-    Returns metrics and the entropy (P,).
-    """
+def step_actor(soft: SoftNets, z: Tensor) -> tuple[Metrics, Tensor]:
+    """Maximise Q − α log π (equation 7). Returns metrics and the entropy (P,)."""
     alpha = soft.temperature().detach()
-    mean, log_std = soft.actor.heads(z)
-    action, log_prob = soft.drawn(mean, log_std)
-    if cloned is not None:
-        good = soft.actor.log_prob(mean, log_std, cloned)
-    else:
-        with frozen(soft.critic):
-            good = ensemble_value(soft.critic(z, action))
-    loss = (alpha * log_prob - good).mean(-1)
+    with frozen(soft.critic):
+        action, log_prob = soft.sample(z)
+        value = ensemble_value(soft.critic(z, action))
+    loss = (alpha * log_prob - value).mean(-1)
     loss.sum().backward(inputs=soft.opts["actor"].parameters)
     soft.opts["actor"].step()
     entropy = -log_prob.detach().mean(-1)
     return {"actor_loss": loss.detach(), "entropy": entropy, "alpha": alpha[:, 0]}, entropy
+
+
+def clone(soft: SoftNets, batch: Transitions) -> Metrics:
+    """One step of the policy on the likelihood of the data's actions."""
+    mean, log_std = soft.actor.heads(soft.actor.normalizer(batch.obs))
+    loss = -soft.actor.log_prob(mean, log_std, batch.action).mean(-1)
+    loss.sum().backward(inputs=soft.opts["actor"].parameters)
+    soft.opts["actor"].step()
+    return {"cloning_loss": loss.detach()}
 
 
 def step_temperature(soft: SoftNets, entropy: Tensor, wanted: float) -> None:

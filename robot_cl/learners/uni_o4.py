@@ -17,14 +17,16 @@ from policies.actor import ActorConfig, Sigma, StackedGaussianActor
 from policies.critics import CriticConfig, StackedQ, polyak
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
+from robot_cl.data.sampler import Sampler
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan, Trainable, merged
 from robot_cl.learners.candidates import Candidates
+from robot_cl.learners.deviations import DeviationAdvantage, blocks, deviation, sameness, trajectory_advantages, within
 from robot_cl.learners.evidence import realised, trust
-from robot_cl.learners.gate import Gate, GateConfig
+from robot_cl.learners.gate import Earning, Gate, GateConfig, Score, Scores
 from robot_cl.learners.iql import reward_scale
 from robot_cl.learners.optim import FlatAdam, cosine
 from robot_cl.learners.ppo import PPO, PPOConfig
-from robot_cl.learners.returns import fit_returns
+from robot_cl.learners.returns import best_rows, fit_returns
 from robot_cl.learners.sac import bellman_target, td_loss
 from robot_cl.learners.stacks import copy_rows, repeat_members
 from robot_cl.learners.uni_o4_losses import (
@@ -38,6 +40,13 @@ from robot_cl.learners.uni_o4_losses import (
 # Weight of what a candidate's squared distance from its clone has above that of 0.8 of the gate's reach; a heuristic.
 HOLD = 10.0
 ROWS = 20_000  # of the data at a time, where all of it is looked at
+
+
+class Advantage(StrEnum):
+    """`trajectories`: read off the data's trajectories, see deviations.py; `values`: min Q − V, as published."""
+
+    trajectories = "trajectories"
+    values = "values"
 
 
 class Profile(StrEnum):
@@ -55,7 +64,7 @@ def _actor(hidden: tuple[int, ...] = (256, 256)) -> ActorConfig:
 PROFILES: Mapping[str, tuple[Any, Any]] = {
     "critic_steps": (20_000, 2_000_000),
     "behaviour_steps": (20_000, 400_000),
-    "improve_steps": (3_000, 10_000),
+    "improve_steps": (1_500, 10_000),
     "offline_lr": (3e-4, 1e-4),
     "behaviour_lr": (1e-3, 1e-4),
     "improve_lr": (3e-4, 1e-4),
@@ -71,6 +80,11 @@ class UniO4Config(PPOConfig):
     actor: ActorConfig = field(default_factory=_actor)  # shape of the policy; ignored when one is loaded
     critic: CriticConfig = field(default_factory=CriticConfig)  # shape of Q and V
     behaviours: int = 4  # cloned policies per seed, each improved on its own
+    share: float = 0.5  # of the data, best episodes first, that is cloned; published 1
+    advantage: Advantage = Advantage.trajectories  # what improves them: trajectories, or values as published
+    advantage_steps: int = 2_000  # updates of advantages of trajectories
+    folds: int = 4  # networks of advantages per policy, each without its fold of the episodes
+    trace: float = 0.9  # λ of these advantages
     diversity: float = 0.1  # α, extra weight where a cloned policy is not the likeliest of its seed
     expectile: float = 0.7  # of Q over the data's actions; 0.5 values the behaviour itself, for near-expert data
     tau: float = 0.005  # how far the target moves to Q per update
@@ -85,8 +99,8 @@ class UniO4Config(PPOConfig):
     dynamics: EnsembleConfig = field(default_factory=lambda: EnsembleConfig(4, 3, (200, 200, 200)))  # of the gate
     fit: FitConfig = field(default_factory=lambda: FitConfig(holdout=0.2, max_holdout=1000, max_steps=8_000))
     gate: GateConfig = field(default_factory=GateConfig)  # of the acceptance test
-    horizon: int = 256  # control steps per world and rollout
-    minibatch: int = 128  # transitions per gradient step and seed
+    horizon: int = 128  # control steps per world and rollout
+    minibatch: int = 512  # transitions per gradient step and seed
     clip: float = 0.2  # of the probability ratio, online; published 0.05
     entropy: float = 0.01  # weight of the entropy bonus, online
     lr: float = 3e-4  # Adam's learning rate of the policy, online; published 1e-6 to 3e-5, for a million steps
@@ -102,6 +116,11 @@ class UniO4Config(PPOConfig):
                 setattr(self, name, sizes[reference])
         if reference and self.actor == _actor():
             self.actor = _actor((256, 256, 256))
+        if self.compat is Compat.reference:
+            self.share, self.advantage = 1.0, Advantage.values
+            self.gate = replace(self.gate, score=Score.values)
+        if not 0.0 < self.share <= 1.0 or self.folds < 2:
+            raise ValueError(f"share {self.share} must lie above 0 and up to 1, folds {self.folds} be at least 2")
         if not 0.0 < self.expectile < 1.0 or self.behaviours < 1 or self.diversity < 0.0:
             raise ValueError(
                 f"expectile {self.expectile} must lie between 0 and 1, behaviours {self.behaviours} be at least 1 and "
@@ -144,12 +163,16 @@ class UniO4(PPO):
         self.clones = self.add("clones", self.policies.clones)
         sizes = (self.obs_dim, self.act_dim, self.seeds, c.behaviours)
         self.gate = self.add("gate", Gate(*sizes, c.gate, c.dynamics, self.actor.normalizer))
+        each = [g for g in self.rng for _ in range(c.behaviours)]
+        shape = (self.obs_dim, self.act_dim, each, c.critic.hidden, c.folds)
+        self.slopes = self.add("slopes", DeviationAdvantage(*shape))
         assert c.offline_lr is not None
         self.opts["q"] = self.optimiser([self.q], c.offline_lr)
         self.opts["members"] = FlatAdam(self.members.parameters(), self.seeds * c.behaviours, c.behaviour_lr or 0.0)
         self.extra["rollouts"] = torch.zeros((), dtype=torch.int64)
         self.extra["chosen"] = torch.zeros(self.seeds, dtype=torch.int64)
         self.data: Transitions | None = None
+        self.best: Sampler | None = None
 
     def _members(self) -> StackedGaussianActor:
         """n policies per seed: drawn anew, or copies of a loaded one, with adapters where these are trained."""
@@ -174,6 +197,8 @@ class UniO4(PPO):
 
     def attach_data(self, data: Transitions) -> None:
         self.data = data
+        if self.config.share < 1.0:
+            self.best = Sampler.over(data[best_rows(data, self.config.share)], self.rng, self.device)
 
     def prepare(self, data: Transitions) -> None:
         check_data(data)
@@ -181,7 +206,7 @@ class UniO4(PPO):
         self.extra["reward_scale"] = torch.tensor(reward_scale(data), device=self.device)
 
     def plan(self) -> OnlinePlan:
-        return OnlinePlan(self.config.horizon, on_policy=True, num_worlds=8)
+        return OnlinePlan(self.config.horizon, on_policy=True, num_worlds=16)
 
     def policy(self) -> StackedGaussianActor:
         if not self.rollouts:
@@ -262,8 +287,13 @@ class UniO4(PPO):
         return {"value_loss": value_loss.detach(), "q_loss": q_loss.detach()}
 
     def fit_behaviour(self, batch: Transitions) -> Metrics:
-        """Phase 3. All members of a seed see the same batch, so that they can be compared."""
+        """Phase 3. All members of a seed see the same batch, so that they can be compared.
+
+        Of a share of the data the rows are drawn here; the batch that is handed in only says how many.
+        """
         c, n = self.config, self.config.behaviours
+        if self.best is not None:
+            batch = self.best.take(self.draws.rows(self.best, batch.reward.shape[1]))
         mean, log_std = self.members.heads(self.policies.spread(self.actor.normalizer(batch.obs)))
         log_prob = self.members.log_prob(mean, log_std, self.policies.spread(batch.action)).view(self.seeds, n, -1)
         loss = behaviour_loss(log_prob, c.diversity, c.compat)
@@ -279,28 +309,49 @@ class UniO4(PPO):
         """Phase 2, and the scores that the first candidates have to beat."""
         assert self.data is not None
         losses = self.gate.fit(self.data, self.config.fit, self.rng)
-        self.gate.trust.copy_(self.trust(self.data))
+        self.gate.trust.copy_(self.fit_advantages(self.data))
         for moment in self.opts["members"].state.values():
             moment.zero_()
         self.policies.go_back()
-        self.gate.scores = self.gate.judge(self.accepted.mode, self.value).each
-        return {"dynamics_loss": torch.tensor(losses), "trust": self.gate.trust.clone()}
+        self.gate.scores = self.judge(self.accepted).each
+        return {"dynamics_loss": torch.tensor(losses), "trust": self.gate.trust.mean(1)}
+
+    def fit_advantages(self, data: Transitions) -> Tensor:
+        """What improves each policy, and how far the data bears it out where it has not been fitted, (P, n)."""
+        c, n = self.config, self.config.behaviours
+        scaled = replace(data, reward=data.reward * self.extra["reward_scale"])
+        z, value, after, deviations, claimed = self._looked_at(data)
+        found = realised(scaled, value, after, c.discount).repeat_interleave(n, 0)
+        if c.advantage is Advantage.values:
+            return trust(claimed.repeat_interleave(n, 0), found).view(-1, n)
+        advantage = trajectory_advantages(scaled, value, after, c.discount, c.trace).repeat_interleave(n, 0)
+        fold = blocks(len(data), c.folds, z.device)
+        each = [g for g in self.rng for _ in range(n)]
+        self.slopes.fit(z, deviations, advantage, fold, each, c.advantage_steps)
+        near, unseen = within(deviations), fold.view(1, 1, -1).expand(len(deviations), 1, -1)
+        with torch.no_grad():
+            parts = zip(z.split(ROWS), deviations.split(ROWS, 1), strict=True)
+            said = torch.cat([self.slopes.each(zz.expand(len(d), -1, -1), d) for zz, d in parts], -1)
+        claims = said.gather(1, unseen)[:, 0]
+        shares = [trust(x[ok][None], y[ok][None]) for x, y, ok in zip(claims, found, near, strict=True)]
+        return (torch.cat(shares) * sameness(deviations)).view(-1, n)
 
     @torch.no_grad()
-    def trust(self, data: Transitions) -> Tensor:
-        """How far the data bears out min Q(s, a) − min Q(s, clone(s)), (P,)."""
-        n, value, after, claimed = self.config.behaviours, [], [], []
+    def _looked_at(self, data: Transitions) -> tuple[Tensor, ...]:
+        """Of all rows z (N, ·), V and V of what followed (P, N), deviations from the clones (P·n, N, ·), and min Q of
+        the action less that of the clones' mean (P, N)."""
+        n, parts = self.config.behaviours, []
         for part in data.pack().split(ROWS):
             rows = Transitions.unpack(part, self.obs_dim, self.act_dim)
-            z = self.actor.normalizer(rows.obs).expand(self.seeds, -1, -1)
-            mean = self.clones.heads(self.policies.spread(z))[0].view(self.seeds, n, -1, self.act_dim).mean(1)
-            taken, cloned = (self.q(z, a.expand_as(mean)).amin(1) for a in (rows.action, mean.clamp(-1.0, 1.0)))
-            claimed.append(taken - cloned)
-            value.append(self.v(z))
-            after.append(self.v(self.actor.normalizer(rows.next_obs).expand(self.seeds, -1, -1)))
-        scaled = replace(data, reward=data.reward * self.extra["reward_scale"])
-        found = realised(scaled, torch.cat(value, 1), torch.cat(after, 1), self.config.discount)
-        return trust(torch.cat(claimed, 1), found)
+            z = self.actor.normalizer(rows.obs)
+            many = z.expand(self.seeds, -1, -1)
+            mean, log_std = self.clones.heads(self.policies.spread(many))
+            middle = mean.view(self.seeds, n, -1, self.act_dim).mean(1).clamp(-1.0, 1.0)
+            taken, cloned = (self.q(many, a).amin(1) for a in (rows.action.expand_as(middle), middle))
+            after = self.v(self.actor.normalizer(rows.next_obs).expand(self.seeds, -1, -1))
+            parts.append((z, self.v(many), after, deviation(rows.action, mean, log_std), taken - cloned))
+        z, value, after, deviations, claimed = zip(*parts, strict=True)
+        return torch.cat(z), torch.cat(value, 1), torch.cat(after, 1), torch.cat(deviations, 1), torch.cat(claimed, 1)
 
     def improve(self, batch: Transitions) -> Metrics:
         """Phase 4, one step: a ~ π_old at states of the data, Â = min Q − V, clipped as PPO clips."""
@@ -314,7 +365,7 @@ class UniO4(PPO):
         mean, log_std = self.members.heads(many)
         log_ratio = self.members.log_prob(mean, log_std, action) - old_log_prob
         loss = clipped_improvement(log_ratio, advantage, c.improve_clip)  # (P·n,)
-        reach = self.policies.spread(self.gate.reach).unsqueeze(1)
+        reach = self.gate.reach.view(-1, 1)
         beyond = self.policies.distance(many, mean) - (0.8 * reach).square()  # state by state: rare ones count most
         hold = HOLD if c.compat is Compat.ours else 0.0
         (loss + hold * beyond.clamp(min=0.0).mean(-1)).sum().backward()
@@ -322,8 +373,11 @@ class UniO4(PPO):
         return {"improve_loss": loss.detach().view(self.seeds, n).mean(1)}
 
     def advantage(self, z: Tensor, action: Tensor) -> Tensor:
-        """min Q(s, a) − V(s): z (P, B, obs_dim), action (P·n, B, act_dim) -> (P, n, B)."""
+        """z (P, B, obs_dim), action (P·n, B, act_dim) -> (P, n, B), by trajectories or as min Q(s, a) − V(s)."""
         n = self.config.behaviours
+        if self.config.advantage is Advantage.trajectories:
+            many = self.policies.spread(z)
+            return self.slopes(many, deviation(action, *self.clones.heads(many))).view(self.seeds, n, -1)
         q = self.q(z.repeat(1, n, 1), self.policies.gathered(action.clamp(-1.0, 1.0))).amin(1)
         return q.view(self.seeds, n, -1) - self.v(z).unsqueeze(1)
 
@@ -335,6 +389,16 @@ class UniO4(PPO):
         """min Q at raw observations (P, R, obs_dim) and actions -> (P, R)."""
         return self.q(self.actor.normalizer(obs), action).amin(1)
 
+    def judge(self, policies: StackedGaussianActor, watch: bool = False) -> Scores:
+        """What the gate says of P·n policies; with `watch` also how far they are from their clones."""
+
+        def value(obs: Tensor) -> Tensor:
+            return self.v(self.actor.normalizer(obs))
+
+        returns = self.config.gate.score is Score.returns
+        earning = Earning(self.extra["reward_scale"], self.config.discount, value) if returns else None
+        return self.gate.judge(policies.mode, self.value, self.away if watch else None, earning)
+
     def away(self, obs: Tensor, action: Tensor) -> Tensor:
         """`Candidates.distance` at raw observations."""
         return self.policies.distance(self.actor.normalizer(obs), action)
@@ -343,7 +407,7 @@ class UniO4(PPO):
     def pass_gate(self) -> Metrics:
         """Members that are surely better become π_old; the others go back to it."""
         ours = self.config.compat is Compat.ours
-        found = self.gate.judge(self.members.mode, self.value, self.away)
+        found = self.judge(self.members, watch=True)
         self.policies.accept(self.gate.test(found, paired=ours))
         if ours:
             self.policies.go_back()

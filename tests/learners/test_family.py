@@ -36,9 +36,9 @@ CONFIGS: dict[str, LearnerConfig] = {
     "sac": SACConfig(**SOFT),
     "rlpd": RLPDConfig(**SOFT, critics=4, actor_every=2),
     "moorl": MOORLConfig(**SOFT, inner=3),
-    "cal_ql": CalQLConfig(**SOFT, drawn=2),
-    "wsrl": WSRLConfig(**SOFT, critics=3, drawn=2),
-    "lcb": LCBConfig(**SOFT, critics=3),
+    "cal_ql": CalQLConfig(**SOFT, drawn=2, cloning=10),
+    "wsrl": WSRLConfig(**SOFT, critics=3, drawn=2, cloning=10),
+    "lcb": LCBConfig(**SOFT, critics=3, cloning=10),
     "rebrac": ReBRACConfig(actor=ActorConfig(hidden=(16, 16)), critic=CriticConfig(hidden=(16, 16), layer_norm=True)),
     "mbpo": MBPOConfig(
         **SOFT,
@@ -59,6 +59,7 @@ CONFIGS: dict[str, LearnerConfig] = {
         critic=CriticConfig(hidden=(16, 16)),
         behaviours=2,
         critic_steps=12,
+        advantage_steps=20,
         behaviour_steps=8,
         improve_steps=8,
         dynamics=EnsembleConfig(3, 2, (16,), (8,)),
@@ -134,6 +135,7 @@ def test_what_follows_a_terminal_does_not_matter_and_what_follows_a_time_limit_d
         losses = []
         for each in (batch, other):
             learner = build(name, seed=3)
+            learner.config.cloning = 0  # of those that move the policy alone at first
             learner.attach_data(data)
             learner.prepare(data)
             half = name == "rlpd"
