@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from policies.actor import StackedGaussianActor
+from policies.lora import extract
 from policies.networks import generators
 from robot_cl.continual.actors import State, copied, side_by_side
 from robot_cl.continual.change import ChangeWatch
@@ -65,6 +66,11 @@ class HiddenLibrary(SkillLibrary):
         if self.routes[-1][0].learned:
             self.trained[self.routes[-1][0].skill] = steps
         return self.afterwards(k) if learner is not None else 0
+
+    def kept_bytes(self) -> int:
+        """With what is being learned: it is played like what is published."""
+        factors = extract(self.learning.actor).layers.values() if self.learning is not None else ()
+        return super().kept_bytes() + sum(t.numel() * t.element_size() for pair in factors for t in pair)
 
     def policy(self, j: int) -> StackedGaussianActor:
         """No task is known by name: each is routed by a trial, in which what is being learned takes part."""

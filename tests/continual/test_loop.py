@@ -144,6 +144,7 @@ def test_the_library_without_announcements_yields_a_matrix_and_its_alarms(make_s
     rows, facts = run_hidden(replace(setup, stream=setup.stream.hidden()), QUICK)
     assert np.shape(rows[-1]["scores"]) == (1, 2, 2)
     assert len(facts["alarms"]) == 1 and len(facts["contexts"]) == 1
+    assert rows[0]["bytes"] > 0  # nothing is published yet, but what is being learned is played
     again, _ = run_hidden(replace(setup, stream=setup.stream.hidden()), QUICK)
     assert matrix_of(again) == matrix_of(rows)
 
