@@ -25,7 +25,7 @@ from robot_cl.checkpoint import checkpoint_folder, load_resume
 from robot_cl.data.sampler import Sampler
 from robot_cl.evaluate import evaluate
 from robot_cl.learners import gate
-from robot_cl.learners.gate import spearman
+from robot_cl.learners.gate import Earning, Score, spearman
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.uni_o4 import UniO4, UniO4Config
 from robot_cl.run_config import read_config
@@ -88,12 +88,17 @@ def ranking(
         z = learner.actor.normalizer(obs).expand(learner.seeds, -1, -1)
         return learner.q(z, action.expand(learner.seeds, -1, -1)).amin(1)[:1]
 
+    def after(obs: Tensor) -> Tensor:
+        return learner.v(learner.actor.normalizer(obs).expand(learner.seeds, -1, -1))[:1]
+
+    returns = learner.config.gate.score is Score.returns
+    earning = Earning(learner.extra["reward_scale"], learner.config.discount, after) if returns else None
     ends = learner.gate.ends if bool(learner.gate.ends.log_odds.isfinite()) else None
     found = {}
     for horizon in (learner.config.gate.horizon // 4, learner.config.gate.horizon, learner.config.gate.horizon * 4):
         config = replace(learner.config.gate, horizon=horizon)
         first_only = None if ends is None else lambda obs: ends(obs.expand(learner.seeds, -1, -1))[:1]
-        each = gate.scores(models, act, value, starts, len(actors), config, seeds, first_only).each
+        each = gate.scores(models, act, value, starts, len(actors), config, seeds, first_only, None, earning).each
         found[horizon] = each[0].mean(-1)
     return torch.tensor(true), found
 

@@ -116,7 +116,7 @@ def gate_speed(
     config = GateConfig(horizon=horizon, starts=rows // 5)
 
     def ours() -> None:
-        gate.scores(
+        gate.scores(  # without `earning`: the published score, as the peer's
             [elites], actor.mode, lambda s, a: q(s, a).amin(1), starts[None, : rows // 5], policies, config, [0]
         )
 
@@ -150,7 +150,10 @@ def pipeline(data_name: str, steps: int | None, repeats: int, batch: int = 256) 
     learner.policies.cloned()
     fit = replace(config.fit, max_steps=4 * repeats)
     modelled = once(lambda: learner.gate.fit(data, fit, learner.rng)) / fit.max_steps
-    found["dynamics"] = modelled * config.fit.max_steps + once(lambda: learner.trust(data))
+    found["dynamics"] = modelled * config.fit.max_steps
+    nothing = once(lambda: learner.fit_advantages(data, 0))  # looking at the data and holding claims against it
+    fitted = max(0.0, once(lambda: learner.fit_advantages(data, 2 * repeats)) - nothing) / (2 * repeats)
+    found["advantages"] = nothing + fitted * config.advantage_steps
     found["improvement"] = each(lambda: learner.improve(sampler.sample(batch))) * improve
     found["gate"] = once(learner.pass_gate) * improve / config.gate.every
     return {name: value / 60 for name, value in found.items()}

@@ -316,9 +316,10 @@ class UniO4(PPO):
         self.gate.scores = self.judge(self.accepted).each
         return {"dynamics_loss": torch.tensor(losses), "trust": self.gate.trust.mean(1)}
 
-    def fit_advantages(self, data: Transitions) -> Tensor:
+    def fit_advantages(self, data: Transitions, steps: int | None = None) -> Tensor:
         """What improves each policy, and how far the data bears it out where it has not been fitted, (P, n)."""
         c, n = self.config, self.config.behaviours
+        steps = c.advantage_steps if steps is None else steps
         scaled = replace(data, reward=data.reward * self.extra["reward_scale"])
         z, value, after, deviations, claimed = self._looked_at(data)
         found = realised(scaled, value, after, c.discount).repeat_interleave(n, 0)
@@ -327,7 +328,7 @@ class UniO4(PPO):
         advantage = trajectory_advantages(scaled, value, after, c.discount, c.trace).repeat_interleave(n, 0)
         fold = blocks(len(data), c.folds, z.device)
         each = [g for g in self.rng for _ in range(n)]
-        self.slopes.fit(z, deviations, advantage, fold, each, c.advantage_steps)
+        self.slopes.fit(z, deviations, advantage, fold, each, steps)
         near, unseen = within(deviations), fold.view(1, 1, -1).expand(len(deviations), 1, -1)
         with torch.no_grad():
             parts = zip(z.split(ROWS), deviations.split(ROWS, 1), strict=True)
