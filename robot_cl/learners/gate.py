@@ -57,7 +57,7 @@ class GateConfig:
     horizon: int = 100  # steps of each imagined rollout
     starts: int = 32  # start states from the data, the same for all tests
     confidence: float = 1.0  # standard deviations over the models that a gain must exceed; 0: any gain
-    reach: float = 1.5  # farthest mean distance from the clone, in its own deviations, times the trust in advantages
+    reach: float = 0.5  # farthest mean distance from the clone, in its own deviations, times the trust in advantages
     margin: float = 0.1  # share of the data's range by which imagined states may leave it
     noise: bool = True  # draw the models' noise, the same for all policies; false: their mean
     end_steps: int = 1500  # gradient steps of the model of where episodes end, if the data has such ends
