@@ -205,7 +205,7 @@ def claims_of(stream: str, found: dict[str, dict[str, Any]]) -> list[common.Clai
     for other, least in (("packnet", 1.0), ("finetune", 1.3)):
         if other in found:
             mine, theirs = same_seeds(found, "library", other, "acc")
-            ratio = mine.mean() / theirs.mean()
+            ratio = float(mine.mean() / theirs.mean())
             claims.append(common.Claim(f"{stream}: ACC of library / {other}", ratio, least))
     if "forward_transfer" in ours:
         low = ours["forward_transfer"]["low"]
@@ -216,7 +216,7 @@ def claims_of(stream: str, found: dict[str, dict[str, Any]]) -> list[common.Clai
         claims.append(common.Claim(f"{stream}: forward transfer of library − fresh, low end", gap.low, 0))
     if HIDDEN in found:
         mine, theirs = same_seeds(found, HIDDEN, "library", "acc")
-        ratio = mine.mean() / theirs.mean()
+        ratio = float(mine.mean() / theirs.mean())
         claims.append(common.Claim(f"{stream}: ACC without announced borders / with", ratio, 0.95))
     return claims
 
