@@ -104,8 +104,10 @@ def trajectory_advantages(
     cut = 1.0 - follows(data).float()
 
     def one(v: Tensor, after: Tensor) -> Tensor:
-        columns = (x.view(1, -1, 1) for x in (data.reward, v, after, data.terminated, cut))
-        return gae(*columns, discount, trace)[0, :, 0]
+        reward, value, following, terminated, ended = (
+            x.view(1, -1, 1) for x in (data.reward, v, after, data.terminated, cut)
+        )
+        return gae(reward, value, following, terminated, ended, discount, trace)[0, :, 0]
 
     return torch.stack([one(v, after) for v, after in zip(value, next_value, strict=True)])
 
