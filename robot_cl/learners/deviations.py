@@ -20,7 +20,7 @@ from robot_cl.learners.optim import FlatAdam, cosine
 from robot_cl.learners.ppo import gae
 
 WIDEST = 3.0  # deviations, in every action: farther away it was another behaviour
-ONE = (0.8, 0.9)  # of the data's actions within that: below, several behaviours; above, one
+ONE, SEVERAL = 1.5, 2.0  # times the variance of independent deviations' means: measured 1.1 to 1.3, and 2.3 to 70
 
 
 class DeviationAdvantage(nn.Module):
@@ -122,14 +122,19 @@ def deviation(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     return (action - mean) * torch.exp(-log_std)
 
 
-def sameness(deviations: Tensor) -> Tensor:
-    """How far the data is of one behaviour, the clone's: 0 to 1 for (P·n, N, act_dim) -> (P·n,).
+def sameness(deviations: Tensor, episode: Tensor) -> Tensor:
+    """How far the data is of one behaviour: 0 to 1 for (P·n, N, act_dim) and the number of each row's episode (N,).
 
-    The action's share is told from the state's only where deviations are noise. Of several behaviours they also say who
-    acts from here on; then many actions lie where the clone never would be. A heuristic between the shares of ONE.
+    The action's share is told from the state's only where deviations are noise, drawn anew at every step. Where several
+    behaviours acted they also say who acts from here on, and stay alike over an episode: its mean varies more than that
+    of independent draws. Up to ONE times that variance it is one behaviour, from SEVERAL times on it is not.
     """
-    low, high = ONE
-    return ((within(deviations).float().mean(1) - low) / (high - low)).clamp(0.0, 1.0)
+    near = within(deviations).unsqueeze(-1).float()
+    sums = deviations.new_zeros(len(deviations), int(episode[-1]) + 1, deviations.shape[-1])
+    totals, counts = sums.index_add(1, episode, deviations * near), sums[..., :1].index_add(1, episode, near)
+    between = (totals.square() / counts.clamp(min=1.0)).sum(1) / (counts > 0).sum(1)
+    ratio = (between / ((deviations * near).square().sum(1) / near.sum(1)).clamp(min=1e-12)).mean(-1)
+    return ((SEVERAL - ratio) / (SEVERAL - ONE)).clamp(0.0, 1.0)
 
 
 def within(deviations: Tensor) -> Tensor:

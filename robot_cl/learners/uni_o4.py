@@ -26,7 +26,7 @@ from robot_cl.learners.gate import Earning, Gate, GateConfig, Score, Scores
 from robot_cl.learners.iql import reward_scale
 from robot_cl.learners.optim import FlatAdam, cosine
 from robot_cl.learners.ppo import PPO, PPOConfig
-from robot_cl.learners.returns import best_rows, fit_returns
+from robot_cl.learners.returns import best_rows, episode_returns, fit_returns
 from robot_cl.learners.sac import bellman_target, td_loss
 from robot_cl.learners.stacks import copy_rows, repeat_members
 from robot_cl.learners.uni_o4_losses import (
@@ -335,7 +335,7 @@ class UniO4(PPO):
             said = torch.cat([self.slopes.each(zz.expand(len(d), -1, -1), d) for zz, d in parts], -1)
         claims = said.gather(1, unseen)[:, 0]
         shares = [trust(x[ok][None], y[ok][None]) for x, y, ok in zip(claims, found, near, strict=True)]
-        return (torch.cat(shares) * sameness(deviations)).view(-1, n)
+        return (torch.cat(shares) * sameness(deviations, episode_returns(data)[1])).view(-1, n)
 
     @torch.no_grad()
     def _looked_at(self, data: Transitions) -> tuple[Tensor, ...]:
