@@ -2,7 +2,8 @@
 
     python tools/train_experts.py walker-stand
     python tools/train_experts.py walker-run --demonstrator walker-run-sac.npz
-    python tools/train_experts.py walker-walk --demonstrator walker-run-sac.npz --cap 1.5 --width 128
+    python tools/train_experts.py walker-walk --demonstrator walker-run-own.safetensors --width 128
+    python tools/train_experts.py walker-walk --publish
 
 Soft actor-critic on batched worlds with action repeat 2 and layer-normalised critics. With a demonstrator half of each
 batch comes from its noisy episodes (RLPD, Ball et al. 2023), and the card says so; without one learning starts from
@@ -46,6 +47,7 @@ BARS = {"walker-stand": 950.0, "walker-walk": 900.0, "walker-run": 500.0}
 MARGIN = 40.0
 FORWARD = 16  # where observations say the root's forward velocity
 MEASURE_EVERY, MEASURE_EPISODES, MEASURE_SEED = 5000, 10, 1000
+SCORED_EPISODES, SCORED_SEED = 40, 5000  # of a published expert: none of them chose it
 NOISES = (0.0, 0.2, 0.5)  # σ of the Gaussian added to the demonstrator's actions, one world each
 
 
@@ -190,6 +192,18 @@ def slowed(runner: Behaviour, by: float, task: str) -> None:
     print(f"{PLACE / name}.safetensors: {card.mean_return} ± {card.std_return} on {task}")
 
 
+def publish(best: Path, task: str) -> None:
+    """Put the best policy so far in its place; its card says what it scores on episodes that did not choose it."""
+    chosen = load_behaviour(best)
+    world = sim.make(task, num_worlds=SCORED_EPISODES, threads=1, action_repeat=REPEAT)
+    returns = play(chosen, world, SCORED_SEED)
+    notes = chosen.card.notes | {"episodes": SCORED_EPISODES, "first_seed": SCORED_SEED}
+    card = replace(chosen.card, name=f"{task}-own", mean_return=round(float(returns.mean()), 1),
+                   std_return=round(float(returns.std()), 1), notes=notes)  # fmt: skip
+    save_behaviour(PLACE / f"{task}-own.safetensors", Behaviour(chosen.arrays, card))
+    print(f"{PLACE / task}-own.safetensors: {card.mean_return} ± {card.std_return} over {SCORED_EPISODES} episodes")
+
+
 def train(run: ExpertRun, limit: int, minutes: float) -> bool:
     """Whether training is over: the bar passed by MARGIN, or `limit` steps made."""
     start, p, every = time.monotonic(), run.progress, MEASURE_EVERY // WORLDS
@@ -218,12 +232,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200_000, help="environment steps at most")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop for now after so many")
     parser.add_argument("--out", type=Path, default=Path("runs/experts"))
-    parser.add_argument("--publish", action="store_true", help="copy the best policy so far to its place and stop")
+    parser.add_argument("--publish", action="store_true", help="score the best so far on fresh episodes, keep it, stop")
     args = parser.parse_args()
     torch.set_num_threads(1)
     best = args.out / f"{args.task}-expert.safetensors"
     if args.publish:
-        save_behaviour(PLACE / best.name, load_behaviour(best))
+        publish(best, args.task)
         return
     if args.slower is not None:
         slowed(load_behaviour(args.demonstrator), args.slower, args.task)
