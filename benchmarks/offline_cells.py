@@ -26,7 +26,6 @@ from robot_cl.evaluate import evaluate
 from robot_cl.learners.base import LearnerConfig
 from robot_cl.learners.bc import BCConfig
 from robot_cl.learners.cal_ql import CalQLConfig
-from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.iql import IQLConfig
 from robot_cl.learners.lcb import LCBConfig
 from robot_cl.learners.moorl import MOORLConfig, Tasks
@@ -155,7 +154,6 @@ METHODS = {
     "rebrac": Method(ReBRACConfig, OFFLINE),
     "lcb": Method(LCBConfig, OFFLINE),
     "uni_o4": Method(UniO4Config, UniO4Config().offline_steps, cost=3),
-    "uni_o4, reach 1.5": Method(lambda: UniO4Config(gate=GateConfig(reach=1.5)), UniO4Config().offline_steps, cost=1),
     "uni_o4, advantage of values": Method(
         lambda: UniO4Config(advantage=Advantage.values), UniO4Config().offline_steps, cost=1
     ),
