@@ -37,7 +37,8 @@ from robot_cl.learners.base import Learner
 from robot_cl.learners.graph import Acting, Captured, Updates
 from robot_cl.learners.moorl import Tasks
 from robot_cl.learners.replay import ReplayBuffer
-from robot_cl.learners.uni_o4 import UniO4, UniO4Config
+from robot_cl.learners.uni_o4 import UniO4
+from robot_cl.learners.uni_o4_config import UniO4Config
 
 OBS, ACT, ROWS, BATCH, SEEDS = 17, 6, 100_000, 256, 3
 WORK = {  # learner -> its phases and options that differ from the defaults

@@ -34,7 +34,7 @@ from robot_cl.learners.ppo import PPOConfig
 from robot_cl.learners.rebrac import ReBRACConfig
 from robot_cl.learners.rlpd import RLPDConfig
 from robot_cl.learners.sac import SACConfig
-from robot_cl.learners.uni_o4 import Advantage, UniO4Config
+from robot_cl.learners.uni_o4_config import Advantage, UniO4Config
 from robot_cl.learners.wsrl import WSRLConfig
 from robot_cl.run import Run
 from robot_cl.run_config import TrainConfig

@@ -27,7 +27,8 @@ from robot_cl.evaluate import evaluate
 from robot_cl.learners import gate
 from robot_cl.learners.gate import Earning, Score, spearman
 from robot_cl.learners.optim import FlatAdam
-from robot_cl.learners.uni_o4 import UniO4, UniO4Config
+from robot_cl.learners.uni_o4 import UniO4
+from robot_cl.learners.uni_o4_config import UniO4Config
 from robot_cl.run_config import read_config
 
 EARLY = (30, 100, 300, 1000)  # updates after which a clone is stopped

@@ -31,7 +31,8 @@ from robot_cl.data.sampler import Sampler
 from robot_cl.learners import gate
 from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.optim import FlatAdam
-from robot_cl.learners.uni_o4 import Profile, UniO4, UniO4Config
+from robot_cl.learners.uni_o4 import UniO4
+from robot_cl.learners.uni_o4_config import Profile, UniO4Config
 from robot_cl.learners.uni_o4_losses import behaviour_loss
 
 

@@ -141,7 +141,7 @@ def demo(place: str, quick: bool) -> Facts:
 
 def uni_o4(place: str, quick: bool) -> Facts:
     """Uni-O4 at small sizes: fits, gated improvement, and PPO online."""
-    from robot_cl.learners.uni_o4 import UniO4Config
+    from robot_cl.learners.uni_o4_config import UniO4Config
 
     learner = UniO4Config(critic_steps=300 if quick else 1500, behaviour_steps=300 if quick else 1500)
     learner.improve_steps, learner.fit.max_steps = (40, 200) if quick else (400, 1000)

@@ -44,8 +44,8 @@ def config_classes() -> dict[str, type[LearnerConfig]]:
 
 def name_of(config: Any) -> str:
     """The learner whose options `config` is. Raises LookupError for anything else."""
-    for name, (module, _, cls) in LEARNERS.items():
-        if (type(config).__module__, type(config).__name__) == (module, cls):
+    for name, (_, _, cls) in LEARNERS.items():
+        if type(config).__name__ == cls and config_class(name) is type(config):
             return name
     raise LookupError(f"{type(config).__name__} is not the options of a learner; learners: {', '.join(LEARNERS)}")
 

@@ -27,7 +27,7 @@ from robot_cl.learners.percent_bc import PercentBCConfig
 from robot_cl.learners.rebrac import ReBRACConfig
 from robot_cl.learners.rlpd import RLPDConfig
 from robot_cl.learners.sac import SACConfig, tanh_actor
-from robot_cl.learners.uni_o4 import UniO4Config
+from robot_cl.learners.uni_o4_config import UniO4Config
 from robot_cl.learners.wsrl import WSRLConfig
 
 SOFT = {"actor": replace(tanh_actor(), hidden=(16, 16)), "critic": CriticConfig(hidden=(16, 16), layer_norm=True)}

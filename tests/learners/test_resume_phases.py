@@ -23,7 +23,7 @@ from robot_cl.learners.mbpo import MBPOConfig
 from robot_cl.learners.model_config import ModelConfig
 from robot_cl.learners.moorl import MOORLConfig
 from robot_cl.learners.sac import tanh_actor
-from robot_cl.learners.uni_o4 import UniO4Config
+from robot_cl.learners.uni_o4_config import UniO4Config
 from robot_cl.run_config import TrainConfig
 CRITIC = CriticConfig(hidden=(16,))
 LEARNERS = {

@@ -21,7 +21,7 @@ from robot_cl.data.store import open_dataset
 from robot_cl.learners.bc import BCConfig, CloningLoss
 from robot_cl.learners.iql import IQLConfig
 from robot_cl.learners.ppo import PPOConfig
-from robot_cl.learners.uni_o4 import UniO4Config
+from robot_cl.learners.uni_o4_config import UniO4Config
 from robot_cl.metrics import DivergedError, read_metrics
 from robot_cl.train import TrainConfig, resume, train, verify
 

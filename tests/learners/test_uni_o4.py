@@ -14,7 +14,8 @@ from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.returns import returns_to_go
-from robot_cl.learners.uni_o4 import Profile, UniO4, UniO4Config, check_data
+from robot_cl.learners.uni_o4 import UniO4, check_data
+from robot_cl.learners.uni_o4_config import Profile, UniO4Config
 from robot_cl.learners.uni_o4_losses import (
     Compat,
     behaviour_loss,
