@@ -172,11 +172,19 @@ def test_ctrl_c_says_how_to_resume(cli: Cli, throwing: Callable[[BaseException],
     assert ran.code == 130 and ran.err == "stopped; continue with: robot-cl resume RUN\n"
 
 
+def heeds_interrupts() -> None:
+    """In the child: what a shell started in the background has its children ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_while_training_leaves_a_run_that_resumes(place: Path, cli: Cli) -> None:
     words = ["train", "learner=bc", "learner.actor.hidden=[8]", "data=hopper/tiny-v0", "name=stopped"]
     words += ["offline_steps=1000000", "checkpoint_every=50", "eval_every=0"]
     command = [sys.executable, "-m", "robot_cl.cli", *words]
-    process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=place, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=heeds_interrupts,
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(place.glob("runs/*stopped/checkpoints/50")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
