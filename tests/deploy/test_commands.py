@@ -182,7 +182,8 @@ def test_a_policy_in_one_process_a_robot_in_another_and_an_operator_in_a_third(
     assert ran.code == 0 and answers == [0, 0], ran.err
     assert "stop ordered" in [why for _, _, why in ran.json["history"]]
     log = read_log("b.mcap")
-    assert (log.mode == "active").sum() > 3 and np.isfinite(log.command[log.mode == "active"]).all()
+    active = log.mode == "active"  # how long is up to the machine: a robot that is heard late is held
+    assert active.any() and np.isfinite(log.command[active]).all()
     assert ran.json["statistics"].get("bad_order", 0) == ran.json["statistics"].get("refused_order", 0) == 0
 
 
