@@ -48,3 +48,9 @@ def test_a_planted_fault_in_the_order_is_noticed(mutant: str) -> None:
         return order[::-1] if mutant == "farthest first" else np.arange(len(known))
 
     assert not found(broken)
+
+
+def test_a_small_number_counts_as_much_as_a_large_one() -> None:
+    known = [np.array([100.0 * k, 1e-3 * (k % 2)]) for k in range(4)]
+    # Nearer the third in the large number, equal to the second in the small one.
+    assert nearest(known, np.array([160.0, 1e-3]))[0] == 1

@@ -163,3 +163,5 @@ def test_an_unknown_learner_is_answered_with_the_known_ones():
         learner_class("idl")
     with pytest.raises(LookupError, match="not the options"):
         name_of(object())
+    with pytest.raises(LookupError, match="not the options"):
+        name_of(type("IQLConfig", (), {})())  # of that name, but another's

@@ -11,7 +11,7 @@ LARGE = ((130, 160), (128, 160))  # (B, d_in), (d_out, d_in): above the threshol
 
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("members", [(), (3,)])
-@pytest.mark.parametrize("shapes", [LARGE, ((5, 7), (3, 7))])
+@pytest.mark.parametrize("shapes", [LARGE, ((5, 7), (3, 7)), ((5, 1), (3, 1))])
 def test_a_product_is_the_one_of_twice_the_precision(shapes, members, strided) -> None:
     (rows, d_in), (d_out, _) = shapes
     x = torch.randn(*members, d_in, rows).mT if strided else torch.randn(*members, rows, d_in)
