@@ -28,7 +28,6 @@ class CheetahSetting(Setting):
     """Skills from three source physics, demonstrations (10 of 1000 steps) in the standard one."""
 
     widths: ClassVar[tuple[int, int]] = (17, 6)
-    known: ClassVar[tuple[str, ...]] = tuple(SHIFTS)
 
     @property
     def steps(self) -> int:

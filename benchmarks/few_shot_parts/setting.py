@@ -86,9 +86,9 @@ class Setting:
     threads: int = 1
     dart: float = 0.0
     state: Path | None = None  # where recordings and weights lie; none: in folder
+    teachers: str = "own"  # of walker.TEACHERS
 
     widths: ClassVar[tuple[int, int]] = (walker.OBS, walker.ACT)
-    known: ClassVar[tuple[str, ...]] = ("stand", "walk")  # skills of the library
 
     @property
     def kept(self) -> Path:
@@ -96,7 +96,7 @@ class Setting:
 
     def expert(self, task: str) -> tuple[Behaviour, str]:
         """Who demonstrates a task, and where it comes from."""
-        return walker.expert(task)
+        return walker.expert(task, self.teachers)
 
     def roll(
         self, act: walker.Act, task: str, seeds: Sequence[int], sigma: np.ndarray | float = 0.0, label: bool = True,
@@ -142,7 +142,7 @@ class Setting:
         """What the expert of a skill does, under a little noise."""
         seeds = list(range(SKILL_SEED, SKILL_SEED + self.sizes.skill_episodes))
         path = self.kept / f"skill-{name}.safetensors"
-        return self.kept_rows(path, walker.skill_expert(name).act, seeds, 0.1, f"walker-{name}", False)
+        return self.kept_rows(path, walker.skill_expert(name, self.teachers).act, seeds, 0.1, f"walker-{name}", False)
 
     # Pools: which rows each member may learn from
 
@@ -188,16 +188,15 @@ class Setting:
 
     def skills(self, names: Sequence[str]) -> dict[str, Adapter]:
         """Adapters that imitate experts on the base, trained side by side on many demonstrations."""
-        known = self.known
-        path = self.kept / "skills.safetensors"
+        path = self.kept / f"skills-{'-'.join(names)}.safetensors"
         if not path.exists():
-            shown = [self.skill_data(name) for name in known]
+            shown = [self.skill_data(name) for name in names]
             actor = self.base()
-            parameters = attach(actor, RANK, generators(20, len(known)), SCALE)
+            parameters = attach(actor, RANK, generators(20, len(names)), SCALE)
             actor.train()
             loss = fit(actor_loss(actor), parameters, self.lone_pools(shown), self.sizes.skills, 1)
-            print(f"skills {', '.join(known)}: ε-loss {loss:.4f}", flush=True)
-            save_adapters(path, {n: extract(actor, p) for p, n in enumerate(known)})
+            print(f"skills {', '.join(names)}: ε-loss {loss:.4f}", flush=True)
+            save_adapters(path, {n: extract(actor, p) for p, n in enumerate(names)})
         found = load_adapters(path)
         return {name: found[name] for name in names}
 

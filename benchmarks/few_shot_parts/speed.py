@@ -30,7 +30,6 @@ class SpeedSetting(Setting):
     """An episode's `fell` is its cost here: steps over the limit per BUDGET; below 1 is safe."""
 
     widths: ClassVar[tuple[int, int]] = (17, 6)
-    known: ClassVar[tuple[str, ...]] = ("reward", "cost")
 
     def expert(self, task: str) -> tuple[Behaviour, str]:
         return load_behaviour(DEMONSTRATOR), f"robot_cl/data/embedded/{DEMONSTRATOR}"
@@ -73,7 +72,7 @@ class SpeedSetting(Setting):
         """A reward and a cost skill on the base, by the learner itself."""
         path = self.kept / "skills.safetensors"
         if not path.exists():
-            save_adapters(path, {name: self.learned(Skill(name)) for name in self.known})
+            save_adapters(path, {name: self.learned(Skill(name)) for name in names})
         found = load_adapters(path)
         return {name: found[name] for name in names}
 

@@ -13,7 +13,11 @@ from robot_cl.data.behaviours import Behaviour, load_behaviour
 
 EXPERTS = Path(__file__).resolve().parent / "experts"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "walker"
-TEACHERS = {"walker-stand": "walker-stand-sac", "walker-walk": "walker-run-sac", "walker-run": "walker-run-sac"}
+TEACHERS = ("own", "shared")  # experts trained here (tools/train_experts.py), or those that data came from
+SOURCES = {"walker-stand": "walker-stand-sac", "walker-walk": "walker-run-sac", "walker-run": "walker-run-sac"}
+# Who shows the skill of walking. It has to walk: walking is rewarded at any speed above 1 m/s, so that both experts of
+# walking run, and a skill learned from them would solve running already.
+WALKERS = {"own": "walker-walk-capped", "shared": "walker-walk-slow"}
 REPEAT, HORIZON = 2, 500  # control steps per decision; decisions per episode
 OBS, ACT, HEIGHT = 24, 6, 14  # widths, and where the torso's height is in the observation
 FALLEN, UP_BY = 0.7, 100  # m of torso height (standing is 1.2), decisions after which it counts: episodes start lying
@@ -31,23 +35,22 @@ class Episodes:
     fell: np.ndarray
 
 
-def expert(task: str) -> tuple[Behaviour, str]:
-    """The policy that demonstrates a task and where it comes from: ours if it was trained, else the shared teacher."""
-    ours = EXPERTS / f"{task}-expert.safetensors"
-    if ours.exists():
-        return load_behaviour(ours), f"experts/{ours.name}"
-    path = SHARED / f"{TEACHERS[task]}.npz"
+def expert(task: str, teachers: str = "own") -> tuple[Behaviour, str]:
+    """The policy that demonstrates a task, and where it comes from."""
+    if teachers == "own":
+        name = f"{task}-own.safetensors"
+        return load_behaviour(EXPERTS / name), f"experts/{name}"
+    path = SHARED / f"{SOURCES[task]}.npz"
     if not path.exists():
-        raise FileNotFoundError(f"no expert for {task}: train one with `python tools/train_experts.py {task}`")
+        raise FileNotFoundError(f"{path} is not here: leave out `--teachers shared`, and our own experts demonstrate")
     return load_behaviour(path), f"shared/data/walker/{path.name}"
 
 
-def skill_expert(name: str) -> Behaviour:
-    """Who shows a skill of the library. A walk skill has to walk: the teacher of walking runs, where that pays as well,
-    so that its skill would solve running already."""
+def skill_expert(name: str, teachers: str = "own") -> Behaviour:
+    """Who shows a skill of the library."""
     if name == "walk":
-        return load_behaviour(EXPERTS / "walker-walk-slow.safetensors")
-    return expert(f"walker-{name}")[0]
+        return load_behaviour(EXPERTS / f"{WALKERS[teachers]}.safetensors")
+    return expert(f"walker-{name}", teachers)[0]
 
 
 def roll(
