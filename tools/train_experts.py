@@ -3,6 +3,7 @@
     python tools/train_experts.py walker-stand
     python tools/train_experts.py walker-run --demonstrator walker-run-sac.npz
     python tools/train_experts.py walker-walk --demonstrator walker-run-own.safetensors --width 128
+    python tools/train_experts.py walker-walk --demonstrator walker-walk-own.safetensors --cap 1.3 --width 128
     python tools/train_experts.py walker-walk --publish
 
 Soft actor-critic on batched worlds with action repeat 2 and layer-normalised critics. With a demonstrator half of each
@@ -198,10 +199,11 @@ def publish(best: Path, task: str) -> None:
     world = sim.make(task, num_worlds=SCORED_EPISODES, threads=1, action_repeat=REPEAT)
     returns = play(chosen, world, SCORED_SEED)
     notes = chosen.card.notes | {"episodes": SCORED_EPISODES, "first_seed": SCORED_SEED}
-    card = replace(chosen.card, name=f"{task}-own", mean_return=round(float(returns.mean()), 1),
+    name = f"{task}-own" if notes["cap"] is None else f"{task}-capped"
+    card = replace(chosen.card, name=name, mean_return=round(float(returns.mean()), 1),
                    std_return=round(float(returns.std()), 1), notes=notes)  # fmt: skip
-    save_behaviour(PLACE / f"{task}-own.safetensors", Behaviour(chosen.arrays, card))
-    print(f"{PLACE / task}-own.safetensors: {card.mean_return} ± {card.std_return} over {SCORED_EPISODES} episodes")
+    save_behaviour(PLACE / f"{name}.safetensors", Behaviour(chosen.arrays, card))
+    print(f"{PLACE / name}.safetensors: {card.mean_return} ± {card.std_return} over {SCORED_EPISODES} episodes")
 
 
 def train(run: ExpertRun, limit: int, minutes: float) -> bool:
