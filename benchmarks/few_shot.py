@@ -20,6 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,7 @@ def main() -> None:
         ("--tiny", {"action": "store_true", "help": "a few steps of everything, to try the code"}),
         ("--tasks", {"nargs": "+", "choices": list(TASKS), "default": list(TASKS)}),
         ("--only", {"nargs": "+", "metavar": "ROW", "default": [], "help": "rows to measure; none: all"}),
+        ("--counts", {"nargs": "+", "type": int, "help": "numbers of demonstrations, other than the sizes' own"}),
         ("--prepare", {"action": "store_true", "help": "only recordings, base and skills"}),
         ("--table", {"action": "store_true", "help": "measure nothing, print what is there"}),
         ("--kind", {"choices": ["diffusion", "flow"], "default": "diffusion"}),
@@ -334,13 +336,10 @@ def main() -> None:
     )
     args, began = arguments(__doc__ or "", extra), time.monotonic()
     sizes = TINY if args.tiny else SMALL if args.quick else FULL
-    if args.kind != "diffusion":
-        from dataclasses import replace
-
-        sizes = replace(sizes, kind=args.kind)
-    label = "tiny" if args.tiny else "quick" if args.quick else "full"
-    label += "" if args.kind == "diffusion" else f"-{args.kind}"
-    folder = args.out or KEPT / (label if args.teachers == "own" else f"{label}-{args.teachers}")
+    sizes = replace(sizes, kind=args.kind, counts=tuple(args.counts or sizes.counts))
+    parts = ["tiny" if args.tiny else "quick" if args.quick else "full"]
+    parts += [name for name in (args.kind, args.teachers) if name not in ("diffusion", "own")]
+    folder = args.out or KEPT / "-".join([*parts, *map(str, args.counts or [])])
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = True
     benches = {name: Bench(setting_of(name, sizes, folder, args), name) for name in args.tasks}
