@@ -141,8 +141,8 @@ class StackedMLP(nn.Module):
         return self.layers[-1](x)
 
     def _plain(self) -> bool:
-        """Nothing but linear layers, their normalisation and activations: no adapter around a layer."""
-        return all(type(layer) is StackedLinear for layer in self.layers)
+        """Nothing but linear layers, their normalisation and activations: no adapter around a layer, no hook on one."""
+        return all(type(layer) is StackedLinear and not layer._forward_hooks for layer in self.layers)
 
 
 class FusedMLP(torch.autograd.Function):

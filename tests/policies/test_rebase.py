@@ -48,6 +48,19 @@ def test_a_base_whose_units_changed_places_keeps_the_skill_by_alignment_alone(sk
     assert moved.header.base == "new"
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh", "silu"])
+def test_a_wide_base_is_aligned_layer_by_layer_too(activation):
+    base = _actor(0, (256, 256), activation)
+    trained = copy.deepcopy(base)
+    attach(trained, 2, generators(1, 1))
+    skill = extract(trained, header=Header("old"))
+    moved = procrustes_rebase(skill, base, copy.deepcopy(base), _obs(64))
+    assert moved.layers.keys() == skill.layers.keys()
+    for name, (down, up) in skill.layers.items():
+        torch.testing.assert_close(moved.layers[name].down, down)
+        torch.testing.assert_close(moved.layers[name].up, up)
+
+
 def test_an_unrelated_base_needs_distillation_and_the_report_says_so(skill):
     rng = torch.Generator().manual_seed(0)
     _, report = rebase(skill, _actor(0), _actor(7), _obs(600), Header("new"), rng, gate=0.3, steps=200)
