@@ -1,11 +1,11 @@
 """Every method on two streams: what it knows at the end, what it forgot, what it carried over, what it costs.
 
-    python benchmarks/continual.py [--quick] [--json] [--workers 4] [--seed 0 3] [--steps N] [--only walker/library ...]
+    python benchmarks/continual.py [--quick] [--json] [--workers 4] [--seed 0 3] [--steps N] [--only STREAM/METHOD ...]
 
-Streams: halfcheetah_shifts (six dynamics shifts) and walker (stand, walk, run, backward of dm_control). All methods
-start from the same base policy (PPO on the stream's base task) and have the same budget of control steps per task; what
-the library spends on trying skills counts. Seeds are trained side by side. Scores are scaled per task: 0 untrained, 1
-solved, as sim/stream.py defines them. Forward transfer is against `reset`, which learns each task alone from the base.
+Streams: halfcheetah_shifts (six dynamics shifts) and walker2d_shifts (six of another body). All methods start from the
+same base policy (PPO on the stream's base task) and have the same budget of control steps per task; what the library
+spends on trying skills counts. Seeds are trained side by side. Scores are scaled per task: 0 untrained, 1 solved, as
+sim/stream.py defines them. Forward transfer is against `reset`, which learns each task alone from the base.
 
 A cell (stream/method) is kept as JSON in runs/benchmarks/continual/ and not measured again; a cell in progress goes on
 where it was killed. Without `--only` everything missing is measured, then the table is printed from what is there.
@@ -53,7 +53,7 @@ class Sizes:
     steps: int
     base_steps: int
     log_std: float
-    episodes: int = 2
+    episodes: int = 4  # per seed, of each entry of R and of each point of a curve
     seeds: int = 3
     seed: int = 0
     tasks: int | None = None
@@ -64,13 +64,13 @@ class Sizes:
         return PPOConfig(actor=replace(PPOConfig().actor, log_std_init=self.log_std))
 
 
-FULL = {"halfcheetah_shifts": Sizes(150_000, 300_000, -1.0), "walker": Sizes(61_440, 200_000, -1.0)}
+FULL = {"halfcheetah_shifts": Sizes(150_000, 300_000, -1.0), "walker2d_shifts": Sizes(150_000, 600_000, -1.0)}
 QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, -1.0, seeds=2, tasks=3)}
 
 
 def config_of(stream: str, quick: bool) -> ContinualConfig:
     size = (QUICK if quick else FULL)[stream]
-    measuring = Measuring(size.episodes, points=6, curve_episodes=2, save_every=20_480)
+    measuring = Measuring(size.episodes, points=6, curve_episodes=size.episodes, save_every=20_480)
     options = MethodConfig(trial_worlds=4, trial_steps=60, trial_share=0.05, explore=size.log_std)
     return ContinualConfig(
         stream, tuple(METHODS), size.seeds, size.seed, size.steps, size.base_steps, size.tasks,
@@ -229,7 +229,7 @@ def same_seeds(found: dict[str, dict[str, Any]], one: str, other: str, number: s
 
 def main() -> None:
     flags = [
-        ("--only", {"nargs": "*", "default": None, "help": "cells such as walker/packnet"}),
+        ("--only", {"nargs": "*", "default": None, "help": "cells such as walker2d_shifts/packnet"}),
         ("--workers", {"type": int, "default": 1, "help": "cells measured at once"}),
         ("--cell", {"default": None, "help": "measure this one in this process, print nothing"}),
         ("--seed", {"type": int, "nargs": "*", "default": [0], "help": "the first of the seeds; several are joined"}),

@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from policies.adapter import Adapter, Factors, Header
 from policies.networks import StackedLinear
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class LowRank(nn.Module):
@@ -119,6 +121,26 @@ def extract(module: nn.Module, member: int = 0, header: Header | None = None) ->
     if not layers:
         raise ValueError("no adapter is attached to this module; call attach first")
     return Adapter(layers, header or Header())
+
+
+@torch.no_grad()
+def with_gain(start: ModuleT, trained: nn.Module, rank: int) -> ModuleT:
+    """`start`, changed in place: each linear layer with the adapter that brings it nearest to that of `trained`.
+
+    Both are bare and of one shape. Ranks are `rank` at most; singular values tell which matter (Eckart–Young).
+    """
+    goals = {name: layer for name, _, _, layer in linear_layers(trained)}
+    for name, parent, attribute, layer in list(linear_layers(start)):
+        gained = (cast(Tensor, goals[name].weight) - cast(Tensor, layer.weight)).detach()
+        gained = gained.unsqueeze(0) if gained.dim() == 2 else gained  # (P, d_out, d_in)
+        kept = min(rank, *gained.shape[1:])
+        U, S, Vh = torch.linalg.svd(gained.double(), full_matrices=False)
+        root = S[:, :kept].sqrt().unsqueeze(-1)
+        adapted = LowRank(layer, kept, [torch.Generator() for _ in gained])
+        adapted.down.copy_(root * Vh[:, :kept])
+        adapted.up.copy_(U[:, :, :kept] * root.transpose(1, 2))
+        setattr(parent, attribute, adapted)
+    return start
 
 
 def detach(module: nn.Module) -> nn.Module:

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from policies.actor import StackedGaussianActor
-from policies.lora import extract
 from policies.networks import generators
 from robot_cl.continual.actors import State, copied, side_by_side
 from robot_cl.continual.change import ChangeWatch
 from robot_cl.continual.loop import Measuring, Progress
-from robot_cl.continual.method import SEEDS_PER_STAGE, Setup
+from robot_cl.continual.method import SEEDS_PER_STAGE, Setup, learned_skills
 from robot_cl.continual.methods.library import SkillLibrary
 from robot_cl.continual.route import Decision, Route
 from robot_cl.continual.stage_worlds import score, stage_world
@@ -69,7 +68,7 @@ class HiddenLibrary(SkillLibrary):
 
     def kept_bytes(self) -> int:
         """With what is being learned: it is played like what is published."""
-        factors = extract(self.learning.actor).layers.values() if self.learning is not None else ()
+        factors = learned_skills(self.learning)[0].layers.values() if self.learning is not None else ()
         return super().kept_bytes() + sum(t.numel() * t.element_size() for pair in factors for t in pair)
 
     def policy(self, j: int) -> StackedGaussianActor:

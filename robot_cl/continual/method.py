@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from policies.actor import StackedGaussianActor
+from policies.adapter import Adapter
+from policies.lora import extract
 from policies.networks import generators
 from robot_cl.batch import Transitions
 from robot_cl.continual.actors import State, copied
 from robot_cl.continual.stage_worlds import stage_world
 from robot_cl.learners import learner_class
-from robot_cl.learners.base import Learner, LearnerConfig, Trainable
+from robot_cl.learners.base import START, Learner, LearnerConfig, Trainable
 from sim.spec import Interface
 from sim.stream import Stage, Stream
 
@@ -28,11 +30,14 @@ class MethodConfig:
 
     reach: float = 0.95  # library: a composition does if it scores this share of the best any skill has reached
     margin: float = 0.1  # library: by this share of the best level a composition must beat the base to be begun with
+    fit: float = 0.25  # library: and by this share of what its skills gain over the base on their own tasks
     trial_worlds: int = 2  # library: worlds in which a candidate is tried; the steps count as part of the budget
     trial_steps: int = 150  # library: control steps of the first trial; the two best play whole episodes
     shortlist: int = 5  # library: compositions tried at most, those of the tasks that began most alike
     trial_share: float = 0.2  # library: of the budget; the longer trials are cut so that they take half of it at most
-    adapter_lr: float = 1e-3  # library, fresh: learning rate of adapters
+    learned: Trainable = Trainable.weights  # library, fresh: how a skill is learned, `weights` or `adapter`
+    rank: int = 16  # library, fresh: of a skill
+    skill_lr: float = 1e-3  # library, fresh: learning rate of skills
     explore: float | None = None  # all: log σ with which every task begins; none: what the last one has left
     ewc: float = 10.0  # ewc: weight of the quadratic penalty, in units of KL to the old policy
     clone: float = 1.0  # clonex: weight of the KL to each old actor
@@ -41,9 +46,11 @@ class MethodConfig:
     prune_at: float = 0.75  # packnet: share of the budget after which weights are pruned, the rest retrains
 
     def __post_init__(self) -> None:
-        for name in ("reach", "adapter_lr", "trial_worlds", "trial_steps", "trial_share", "shortlist", "memory"):
+        for name in ("reach", "skill_lr", "rank", "trial_worlds", "trial_steps", "trial_share", "shortlist", "memory"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        if self.learned is Trainable.full:
+            raise ValueError("learned is full; a skill is learned as adapter or weights")
         if not 0.0 < self.prune_at < 1.0:
             raise ValueError(f"prune_at is {self.prune_at}; expected a share between 0 and 1")
 
@@ -143,13 +150,15 @@ class Method:
         return self.setup.stream.stages[k]
 
     def learner(
-        self, k: int, actor: StackedGaussianActor, values: Mapping[str, Tensor], adapter: bool = False
+        self, k: int, actor: StackedGaussianActor, values: Mapping[str, Tensor], skill: bool = False
     ) -> Learner:
-        """A learner of task k that goes on from `actor` (a copy) and `values`: all of it, or an adapter on it."""
-        s = self.setup
-        options: dict[str, Any] = {"actor": actor.config, "trainable": Trainable.adapter if adapter else Trainable.full}
-        if adapter and hasattr(s.learner, "lr"):
-            options["lr"] = self.config.adapter_lr
+        """A learner of task k that goes on from `actor` (a copy) and `values`: all of it, or a skill on it."""
+        s, c = self.setup, self.config
+        options: dict[str, Any] = {"actor": actor.config, "trainable": Trainable.full}
+        if skill:
+            options |= {"trainable": c.learned, "rank": c.rank}
+        if skill and hasattr(s.learner, "lr"):
+            options["lr"] = c.skill_lr
         cls, seed = learner_class(s.learner_name), s.seed + SEEDS_PER_STAGE * (k + 1)
         start = copied(actor)
         if self.config.explore is not None and hasattr(start, "log_std"):
@@ -163,9 +172,16 @@ class Method:
 def learner_values(learner: Learner) -> State:
     """Critics and running quantities of a learner, copied: what the next one on the same kind of task goes on from."""
     state = learner.state_dict()
-    skipped = ("nets.actor.", "extra.discounted")
+    skipped = ("nets.actor.", f"nets.{START}.", "extra.discounted")
     kept = {name: value for name, value in state.items() if name.startswith(("nets.", "extra."))}
     return {name: value.detach().clone() for name, value in kept.items() if not name.startswith(skipped)}
+
+
+def learned_skills(learner: Learner) -> list[Adapter]:
+    """What each member of a learner has gained, as it would be published."""
+    adapted = learner.adapted()
+    assert adapted is not None
+    return [extract(adapted, p) for p in range(learner.seeds)]
 
 
 def below(tensors: Mapping[str, Tensor], prefix: str) -> State:

@@ -59,6 +59,11 @@ def ranked(tried: Sequence[Tried]) -> list[Tried]:
     return sorted(tried, key=lambda t: -t.score)
 
 
+def better_than(base: Tried, tried: Sequence[Tried]) -> list[Tried]:
+    """Those that scored more than the base, the best first."""
+    return ranked([t for t in tried if t.score > base.score])
+
+
 def summed(mixes: Sequence[Mix], weight: float) -> Mix:
     """Each at `weight`."""
     total: Mix = {}

@@ -19,15 +19,18 @@ from robot_cl.learners.graph import Captured
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.replay import ReplayBuffer
 
+START = "start"  # of `nets`: the frozen actor whose weights train
 Metrics = dict[str, Tensor]  # name -> (P,), one number per member
 Module = TypeVar("Module", bound=nn.Module)
 
 
 class Trainable(StrEnum):
-    """`full`: every weight of the actor; `adapter`: low-rank factors on a frozen actor."""
+    """`full`: everything in the actor; `adapter`: low-rank factors on a frozen actor; `weights`: its weight matrices,
+    of whose change the best factors of that rank are published: as quick as all of it, and still a skill."""
 
     full = "full"
     adapter = "adapter"
+    weights = "weights"
 
 
 @dataclass
@@ -35,13 +38,13 @@ class LearnerConfig:
     """Options of every learner."""
 
     actor: ActorConfig = field(default_factory=ActorConfig)  # shape of the policy; ignored when one is loaded
-    trainable: Trainable = Trainable.full  # full network, or a low-rank adapter on the policy of init_from
-    rank: int = 8  # of the adapter
-    adapt_sigma: bool = False  # an adapter's σ trains too, to explore by; the skill itself does not keep it
+    trainable: Trainable = Trainable.full  # full network, or (adapter, weights) a skill on the policy of init_from
+    rank: int = 8  # of the skill
+    adapt_sigma: bool = False  # while a skill is trained σ trains too, to explore by; the skill itself does not keep it
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"rank is {self.rank}; an adapter needs at least 1")
+            raise ValueError(f"rank is {self.rank}; a skill needs at least 1")
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,8 @@ class Learner:
         self.opts: dict[str, FlatAdam] = {}
         self.extra: dict[str, Tensor] = {}
         self.nets = nn.ModuleDict()
-        if config.trainable is Trainable.adapter and actor is None:
-            raise ValueError("trainable=adapter needs a trained policy to adapt; give init_from=RUN")
+        if config.trainable is not Trainable.full and actor is None:
+            raise ValueError(f"trainable={config.trainable} needs a trained policy to adapt; give init_from=RUN")
         if actor is None:
             actor = self.new_actor()
         elif (actor.obs_dim, actor.act_dim) != (obs_dim, act_dim):
@@ -107,13 +110,13 @@ class Learner:
             raise ValueError(f"{type(self).__name__} trains {' or '.join(self.kinds)} policies, not a {actor.kind} one")
         else:
             actor = repeated(actor, seeds)
-        if config.trainable is Trainable.adapter:
-            from policies.lora import attach
-
-            attach(actor, config.rank, self.rng, self.adapter_scale)
+        if config.trainable is not Trainable.full:
+            actor.normalizer.freeze()  # part of the base, as its weights are: all skills share it
+            if config.trainable is Trainable.weights:
+                self.add(START, repeated(actor, seeds)).requires_grad_(False)
+            self.restrict(actor, self.rng)
             if config.adapt_sigma and hasattr(actor, "log_std"):
                 actor.log_std.requires_grad_(True)
-            actor.normalizer.freeze()  # part of the base, as its weights are: all skills share it
         self.add("actor", actor)
         self.build()
 
@@ -123,9 +126,19 @@ class Learner:
 
     def new_actor(self) -> StackedGaussianActor:
         """An untrained policy as `config.actor` says, one member per seed."""
-        return StackedGaussianActor(
-            self.obs_dim, self.act_dim, self.rng, self.config.actor, self.new_normalizer()
-        )
+        return StackedGaussianActor(self.obs_dim, self.act_dim, self.rng, self.config.actor, self.new_normalizer())
+
+    def restrict(self, actor: StackedGaussianActor, rngs: list[torch.Generator]) -> None:
+        """Leave of an actor trainable what the options say; member p's adapter, if any, is drawn from rngs[p]."""
+        from policies.lora import attach, linear_layers
+
+        if self.config.trainable is Trainable.adapter:
+            attach(actor, self.config.rank, rngs, self.adapter_scale)
+        elif self.config.trainable is Trainable.weights:
+            actor.requires_grad_(False)
+            for _, _, _, layer in linear_layers(actor):
+                assert isinstance(layer.weight, Tensor)
+                layer.weight.requires_grad_(True)
 
     @property
     def adapter_scale(self) -> float:
@@ -149,11 +162,19 @@ class Learner:
 
     def policy(self) -> StackedGaussianActor:
         """The actor to publish: itself, or a copy with its adapters added to the weights."""
-        return merged(self.actor)
+        return merged(self.adapted() or self.actor)
 
     def adapted(self) -> StackedGaussianActor | None:
         """The frozen base with the adapters to publish, None where the whole network trains."""
-        return self.actor if self.config.trainable is Trainable.adapter else None
+        return self._adapted(self.actor)
+
+    def _adapted(self, trained: Any) -> Any:
+        if self.config.trainable is Trainable.weights:
+            from policies.lora import with_gain
+
+            start: Any = self.nets[START]
+            return with_gain(repeated(start, self.seeds), trained, self.config.rank)
+        return trained if self.config.trainable is Trainable.adapter else None
 
     def optimiser(self, modules: Iterable[nn.Module], lr: float, clip: float | None = None) -> FlatAdam:
         """Adam over the trainable parameters of `modules`: of an actor with adapters, only theirs."""
@@ -186,7 +207,7 @@ class Learner:
         """
         return None
 
-    def schedule(self) -> None:
+    def schedule(self, online: bool = False) -> None:
         """Learning rates of the next update, where they change; every update begins with it."""
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
@@ -241,7 +262,7 @@ class Learner:
 
     @torch.no_grad()
     def adopt(self, state: dict[str, Tensor]) -> None:
-        """Take over from another learner's `state_dict` the networks (not the actor) and running quantities that fit.
+        """Take over from another learner's `state_dict` the networks (not the actors) and running quantities that fit.
 
         A network fits if it has the same name and shapes; one member's is repeated for all.
         """
@@ -249,7 +270,11 @@ class Learner:
             mine = net.state_dict()
             theirs = {key: state.get(f"nets.{name}.{key}") for key in mine}
             fitted = {key: _repeat(value, mine[key]) for key, value in theirs.items() if value is not None}
-            if name != "actor" and len(fitted) == len(mine) and all(v is not None for v in fitted.values()):
+            if (
+                name not in ("actor", START)
+                and len(fitted) == len(mine)
+                and all(v is not None for v in fitted.values())
+            ):
                 net.load_state_dict(fitted)
         for name, value in self.extra.items():
             saved = state.get(f"extra.{name}")

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from policies.actor import StackedGaussianActor
 from policies.critics import CriticConfig, StackedQ
-from policies.lora import attach
 from robot_cl.batch import Transitions
-from robot_cl.learners.base import Learner, Metrics, OnlinePlan, Trainable, merged, repeated
+from robot_cl.learners.base import Learner, Metrics, OnlinePlan, merged, repeated
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import SACConfig, SoftNets, Temperature, joined, online_plan, update
@@ -139,8 +138,7 @@ class MOORL(Learner):
         plain = merged(self.actor)
         many = repeated_members(plain, tasks)
         many.normalizer = self.actor.normalizer
-        if self.config.trainable is Trainable.adapter:
-            attach(many, self.config.rank, rngs_like(range(tasks * self.seeds)))
+        self.restrict(many, rngs_like(range(tasks * self.seeds)))
         return many
 
 

@@ -109,10 +109,10 @@ class PSEC(Learner):
         """The average, its adapters added to the weights."""
         from robot_cl.learners.base import merged
 
-        return merged(self.ema)
+        return merged(self.adapted() or self.ema)
 
     def adapted(self) -> Any:
-        return self.ema if super().adapted() is not None else None
+        return self._adapted(self.ema)
 
     def prepare(self, data: Transitions) -> None:
         super().prepare(data)
@@ -160,7 +160,7 @@ class PSEC(Learner):
         q, v, losses = self.cost_values(batch, z, z_next)
         return cost_weight(q, v), losses
 
-    def schedule(self) -> None:
+    def schedule(self, online: bool = False) -> None:
         if self.config.decay:
             done = min(1.0, self.step / self.config.decay)
             self.opts["actor"].lr = 0.5 * self.config.lr * (1.0 + math.cos(math.pi * done))

@@ -23,7 +23,7 @@ TINY = PPOConfig(
     epochs=1,
     rank=2,
 )
-SMALL = MethodConfig(trial_worlds=1, trial_steps=4, trial_share=0.5, memory=32, adapter_lr=3e-2)
+SMALL = MethodConfig(trial_worlds=1, trial_steps=4, trial_share=0.5, memory=32, skill_lr=3e-2)
 
 
 @pytest.fixture

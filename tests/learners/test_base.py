@@ -5,6 +5,7 @@ import torch
 
 from policies.actor import ActorConfig, StackedGaussianActor
 from policies.critics import CriticConfig
+from policies.lora import base_digest, extract
 from policies.networks import generators
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
@@ -118,9 +119,45 @@ def test_an_adapter_trains_on_a_frozen_policy_and_is_published_inside_the_weight
     assert published.population == 2 and (published.mode(data.obs) - source.mode(data.obs)).abs().max() > 1e-3
 
 
-def test_an_adapter_needs_a_policy_to_adapt():
-    with pytest.raises(ValueError, match="init_from"):
-        learner_class("bc")(BCConfig(trainable=Trainable.adapter), 4, 2)
+def test_weights_train_alone_and_the_best_of_what_they_gained_is_published_as_a_skill(transitions):
+    source, data = trained_actor(), transitions(200)
+    learners = {}
+    for rank in (1, 16):
+        config = BCConfig(trainable=Trainable.weights, rank=rank, lr=1e-2)
+        learners[rank] = learner_class("bc")(config, 4, 2, 2, actor=source)
+        before = {key: value.clone() for key, value in learners[rank].state_dict().items()}
+        run(learners[rank], data, 20)
+        moved = {key for key, value in learners[rank].state_dict().items() if not torch.equal(value, before[key])}
+        assert {k for k in moved if k.startswith("nets.")} == {f"nets.actor.net.layers.{i}.weight" for i in range(3)}
+    exact, thin = learners[16], learners[1]
+    published = exact.adapted()
+    assert base_digest(published, 1) == base_digest(source)
+    torch.testing.assert_close(exact.policy().mode(data.obs), exact.actor.mode(data.obs), rtol=1e-4, atol=1e-5)
+    assert set(extract(thin.adapted(), 1).ranks.values()) == {1}
+    for name in extract(published).layers:  # nothing of one rank is nearer to what was gained
+        gained = extract(published, 1).delta(name)
+        gap = (extract(thin.adapted(), 1).delta(name) - gained).norm()
+        torch.testing.assert_close(gap, torch.linalg.svdvals(gained)[1:].norm(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_learner_of_weights_comes_back_and_gives_no_start_away(transitions):
+    source, data = trained_actor(2), transitions(200)
+    config = BCConfig(trainable=Trainable.weights, lr=1e-2)
+    first, second = (learner_class("bc")(config, 4, 2, 2, actor=actor) for actor in (source, trained_actor(2)))
+    run(first, data, 5)
+    with torch.no_grad():
+        second.nets["start"].net.layers[0].weight.zero_()
+    second.adopt(first.state_dict())
+    assert not second.nets["start"].net.layers[0].weight.any()
+    second.load_state_dict(first.state_dict())
+    for name, factors in extract(second.adapted(), 1).layers.items():
+        torch.testing.assert_close(factors.delta, extract(first.adapted(), 1).delta(name))
+
+
+@pytest.mark.parametrize("trainable", [Trainable.adapter, Trainable.weights])
+def test_a_skill_needs_a_policy_to_adapt(trainable):
+    with pytest.raises(ValueError, match=f"trainable={trainable} .*init_from"):
+        learner_class("bc")(BCConfig(trainable=trainable), 4, 2)
 
 
 def test_a_loaded_policy_is_repeated_or_refused(transitions):

@@ -1,4 +1,4 @@
-"""A fresh adapter for each task, kept but never used for another: a library without its use."""
+"""A fresh skill for each task, kept but never used for another: a library without its use."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from torch import Tensor
 
 from policies.actor import StackedGaussianActor
 from policies.adapter import Adapter, Factors
-from policies.lora import extract
 from robot_cl.batch import Transitions
 from robot_cl.continual.actors import State, with_skills
-from robot_cl.continual.method import Method, Setup
+from robot_cl.continual.method import Method, Setup, learned_skills
 from robot_cl.continual.methods.one_network import flat, listed
 from robot_cl.learners.base import Learner
 
 
 class Fresh(Method):
-    """Train a low-rank adapter on the frozen base for each task. Remembers them; a task not seen yet gets the base."""
+    """Learn a skill on the frozen base for each task. Remembers them; a task not seen yet gets the base."""
 
     def __init__(self, setup: Setup):
         super().__init__(setup)
         self.skills: list[State] = []  # of each task: "<member>.<layer>.down" and "up"
 
     def begin(self, k: int) -> tuple[Learner | None, int]:
-        return self.learner(k, self.setup.base, self.setup.values, adapter=True), 0
+        return self.learner(k, self.setup.base, self.setup.values, skill=True), 0
 
     def end(self, k: int, learner: Learner | None, fresh: Transitions | None) -> None:
         assert learner is not None
         self.skills.append({
             f"{p}/{layer}/{part}": tensor
-            for p in range(self.setup.seeds)
-            for layer, factors in extract(learner.actor, p).layers.items()
+            for p, skill in enumerate(learned_skills(learner))
+            for layer, factors in skill.layers.items()
             for part, tensor in factors._asdict().items()
         })  # fmt: skip
 

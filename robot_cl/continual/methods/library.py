@@ -15,12 +15,22 @@ from policies.actor import StackedGaussianActor
 from policies.adapter import Adapter, compress, linear_combination
 from policies.card import SkillCard
 from policies.library import SAME, Library
-from policies.lora import extract
 from robot_cl.batch import Transitions
 from robot_cl.continual.actors import mixed_states, side_by_side, with_skills
 from robot_cl.continual.likeness import LOOKS, nearest, sketch_of
-from robot_cl.continual.method import Method, Setup, learner_values
-from robot_cl.continual.route import Decision, Mix, Route, Tried, played, ranked, standard_error, summed, worse
+from robot_cl.continual.method import Method, Setup, learned_skills, learner_values
+from robot_cl.continual.route import (
+    Decision,
+    Mix,
+    Route,
+    Tried,
+    better_than,
+    played,
+    ranked,
+    standard_error,
+    summed,
+    worse,
+)
 from robot_cl.continual.stage_worlds import Played, play, stage_world
 from robot_cl.learners.base import Learner
 from robot_cl.seeding import EVALUATION_SEED
@@ -38,10 +48,11 @@ class SkillLibrary(Method):
     `trial_worlds` × `trial_steps` steps of the new task, the base and the two best whole episodes where the budget
     allows it; all of it counts as part of the budget. The best does if it scores `reach` of the best that any skill of
     this library has reached on any task, and hardly more than its parts did on their own tasks: a task on which a skill
-    does far better than at home is an easier one, not one that is mastered. Else an adapter is trained on it, or on the
-    base where it is hardly better (`margin`): a skill that does not fit is a bad place to learn from. It is published
-    unless the composition alone did better beyond doubt: a few episodes tell little, and a skill thrown away cannot be
-    had again. Remembers a library on disk per seed, the routes, and how each task began.
+    does far better than at home is an easier one, not one that is mastered. Else a skill is learned on it, or on the
+    base where it is hardly better (`margin`) or gains little of what it gains at home (`fit`): what does not fit is a
+    bad place to learn from. It is published unless the composition alone did better beyond doubt: a few episodes tell
+    little, and a skill thrown away cannot be had again. Remembers a library on disk per seed, the routes, and how each
+    task began.
     """
 
     def __init__(self, setup: Setup):
@@ -67,7 +78,7 @@ class SkillLibrary(Method):
             return None, spent
         parents = [self._values_of(p, route.mix) for p, route in enumerate(self.now)]
         values = mixed_states([self.setup.values, *self.values], parents)
-        learner = self.learner(k, self._composed([r.mix for r in self.now]), values, adapter=True)
+        learner = self.learner(k, self._composed([r.mix for r in self.now]), values, skill=True)
         return learner, spent
 
     def decide(self, stage: Stage) -> Decision:
@@ -79,17 +90,24 @@ class SkillLibrary(Method):
             asked = [options(found[p], sketch[p], p) for p in seeds]
             more, cost = self.trial(asked, stage)
             found, spent = [found[p] + more[p] for p in seeds], spent + cost
-        if max(map(len, found)) > 1:
-            finals = [[tried[0], *ranked(tried[1:])[: FINALISTS - 1]] for tried in found]
+        finals = [[tried[0], *better_than(tried[0], tried[1:])[: FINALISTS - 1]] for tried in found]
+        if max(map(len, finals)) > 1:
             found, cost = self.trial([[(t.kind, t.mix) for t in tried] for tried in finals], stage, final=True)
             spent += cost
+        else:
+            found = finals
         return Decision([self._route(stage, p, self._best(p, found[p])) for p in seeds], spent, sketch)
 
     def _best(self, p: int, tried: Sequence[Tried]) -> Tried:
-        """The best composition if it is worth beginning with, else the base, which comes first."""
+        """The best composition if it fits, else the base, which comes first."""
         base, best = tried[0], ranked(tried)[0]
-        gain = self.config.margin * max(map(abs, self.levels[p].values()), default=0.0)
-        return best if best.score > base.score + gain else base
+        gain = self.config.fit * (self._home(p, best.mix) - base.score)  # of what it gains on the task it is from
+        gain = max(gain, self.config.margin * max(map(abs, self.levels[p].values()), default=0.0))
+        return best if best.mix and best.score > base.score + gain else base
+
+    def _home(self, p: int, mix: Mix) -> float:
+        """The best level of its parts on their own tasks."""
+        return max((self.levels[p].get(name, -np.inf) for name in mix), default=-np.inf)
 
     def _known(self, tried: Sequence[Tried], sketch: np.ndarray, p: int) -> list[tuple[str, Mix]]:
         """What seed p plays on the tasks that began most like this one: `shortlist` compositions at most, so that a
@@ -109,7 +127,7 @@ class SkillLibrary(Method):
     def _route(self, stage: Stage, p: int, tried: Tried) -> Route:
         mix, best = tried.mix, max(self.levels[p].values(), default=None)
         wanted = None if best is None else best - (1.0 - self.config.reach) * abs(best)
-        score, home = tried.score, max((self.levels[p].get(name, -np.inf) for name in mix), default=-np.inf)
+        score, home = tried.score, self._home(p, mix)
         easier = score > home + (1.0 - self.config.reach) * abs(home)
         reached = bool(mix) and wanted is not None and score >= wanted and not easier
         return Route(stage.name, mix, tried.kind, score, wanted, reached, error=standard_error(tried.scores))
@@ -162,34 +180,35 @@ class SkillLibrary(Method):
         mixes = [route.mix for route in routes]
         if learner is None:
             return self._composed(mixes)
-        return with_skills(self.setup.base, [self._grown(learner, p, route) for p, route in enumerate(routes)])
+        gained = learned_skills(learner)
+        return with_skills(self.setup.base, [self._grown(gained[p], p, route) for p, route in enumerate(routes)])
 
-    def _grown(self, learner: Learner, p: int, route: Route) -> Adapter | None:
-        """Seed p's composition with what the learner has added, unless the composition was enough."""
+    def _grown(self, gained: Adapter, p: int, route: Route) -> Adapter | None:
+        """Seed p's composition with what was gained on it, unless the composition was enough."""
         parts = [self.libraries[p].adapter(name) for name in route.mix]
         if route.reached:
             return linear_combination(parts, list(route.mix.values())) if parts else None
-        residual = extract(learner.actor, p).with_header(self.libraries[p].header)
+        residual = gained.with_header(self.libraries[p].header)
         return linear_combination([*parts, residual], [*route.mix.values(), 1.0])
 
     def end(self, k: int, learner: Learner | None, fresh: Transitions | None) -> None:
         done, stage = list(self.now), self.stage(k)
         if learner is not None:
             self.values.append(learner_values(learner))
-            grown = self.whole_trial(self.current(k, learner), stage)
+            grown, gained = self.whole_trial(self.current(k, learner), stage), learned_skills(learner)
             for p, route in enumerate(self.now):
                 if not route.reached and (route.wanted is None or not worse(grown[p], route)):  # the first is kept
                     level = float(grown[p].mean())
-                    name = self._publish(k, p, learner, level)
+                    name = self._publish(k, p, gained[p], level)
                     done[p] = Route(**{**asdict(route), "skill": name, "learned": True, "level": level})
         self.routes.append(done)
         self.sketches.append(self.sketch)
         self.now = []
 
-    def _publish(self, k: int, p: int, learner: Learner, level: float) -> str:
+    def _publish(self, k: int, p: int, gained: Adapter, level: float) -> str:
         """Into seed p's library, unless the same skill is there already -> its name."""
         library, route, stage = self.libraries[p], self.now[p], self.stage(k)
-        whole = self._grown(learner, p, route)
+        whole = self._grown(gained, p, route)
         assert whole is not None
         name = slug(stage.name)
         twins = [n for n, gap in library.search(compress(whole), 2) if n != name and gap < SAME] if len(library) else []
@@ -201,8 +220,7 @@ class SkillLibrary(Method):
                 name, description=f"{stage.task} under {stage.shift}", learner=self.setup.learner_name,
                 seed=self.setup.seed + p, scores={where: level}, created=float(k + 1),
             )  # fmt: skip
-            residual = extract(learner.actor, p).with_header(library.header)
-            library.publish(name, residual, card, replace=True, parents=route.mix or None)
+            library.publish(name, gained.with_header(library.header), card, replace=True, parents=route.mix or None)
         self.levels[p][name], self.from_task[p][name] = level, len(self.values)
         return name
 
