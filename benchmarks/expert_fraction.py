@@ -4,8 +4,10 @@
     python benchmarks/expert_fraction.py --tasks hopper --table    what has been measured so far
 
 Per task five datasets of 100k transitions, 0, 10, 50, 90 and 100 % of them an expert's and the rest uniformly random
-actions; BC, IQL and LCB with three stacked seeds each; mean return of 20 episodes per seed of the last policy. What a
-learner reaches is counted from the return of random actions, so that "within 10 %" means the same on every task.
+actions; BC, BC on the best tenth, IQL and LCB with three stacked seeds each; mean return of 20 episodes per seed of the
+last policy. What a learner reaches is counted from the return of random actions, so that "within 10 %" means the same
+on every task, and is held against the best of the four. The rule of the recommendation was made on the half-cheetah's
+sets.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from offline_workers import spread
 from robot_cl.data.doctor import recommend
 from robot_cl.data.reference import find_reference
 
-LEARNERS = ("bc", "iql", "lcb")
+LEARNERS = {"bc": "bc", "10 % bc": "percent_bc", "iql": "iql", "lcb": "lcb"}  # rows of the table, names of learners
 
 
 def reached(plan: Plan, name: str) -> dict[str, float]:
     """Learner -> mean return, of what has been measured."""
     paths = {learner: cell_path(plan, name, learner) for learner in LEARNERS}
-    return {m: float(np.mean(json.loads(path.read_text())["returns"])) for m, path in paths.items() if path.exists()}
+    means = {m: float(np.mean(json.loads(path.read_text())["returns"])) for m, path in paths.items() if path.exists()}
+    return {LEARNERS[m]: mean for m, mean in means.items()}
 
 
 def share_of_best(returns: dict[str, float], chosen: str, low: float) -> float:

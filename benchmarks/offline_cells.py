@@ -33,7 +33,7 @@ from robot_cl.learners.percent_bc import PercentBCConfig
 from robot_cl.learners.ppo import PPOConfig
 from robot_cl.learners.rebrac import ReBRACConfig
 from robot_cl.learners.rlpd import RLPDConfig
-from robot_cl.learners.sac import SACConfig
+from robot_cl.learners.sac import CloningConfig, SACConfig
 from robot_cl.learners.uni_o4_config import Advantage, UniO4Config
 from robot_cl.learners.wsrl import WSRLConfig
 from robot_cl.run import Run
@@ -57,11 +57,18 @@ class Sizes:
     width: int
     updates: float
     scale: float = 1.0  # of all numbers of offline updates but those of Uni-O4's improvement
+    clones: float | None = None  # the same of clones alone, where these have another one
+
+    @property
+    def cloning(self) -> float:
+        return self.scale if self.clones is None else self.clones
 
 
 SIZES = {
     "quick": Sizes(128, 0.25, 0.02),
     "tiny": Sizes(64, 0.25, 0.3),
+    "narrow": Sizes(64, 1.0, 0.3, clones=1.0),
+    "narrow-sweep": Sizes(64, 0.25, 0.2, clones=0.5),
     "small": Sizes(128, 0.25, 0.5),
     "full": Sizes(256, 0.25),
     "sweep": Sizes(256, 0.25, 0.5),
@@ -98,6 +105,7 @@ DEVELOPMENT = {
     "halfcheetah-three": Mixture(
         "halfcheetah", (("halfcheetah-ars", 0.1), ("halfcheetah-trpo", None), ("halfcheetah-tqc", None))
     ),
+    "hopper-pair": Mixture("hopper", (("hopper-a2c", None), ("hopper-trpo", None))),
 }
 
 EXPERTS = {"halfcheetah": "halfcheetah-tqc", "hopper": "hopper-tqc"}
@@ -116,13 +124,15 @@ SWEEP = {f"{task}-expert-{percent}": _fraction(task, percent) for task in EXPERT
 
 @dataclass(frozen=True)
 class Method:
-    """`config` of the learner; `steps` updates offline; `start`: the offline cell that it goes on from.
+    """`config` of the learner; `steps` updates offline, `clones` of them of a policy alone; `start`: the offline cell
+    that it goes on from.
 
     `cost` orders the cells, in minutes where one GPU is shared by all of them.
     """
 
     config: Callable[[], LearnerConfig]
     steps: int = 0
+    clones: int = 0
     online: bool = False
     start: str | None = None
     uses_data: bool = True
@@ -147,27 +157,28 @@ def _ppo_from_bc() -> PPOConfig:
 
 
 OFFLINE, CLONING = 50_000, 20_000  # updates; Uni-O4 clones for as long and at the same rate
+BRISK: dict[str, Any] = {"lr": 1e-3, "temperature": 0.1}  # soft actor-critics that have few updates
 METHODS = {
-    "bc": Method(lambda: BCConfig(lr=1e-3, decay=CLONING), CLONING, cost=0.5),
-    "10 % bc": Method(lambda: PercentBCConfig(lr=1e-3, decay=CLONING), CLONING, cost=0.5),
+    "bc": Method(lambda: BCConfig(lr=1e-3, decay=CLONING), clones=CLONING, cost=0.5),
+    "10 % bc": Method(lambda: PercentBCConfig(lr=1e-3, decay=CLONING), clones=CLONING, cost=0.5),
     "iql": Method(lambda: IQLConfig(lr=1e-3, decay=OFFLINE), OFFLINE),
-    "rebrac": Method(ReBRACConfig, OFFLINE),
-    "lcb": Method(LCBConfig, OFFLINE),
+    "rebrac": Method(lambda: ReBRACConfig(lr=1e-3, decay=OFFLINE), OFFLINE),
+    "lcb": Method(lambda: LCBConfig(cloning=CLONING), 20_000, CLONING),
     "uni_o4": Method(UniO4Config, UniO4Config().offline_steps, cost=3),
     "uni_o4, advantage of values": Method(
         lambda: UniO4Config(advantage=Advantage.values), UniO4Config().offline_steps, cost=1
     ),
     "uni_o4, mean values": Method(lambda: UniO4Config(expectile=0.5), UniO4Config().offline_steps, cost=1),
-    "cal_ql": Method(CalQLConfig, 20_000),
+    "cal_ql": Method(lambda: CalQLConfig(cloning=CLONING), 20_000, CLONING),
     "uni_o4 online": Method(UniO4Config, online=True, start="uni_o4", cost=2, options={"num_worlds": 16}),
     "ppo from bc": Method(_ppo_from_bc, online=True, start="bc", uses_data=False, cost=2, options={"num_worlds": 16}),
-    "sac": Method(SACConfig, online=True, uses_data=False, cost=3),
-    "rlpd": Method(lambda: RLPDConfig(critics=5), online=True, cost=3.5),
-    "moorl": Method(MOORLConfig, online=True, cost=4),
-    "sac + lookahead": Method(lambda: MOORLConfig(tasks=Tasks.joined), online=True, cost=3.2),
-    "rlpd, two critics": Method(lambda: RLPDConfig(critics=2, critic=CriticConfig()), online=True, cost=3),
+    "sac": Method(lambda: SACConfig(**BRISK), online=True, uses_data=False, cost=3),
+    "rlpd": Method(lambda: RLPDConfig(critics=5, **BRISK), online=True, cost=3.5),
+    "moorl": Method(lambda: MOORLConfig(**BRISK), online=True, cost=4),
+    "sac + lookahead": Method(lambda: MOORLConfig(tasks=Tasks.joined, **BRISK), online=True, cost=3.2),
+    "rlpd, two critics": Method(lambda: RLPDConfig(critics=2, critic=CriticConfig(), **BRISK), online=True, cost=3),
     "cal_ql online": Method(CalQLConfig, online=True, start="cal_ql", cost=4),
-    "wsrl": Method(WSRLConfig, 20_000, online=True, cost=4.5),
+    "wsrl": Method(lambda: WSRLConfig(cloning=CLONING), 20_000, CLONING, online=True, cost=4.5),
 }
 
 
@@ -295,8 +306,8 @@ def _begin(plan: Plan, data_name: str, method_name: str) -> tuple[Run, Path]:
         return take_up(begun[-1], _progress)
     data = dataset(data_name, plan.steps)
     start = measure(plan, data_name, method.start)["run"] if method.start else None
-    learner = _scaled(sized(method.config(), plan.size), plan.size.scale)
-    updates = round(method.steps * plan.size.scale)
+    learner = scaled(sized(method.config(), plan.size), plan.size)
+    updates = round(method.steps * plan.size.scale) + round(method.clones * plan.size.cloning)
     config = TrainConfig(
         task=str(data.meta.task),
         data=str(data.path) if method.uses_data else None,
@@ -307,7 +318,7 @@ def _begin(plan: Plan, data_name: str, method_name: str) -> tuple[Run, Path]:
         threads=1,
         torch_threads=1,
         eval_every=10_000 if method.online else 0,
-        eval_episodes=5,
+        eval_episodes=10,
         checkpoint_every=plan.checkpoint,
         out=str(out),
         name=slug(method_name),
@@ -333,20 +344,24 @@ def sized(config: LearnerConfig, size: Sizes) -> LearnerConfig:
     return replace(config, **changes)
 
 
-def _scaled(config: LearnerConfig, scale: float) -> LearnerConfig:
+def scaled(config: LearnerConfig, size: Sizes) -> LearnerConfig:
     """Phase lengths of a learner that has several, for quick runs."""
+    scale = size.scale
     if isinstance(config, UniO4Config):
         short = min(1.0, 5.0 * scale)  # few updates of the values, but enough tests of the gate
-        names = ("critic_steps", "behaviour_steps", "returns_steps")
-        if scale < 0.1:
-            names = (*names, "advantage_steps")
+        names = ("critic_steps", "returns_steps", *(("advantage_steps",) if scale < 0.1 else ()))
         lengths = {name: round(getattr(config, name) * scale) for name in names}
+        lengths["behaviour_steps"] = round((config.behaviour_steps or 0) * size.cloning)
         lengths["improve_steps"] = round((config.improve_steps or 0) * short)
         gate = replace(config.gate, every=round(config.gate.every * short), horizon=round(config.gate.horizon * short))
         fit = replace(config.fit, max_steps=round(config.fit.max_steps * scale))
         return replace(config, **lengths, fit=fit, gate=gate)
-    if isinstance(config, BCConfig | IQLConfig):
+    if isinstance(config, BCConfig):
+        return replace(config, decay=round(config.decay * size.cloning))
+    if isinstance(config, IQLConfig | ReBRACConfig):
         return replace(config, decay=round(config.decay * scale))
+    if isinstance(config, CloningConfig):
+        return replace(config, cloning=round(config.cloning * size.cloning))
     return config
 
 

@@ -74,7 +74,13 @@ def _row(name: str, record: dict[str, Any]) -> list[Any]:
 
 
 def _online_columns(record: dict[str, Any]) -> list[float]:
-    return [float(np.mean(record["start"])), float(np.median(record["dip"])), float(np.mean(record["area"]))]
+    return [float(np.mean(record["start"])), float(np.median(dips(record))), float(np.mean(record["area"]))]
+
+
+def dips(record: dict[str, Any]) -> np.ndarray:
+    """How far each seed falls below its start, over the whole run, (P,)."""
+    curves = np.array(record["curves"])
+    return curves[:, 0] - curves.min(1)
 
 
 def claims(records: dict[str, dict[str, dict[str, Any]]]) -> list[Claim]:
@@ -88,7 +94,7 @@ def claims(records: dict[str, dict[str, dict[str, Any]]]) -> list[Claim]:
         if "uni_o4 online" in cells:
             record = cells["uni_o4 online"]
             start = float(np.mean(record["start"]))
-            depth = 100.0 * float(np.median(np.array(record["dip"]) / np.array(record["start"])))
+            depth = 100.0 * float(np.median(dips(record) / np.array(record["start"])))
             found.append(Claim(f"{name}: Uni-O4 online, deepest dip in % of its start (median)", depth, 15.0, False))
             found.append(Claim(f"{name}: Uni-O4 online, last over start, points", mean["uni_o4 online"] - start, 10.0))
         if {"moorl", "sac + lookahead"} <= set(cells):

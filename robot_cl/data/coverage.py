@@ -10,7 +10,8 @@ from robot_cl.data.checks.subject import Subject
 
 _NEIGHBOUR_ROWS = 2000
 _CHUNK = 250
-_NARROW_SPREAD, _NARROW_DISAGREEMENT, _EXPERT_SCORE = 0.15, 0.35, 80.0
+_NARROW_SPREAD, _NARROW_DISAGREEMENT, _EXPERT_SCORE = 0.15, 0.6, 80.0  # a noisy expert's actions differ 0.46
+_BEST_SHARE = 0.1  # of the steps, in whole episodes from the best on
 _RANDOM_DISAGREEMENT, _UNIFORM = 0.97, 0.03  # random: unrelated to the state, and as spread as uniform ones to 3 %
 
 
@@ -22,7 +23,8 @@ class Coverage:
     `action_disagreement` is the root mean square difference of the actions at a state and at its nearest neighbour
     from another episode, over that of two random steps: 0 is a function of the state, 1 is no relation to it.
     `action_spread` is the standard deviation of actions over that of uniform ones; `effective_dimensions` the
-    participation ratio of the standardised observations' covariance, out of obs_dim.
+    participation ratio of the standardised observations' covariance, out of obs_dim. What begins with `best` is of
+    the best episodes that hold a tenth of the steps: mean return, spread of returns, disagreement of actions.
     """
 
     episodes: int
@@ -32,6 +34,9 @@ class Coverage:
     action_disagreement: float
     action_spread: float
     effective_dimensions: float
+    best_return: float = float("nan")
+    best_spread: float = float("nan")
+    best_disagreement: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Recommendation:
 def coverage(subject: Subject) -> Coverage:
     whole = subject.complete if subject.complete.any() else np.ones_like(subject.complete)
     low, middle, high = (float(q) for q in np.nanquantile(subject.returns[whole], (0.1, 0.5, 0.9)))
+    best = _best_episodes(subject)
     obs = subject.obs[subject.some_rows].astype(np.float64)
     z = (obs - obs.mean(axis=0)) / np.maximum(obs.std(axis=0), 1e-6)
     spectrum = np.linalg.eigvalsh(np.cov(z, rowvar=False).reshape(z.shape[1], -1)).clip(min=0.0)
@@ -52,17 +58,22 @@ def coverage(subject: Subject) -> Coverage:
         episodes=len(subject.lengths),
         steps=len(subject.reward),
         return_quantiles=(low, middle, high),
-        return_spread=(high - low) / max(abs(low), abs(high), 1e-9),
-        action_disagreement=_disagreement(subject),
+        return_spread=_spread(subject.returns[whole]),
+        action_disagreement=_disagreement(subject, subject.some_rows),
         action_spread=float(subject.action[subject.some_rows].std(axis=0, dtype=np.float64).mean() * np.sqrt(3.0)),
         effective_dimensions=float(spectrum.sum() ** 2 / max((spectrum**2).sum(), 1e-12)),
+        best_return=float(np.mean(subject.returns[best])),
+        best_spread=_spread(subject.returns[best]),
+        best_disagreement=_disagreement(subject, _rows_of(subject, best)),
     )
 
 
-def recommend(found: Coverage, score: float | None, informative_reward: bool = True) -> Recommendation:
-    """Near-expert, narrow data: imitate (bc). Mixed data, or room above the behaviour: improve on it (iql).
-
-    Random actions: nothing is worth imitating, but every action was tried; values with a lower bound (lcb).
+def recommend(
+    found: Coverage, score: float | None, informative_reward: bool = True, best_score: float | None = None
+) -> Recommendation:
+    """Near-expert, narrow data: imitate (bc), or the best tenth if that is so (percent_bc). Mixed data, or room above
+    the behaviour: improve on it (iql). Random actions: nothing is worth imitating, but every action was tried; values
+    with a lower bound (lcb). Scores are of all data and of the best tenth, none where there is no scale.
     """
     spread = f"returns spread by {found.return_spread:.0%} between the worst and the best tenth of the episodes"
     actions = f"actions at neighbouring states differ {found.action_disagreement:.2f} as much as random ones"
@@ -74,14 +85,40 @@ def recommend(found: Coverage, score: float | None, informative_reward: bool = T
         return Recommendation("bc", [spread, actions, f"{quality}: one behaviour, hardly anything to choose between"])
     if narrow:
         return Recommendation("iql", [spread, actions, f"the mean score is {score:.0f}: there is room above it"])
+    near_expert = found.best_spread < _NARROW_SPREAD and found.best_disagreement < _NARROW_DISAGREEMENT
+    if near_expert and best_score is not None and best_score >= _EXPERT_SCORE:
+        tenth = f"the best tenth scores {best_score:.0f}, its actions differ {found.best_disagreement:.2f}"
+        return Recommendation("percent_bc", [spread, actions, f"{tenth}: one behaviour, far better than the rest"])
     if found.action_disagreement > _RANDOM_DISAGREEMENT and abs(found.action_spread - 1.0) < _UNIFORM:
         return Recommendation("lcb", [spread, actions, "nobody is worth imitating, but every action was tried"])
     return Recommendation("iql", [spread, actions, "better and worse behaviour can be told apart"])
 
 
-def _disagreement(subject: Subject) -> float:
+def _spread(returns: np.ndarray) -> float:
+    """90th minus 10th percentile over the larger magnitude of the two; of the finite ones, NaN if there is none."""
+    finite = returns[np.isfinite(returns)]
+    if not len(finite):
+        return float("nan")
+    low, high = (float(q) for q in np.quantile(finite, (0.1, 0.9)))
+    return (high - low) / max(abs(low), abs(high), 1e-9)
+
+
+def _best_episodes(subject: Subject) -> np.ndarray:
+    """Indices of the episodes with the highest returns, whole ones until they hold a tenth of the steps."""
+    order = np.argsort(-np.nan_to_num(subject.returns, nan=-np.inf), kind="stable")
+    before = np.cumsum(subject.lengths[order]) - subject.lengths[order]
+    return order[before < _BEST_SHARE * len(subject.reward)]
+
+
+def _rows_of(subject: Subject, episodes: np.ndarray) -> np.ndarray:
+    """Those of `some_rows` that lie in these episodes."""
+    rows = subject.some_rows
+    return rows[np.isin(np.searchsorted(subject.stops, rows, side="right"), episodes)]
+
+
+def _disagreement(subject: Subject, among: np.ndarray) -> float:
     """Nearest-neighbour action disagreement among an even sample of steps, neighbours from other episodes only."""
-    rows = subject.some_rows[:: max(1, len(subject.some_rows) // _NEIGHBOUR_ROWS)]
+    rows = among[:: max(1, len(among) // _NEIGHBOUR_ROWS)]
     owner = np.searchsorted(subject.stops, rows, side="right")
     if len(np.unique(owner)) < 2:
         return float("nan")

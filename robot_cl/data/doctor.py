@@ -11,6 +11,7 @@ from robot_cl.data.checks.subject import Finding, Subject
 from robot_cl.data.coverage import Coverage, Recommendation, coverage
 from robot_cl.data.coverage import recommend as _recommend
 from robot_cl.data.minari_io import Progress
+from robot_cl.data.reference import find_reference
 from robot_cl.data.store import StoredDataset, find_dataset
 
 Check = Callable[[Subject], Finding | None]
@@ -67,7 +68,9 @@ def examine(
             progress(done, len(CHECKS))
     found = coverage(subject)
     informative = not any(finding.check == "reward_is_noise" for finding in findings)
-    return Checkup(opened.name, findings, found, _recommend(found, opened.meta.score, informative))
+    scale = find_reference(opened.meta.task, opened.meta.source) if opened.meta.task else None
+    best = None if scale is None else scale.score(found.best_return)
+    return Checkup(opened.name, findings, found, _recommend(found, opened.meta.score, informative, best))
 
 
 def check(dataset: StoredDataset | str | Path, root: Path | None = None) -> list[Finding]:

@@ -54,7 +54,7 @@ class BC(Learner):
     def graph_key(self, online: bool = False) -> str:
         return "update"
 
-    def schedule(self) -> None:
+    def schedule(self, online: bool = False) -> None:
         if self.config.decay:
             self.opts["actor"].lr = cosine(self.config.lr, self.step, self.config.decay)
 

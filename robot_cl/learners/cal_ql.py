@@ -15,8 +15,9 @@ from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import (
-    SACConfig,
+    CloningConfig,
     SoftNets,
+    actor_lr,
     build,
     clone,
     joined,
@@ -30,22 +31,20 @@ from robot_cl.learners.sac import (
 
 
 @dataclass
-class CalQLConfig(SACConfig):
+class CalQLConfig(CloningConfig):
     """Options of Cal-QL; calibrated false is CQL (Kumar et al. 2020)."""
 
     conservatism: float = 5.0  # weight of the conservative term offline
     online_conservatism: float = 0.5  # the same online
     drawn: int = 4  # actions drawn per state from each of three proposals; published 10
-    temperature: float = 0.1  # start of the entropy's weight; 1.0 widens a clone before values tell actions apart
-    cloning: int = 2000  # first updates offline, in which only the policy moves: it clones the data
     calibrated: bool = True  # floor the drawn actions' values at the behaviour's return
     entropy_backup: bool = False  # the target value includes the next entropy
     offline_share: float = 0.5  # online: share of each batch that comes from the dataset
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.drawn < 1 or min(self.conservatism, self.online_conservatism, self.cloning) < 0:
-            raise ValueError("cal_ql expects drawn of at least 1, conservatism and cloning of 0 or more")
+        if self.drawn < 1 or min(self.conservatism, self.online_conservatism) < 0:
+            raise ValueError("cal_ql expects drawn of at least 1 and conservatism of 0 or more")
 
 
 class CalQL(Learner):
@@ -75,10 +74,15 @@ class CalQL(Learner):
     def graph_key(self, online: bool = False) -> bool:
         return not online and self.step < self.config.cloning
 
+    def schedule(self, online: bool = False) -> None:
+        self.opts["actor"].lr = actor_lr(self.config, self.step, online)
+
     def update_offline(self, batch: Transitions) -> Metrics:
+        self.schedule()
         return self._update(batch, self.config.conservatism, self.step < self.config.cloning)
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
+        self.schedule(online=True)
         return self._update(joined(fresh, offline), self.config.online_conservatism)
 
     def _update(self, batch: Transitions, weight: float, clones: bool = False) -> Metrics:

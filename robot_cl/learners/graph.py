@@ -120,7 +120,7 @@ class Updates:
         learner, key = self.learner, self.learner.graph_key(phase == "online")
         if key is None or not learner.captured.fixed:
             return work()
-        learner.schedule()  # outside the graph, which reads the rates from the device
+        learner.schedule(phase == "online")  # outside the graph, which reads the rates from the device
         found = learner.captured((phase, key), work)
         return dict(zip(found, torch.stack(list(found.values())).unbind(), strict=True))  # one copy for all of them
 

@@ -8,13 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from policies.critics import CriticConfig, polyak
+from policies.critics import CriticConfig, StackedV, polyak
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.iql import reward_scale
+from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import (
-    SACConfig,
+    CloningConfig,
+    actor_lr,
     bellman_target,
     build,
     clone,
@@ -29,22 +31,19 @@ BETA_RANGE = (1.0, 8.0)  # of the pessimism: actions as varied as random ones, a
 
 
 @dataclass
-class LCBConfig(SACConfig):
+class LCBConfig(CloningConfig):
     """Options of the lower confidence bound."""
 
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(layer_norm=True))  # shape of each critic
     critics: int = 5  # N, critics per member
-    temperature: float = 0.1  # start of the entropy's weight; 1.0 widens a clone before values tell actions apart
-    cloning: int = 2000  # first updates offline, in which only the policy moves: it clones the data
     beta: float | None = None  # standard deviations of the critics taken off a value; none: from the data
+    floored: bool = True  # no next value is below what the behaviour earned from there
     entropy_backup: bool = False  # the target value includes the next entropy
     updates: float = 1.0  # online: updates per environment step
     offline_share: float = 0.5  # online: share of each batch that comes from the dataset
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cloning < 0:
-            raise ValueError(f"cloning is {self.cloning}; expected 0 or more updates")
         if self.critics < 2:
             raise ValueError(f"critics is {self.critics}; a confidence bound needs at least 2")
         if self.beta is not None and self.beta < 0.0:
@@ -54,10 +53,12 @@ class LCBConfig(SACConfig):
 class LCB(Learner):
     """The deep form of VI-LCB (Rashidinejad et al. 2021; `tabular.py` has the exact one).
 
-    Targets and policy use mean − β · std over N critics with one shared target, as SAC does the minimum of two. How
-    pessimistic to be is read from the data (`beta_for`): where every state was seen with many actions, the critics'
-    agreement means something, and little has to be taken off. The policy begins by cloning and the critics at the
-    data's returns: new critics all agree, so that nothing would hold a policy which is not there yet.
+    Targets and policy use mean − β · std over N critics with one shared target, as SAC does the minimum of two. No next
+    value is lower than what the behaviour earned from there, as VI-LCB lets none fall below the one before: what is
+    taken off a target would come back in the next one, and values would fall without end. How pessimistic to be is
+    read from the data (`beta_for`): where every state was seen with many actions, the critics' agreement means
+    something, and little has to be taken off. The policy begins by cloning and the critics at the data's returns: new
+    critics all agree, so that nothing would hold a policy which is not there yet.
     """
 
     phases: ClassVar[tuple[str, ...]] = ("offline", "online")
@@ -65,6 +66,7 @@ class LCB(Learner):
 
     def build(self) -> None:
         self.soft = build(self, self.config)
+        self.reference = self.add("reference", StackedV(self.obs_dim, self.rng, self.config.critic))
         beta = self.config.beta if self.config.beta is not None else BETA_RANGE[1]
         self.extra["beta"] = torch.tensor(beta, device=self.device)
         self.extra["reward_scale"] = torch.ones((), device=self.device)
@@ -80,6 +82,8 @@ class LCB(Learner):
         soft, norm = self.soft, self.actor.normalizer
         scaled = replace(data, reward=data.reward * self.extra["reward_scale"])
         how = (scaled, self.config.discount, self.draws)
+        floor = FlatAdam(self.reference.parameters(), self.seeds, self.config.lr)
+        fit_returns(lambda b: self.reference(norm(b.obs)), self.reference.net, floor, *how)
         fit_returns(lambda b: soft.critic(norm(b.obs), b.action), soft.critic.net, self.opts["critic"], *how)
         polyak(soft.target, soft.critic, 1.0)
 
@@ -90,7 +94,11 @@ class LCB(Learner):
         """mean − β std over the critics, (P, N, B) -> (P, B)."""
         return q.mean(1) - self.extra["beta"] * q.std(1)
 
+    def schedule(self, online: bool = False) -> None:
+        self.opts["actor"].lr = actor_lr(self.config, self.step, online)
+
     def update_offline(self, batch: Transitions) -> Metrics:
+        self.schedule()
         if self.step < self.config.cloning:
             self.step += 1
             return clone(self.soft, batch)
@@ -102,6 +110,8 @@ class LCB(Learner):
         with torch.no_grad():
             action, log_prob = soft.sample(z_next)
             value = self.bound(soft.target(z_next, action))
+            if c.floored:
+                value = torch.maximum(value, self.reference(z_next))
             if c.entropy_backup:
                 value = value - soft.temperature() * log_prob
             target = bellman_target(batch.reward * self.extra["reward_scale"], batch.terminated, value, c.discount)
@@ -124,6 +134,7 @@ class LCB(Learner):
         return {"actor_loss": loss.detach(), "entropy": entropy, "bound": bound.detach().mean(-1)}
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
+        self.schedule(online=True)
         return self._update(joined(fresh, offline))
 
 

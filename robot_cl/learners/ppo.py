@@ -14,6 +14,8 @@ from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
 
+HALVINGS = 10  # of a rollout's step at most
+
 
 def _actor() -> ActorConfig:
     return ActorConfig(hidden=(64, 64), activation="tanh", squash_mean=False, init="orthogonal")
@@ -39,6 +41,7 @@ class PPOConfig(LearnerConfig):
     lr: float = 1e-3  # Adam's learning rate of the policy
     critic_lr: float = 1e-3  # Adam's learning rate of V
     max_grad_norm: float = 0.5  # largest gradient norm per network and member
+    max_kl: float | None = None  # farthest that a rollout may move a policy, in nats; none: as far as the clip lets it
     decay: int = 0  # rollouts over which both learning rates fall linearly to zero, 0: constant
     value_warmup: int = 0  # first rollouts that train V alone, so that a loaded policy is not spoilt by wrong values
     least_log_std: float | None = None  # smallest log σ after the first rollout; a clone may be too sure to explore
@@ -49,6 +52,8 @@ class PPOConfig(LearnerConfig):
         for name in ("horizon", "minibatch", "epochs", "clip", "lr", "critic_lr", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        if self.max_kl is not None and not self.max_kl > 0:
+            raise ValueError(f"max_kl is {self.max_kl}; expected a positive number of nats, e.g. 0.01, or none")
         for name in ("discount", "gae"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number between 0 and 1")
@@ -147,6 +152,7 @@ class PPO(Learner):
 
     def _improve(self, rows: Tensor) -> Metrics:
         c, metrics = self.config, {}
+        before = [p.detach().clone() for p in self.opts["actor"].parameters]
         for _ in range(c.epochs):
             for batch in self._shuffled(rows).split(c.minibatch, dim=1):
                 metrics = self._captured_step(batch) if self.captured.fixed else self._gradient_step(batch)
@@ -154,7 +160,29 @@ class PPO(Learner):
         if ratio is not None:
             metrics["clipped"] = ((ratio - 1.0).abs() > c.clip).float().mean(-1)
             metrics["kl"] = (ratio - 1.0 - ratio.log()).mean(-1)
+            if c.max_kl is not None:
+                metrics["taken"] = self._shorten(rows, before, c.max_kl)
         return {name: value.detach() for name, value in metrics.items()}
+
+    @torch.no_grad()
+    def _shorten(self, rows: Tensor, before: list[Tensor], most: float) -> Tensor:
+        """Halve the step of each member until its policy is within `most` nats of the one that acted; shares (P,).
+
+        Clipping alone bounds no policy: a ratio that is beyond the clip is left there, wherever that is.
+        """
+        parameters = self.opts["actor"].parameters
+        steps = [p - old for p, old in zip(parameters, before, strict=True)]
+        share = torch.ones(self.seeds, device=self.device)
+        z, action, tail = rows.split([self.obs_dim, self.act_dim, 3], -1)
+        for _ in range(HALVINGS):
+            log_ratio = self.actor.log_prob(*self.actor.heads(z), action) - tail[..., 0]
+            beyond = (log_ratio.exp() - 1.0 - log_ratio).mean(-1) > most
+            if not beyond.any():
+                break
+            share = torch.where(beyond, 0.5 * share, share)
+            for p, old, step in zip(parameters, before, steps, strict=True):
+                p.copy_(old + (step.view(self.seeds, -1) * share.view(-1, 1)).view_as(step))
+        return share
 
     def _captured_step(self, batch: Tensor) -> Metrics:
         """`_gradient_step` on a copy of the batch at a fixed address."""

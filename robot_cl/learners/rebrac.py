@@ -14,6 +14,7 @@ from policies.critics import CriticConfig, StackedQ, polyak
 from policies.networks import StackedMLP
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
+from robot_cl.learners.optim import cosine
 from robot_cl.learners.sac import bellman_target, joined, td_loss
 
 
@@ -30,6 +31,7 @@ class ReBRACConfig(LearnerConfig):
     noise_clip: float = 0.5  # its bound
     actor_every: int = 2  # updates of the critics per update of the policy
     lr: float = 3e-4  # Adam's learning rate of everything
+    decay: int = 0  # updates over which the policy's learning rate falls to zero along a cosine, 0: constant
     explore: float = 0.1  # standard deviation of the noise on collected actions
     updates: float = 1.0  # online: updates per environment step
     warmup: int = 1000  # online: environment steps before the first update
@@ -90,7 +92,12 @@ class ReBRAC(Learner):
     def graph_key(self, online: bool = False) -> bool:
         return (self.step + 1) % self.config.actor_every == 0
 
+    def schedule(self, online: bool = False) -> None:
+        if self.config.decay:
+            self.opts["actor"].lr = cosine(self.config.lr, self.step, self.config.decay)
+
     def update_offline(self, batch: Transitions) -> Metrics:
+        self.schedule()
         c, norm = self.config, self.actor.normalizer
         z, z_next = norm(batch.obs), norm(batch.next_obs)
         target = self.target(batch, z_next)

@@ -21,7 +21,7 @@ from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
 from robot_cl.learners.draws import Draws
-from robot_cl.learners.optim import FlatAdam
+from robot_cl.learners.optim import FlatAdam, cosine
 
 
 def tanh_actor() -> ActorConfig:
@@ -58,6 +58,23 @@ class SACConfig(LearnerConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
         if not 0.0 <= self.discount < 1.0 or not 0.0 < self.tau <= 1.0:
             raise ValueError(f"discount {self.discount} must lie in [0, 1) and tau {self.tau} in (0, 1]")
+
+
+@dataclass
+class CloningConfig(SACConfig):
+    """Options of those whose policy clones the data before values move it."""
+
+    temperature: float = 0.1  # start of the entropy's weight; 1.0 widens a clone before values tell actions apart
+    cloning: int = 5000  # first updates offline, in which only the policy moves: it clones the data
+    cloning_lr: float = 1e-3  # Adam's learning rate of cloning, falling to zero along a cosine
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cloning < 0 or not self.cloning_lr > 0:
+            raise ValueError(
+                f"cloning is {self.cloning} and cloning_lr {self.cloning_lr}; expected 0 or more updates and a "
+                "positive rate"
+            )
 
 
 # -- equations, on (P, ...) tensors ---------------------------------------------------------------------------------
@@ -186,6 +203,11 @@ def clone(soft: SoftNets, batch: Transitions) -> Metrics:
     loss.sum().backward(inputs=soft.opts["actor"].parameters)
     soft.opts["actor"].step()
     return {"cloning_loss": loss.detach()}
+
+
+def actor_lr(config: CloningConfig, step: int, online: bool) -> float:
+    """The policy's learning rate: while it clones, that of cloning, falling to zero along a cosine."""
+    return config.lr if online or step >= config.cloning else cosine(config.cloning_lr, step, config.cloning)
 
 
 def step_temperature(soft: SoftNets, entropy: Tensor, wanted: float) -> None:

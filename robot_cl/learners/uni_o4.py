@@ -14,7 +14,7 @@ from policies.critics import StackedQ, polyak
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
-from robot_cl.learners.base import Learner, Metrics, OnlinePlan, Trainable, merged
+from robot_cl.learners.base import Learner, Metrics, OnlinePlan, merged
 from robot_cl.learners.candidates import Candidates
 from robot_cl.learners.deviations import DeviationAdvantage, blocks, deviation, sameness, trajectory_advantages, within
 from robot_cl.learners.evidence import realised, trust
@@ -22,7 +22,7 @@ from robot_cl.learners.gate import Earning, Gate, Score, Scores
 from robot_cl.learners.iql import reward_scale
 from robot_cl.learners.optim import FlatAdam, cosine
 from robot_cl.learners.ppo import PPO
-from robot_cl.learners.returns import best_rows, episode_returns, fit_returns
+from robot_cl.learners.returns import best_rows, episode_returns, fit_returns, near_best_rows
 from robot_cl.learners.sac import bellman_target, td_loss
 from robot_cl.learners.stacks import copy_rows, repeat_members
 from robot_cl.learners.uni_o4_config import Advantage, UniO4Config
@@ -83,10 +83,7 @@ class UniO4(PPO):
             return StackedGaussianActor(self.obs_dim, self.act_dim, each, c.actor, self.actor.normalizer)
         many = repeat_members(merged(self.actor), n)
         many.normalizer = self.actor.normalizer
-        if c.trainable is Trainable.adapter:
-            from policies.lora import attach
-
-            attach(many, c.rank, each)
+        self.restrict(many, each)
         return many
 
     def new_normalizer(self) -> Normalizer:
@@ -98,8 +95,10 @@ class UniO4(PPO):
 
     def attach_data(self, data: Transitions) -> None:
         self.data = data
-        if self.config.share < 1.0:
-            self.best = Sampler.over(data[best_rows(data, self.config.share)], self.rng, self.device)
+        share = self.config.share
+        if share != 1.0:
+            rows = near_best_rows(data) if share is None else best_rows(data, share)
+            self.best = Sampler.over(data[rows], self.rng, self.device)
 
     def prepare(self, data: Transitions) -> None:
         check_data(data)
@@ -124,7 +123,7 @@ class UniO4(PPO):
             return None
         return self.step < c.critic_steps, self.step < c.behaviour_steps
 
-    def schedule(self) -> None:
+    def schedule(self, online: bool = False) -> None:
         c = self.config
         if self.step >= c.fit_steps:
             left = 1.0 - (self.step - c.fit_steps) / max(1, c.improve_steps or 1)

@@ -54,7 +54,7 @@ class UniO4Config(PPOConfig):
     actor: ActorConfig = field(default_factory=_actor)  # shape of the policy; ignored when one is loaded
     critic: CriticConfig = field(default_factory=CriticConfig)  # shape of Q and V
     behaviours: int = 4  # cloned policies per seed, each improved on its own
-    share: float = 0.5  # of the data, best episodes first, that is cloned; published 1
+    share: float | None = None  # of the data, best first, that is cloned; none: all near the best; published 1
     advantage: Advantage = Advantage.trajectories  # what improves them: trajectories, or values as published
     advantage_steps: int = 2_000  # updates of advantages of trajectories
     folds: int = 4  # networks of advantages per policy, each without its fold of the episodes
@@ -93,7 +93,7 @@ class UniO4Config(PPOConfig):
         if self.compat is Compat.reference:
             self.share, self.advantage = 1.0, Advantage.values
             self.gate = replace(self.gate, score=Score.values)
-        if not 0.0 < self.share <= 1.0 or self.folds < 2:
+        if not 0.0 < (1.0 if self.share is None else self.share) <= 1.0 or self.folds < 2:
             raise ValueError(f"share {self.share} must lie above 0 and up to 1, folds {self.folds} be at least 2")
         if not 0.0 < self.expectile < 1.0 or self.behaviours < 1 or self.diversity < 0.0:
             raise ValueError(

@@ -45,12 +45,17 @@ class WSRL(Learner):
     def graph_key(self, online: bool = False) -> bool:
         return sac.actor_due(self) if online else self.step < self.config.cloning
 
+    def schedule(self, online: bool = False) -> None:
+        self.opts["actor"].lr = sac.actor_lr(self.config, self.step, online)
+
     def update_offline(self, batch: Transitions) -> Metrics:
+        self.schedule()
         c, clones = self.config, self.step < self.config.cloning
         self.step += 1
         return cal_ql.update(self.soft, c, batch, self.reference, c.conservatism, clones)
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
+        self.schedule(online=True)
         moves = sac.actor_due(self)
         self.step += 1
         return sac.update(self.soft, self.config, fresh, moves)

@@ -319,6 +319,29 @@ def test_the_learner_follows_from_spread_disagreement_and_score(
     assert f"{spread:.0%}" in " ".join(advice.evidence) and f"{disagreement:.2f}" in " ".join(advice.evidence)
 
 
+@pytest.mark.parametrize(
+    ("best_spread", "best_disagreement", "best_score", "learner"),
+    [(0.01, 0.4, 97.0, "percent_bc"), (0.01, 0.4, 60.0, "iql"), (0.01, 0.4, None, "iql"), (0.01, 0.9, 97.0, "iql"),
+     (0.40, 0.4, 97.0, "iql")],
+)  # fmt: skip
+def test_a_best_tenth_of_one_near_expert_behaviour_is_cloned_alone(
+    best_spread: float, best_disagreement: float, best_score: float | None, learner: str
+) -> None:
+    found = replace(coverage_of(0.9, 0.7), best_spread=best_spread, best_disagreement=best_disagreement)
+    assert recommend_from(found, 50.0, True, best_score).learner == learner
+
+
+def test_the_best_tenth_is_whole_episodes_from_the_top(tmp_path: Path, make_recording) -> None:
+    data = make_recording(40, 60, terminate=0.0)
+    better = np.repeat(np.arange(40) >= 36, data.lengths)
+    rng = np.random.default_rng(0)
+    action = np.where(better[:, None], np.tanh(data.obs[:, :2]), rng.uniform(-1, 1, (len(data), 2)))
+    found = examine(write_dataset("toy/b-v0", behave(data, action, 1.0 + better), root=tmp_path)).coverage
+    assert found.best_return == pytest.approx(2.0 * data.lengths[36:].mean())
+    assert found.best_spread == pytest.approx(0.0, abs=1e-6)
+    assert found.best_disagreement < 0.6 < found.action_disagreement
+
+
 def test_mixed_data_is_recommended_another_learner_than_narrow_data(tmp_path: Path, make_recording) -> None:
     data = make_recording(40, 60, terminate=0.0)
     rng = np.random.default_rng(0)

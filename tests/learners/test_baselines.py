@@ -18,7 +18,7 @@ from robot_cl.learners.lcb import BETA_RANGE, LCB, LCBConfig, action_disagreemen
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.percent_bc import PercentBC, PercentBCConfig
 from robot_cl.learners.rebrac import ReBRAC, ReBRACConfig
-from robot_cl.learners.returns import best_rows, episode_returns, fit_returns, returns_to_go
+from robot_cl.learners.returns import best_rows, episode_returns, fit_returns, near_best_rows, returns_to_go
 from robot_cl.learners.sac import tanh_actor
 from robot_cl.learners.wsrl import WSRL, WSRLConfig
 
@@ -50,6 +50,8 @@ def test_the_best_share_is_whole_episodes_from_the_top():
     assert best_rows(data, 0.1).tolist() == [4, 5, 6, 7]
     assert best_rows(data, 0.5).tolist() == [4, 5, 6, 7, 8, 9, 10, 11]
     assert len(best_rows(data, 1.0)) == 12
+    assert near_best_rows(data).tolist() == [4, 5, 6, 7]  # returns of 20, and none else above 18
+    assert near_best_rows(data, within=0.5).tolist() == list(range(4, 12))
     learner = PercentBC(PercentBCConfig(actor=ActorConfig(hidden=(8,)), share=0.3), 4, 2)
     learner.attach_data(data)
     assert len(learner.best) == 4 and (learner.best.sample(50).reward == 5.0).all()

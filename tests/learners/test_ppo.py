@@ -161,3 +161,26 @@ def test_learning_rates_fall_to_zero(transitions):
 def test_a_squashed_policy_is_refused():
     with pytest.raises(ValueError, match="distribution=gaussian"):
         PPO(PPOConfig(actor=ActorConfig(distribution=Distribution.tanh_gaussian)), 4, 2)
+
+
+def test_a_step_too_far_is_halved_member_by_member_until_it_is_within_reach(transitions):
+    """Both members learn from the same rollout; only what is beyond `max_kl` is shortened, along its own direction."""
+    fresh, moved = transitions(2, 8, 4), {}
+    for most in (None, 0.02):
+        learner = PPO(PPOConfig(**SMALL, lr=5e-2, max_kl=most), 4, 2, 2, seed=0)
+        learner.actor.normalizer.fit(fresh.obs.reshape(-1, 4))
+        with torch.no_grad():
+            learner.actor.log_std[1] += 2.0  # a wide policy moves by fewer nats
+        weight = learner.actor.net.layers[0].weight
+        before = weight.detach().clone()
+        rows = learner.prepare_rollout(fresh)
+        metrics = learner._improve(rows)
+        log_ratio = learner.actor.log_prob(*learner.actor.heads(rows[..., :4]), rows[..., 4:6]) - rows[..., 6]
+        moved[most] = ((weight - before).detach(), (log_ratio.exp() - 1.0 - log_ratio).mean(-1), metrics)
+    far, near = moved[None][1], moved[0.02][1]
+    assert far[0] > 0.02 and (near <= 0.02).all()
+    share = moved[0.02][2]["taken"]
+    assert share[0] < 1.0 and "taken" not in moved[None][2]
+    torch.testing.assert_close(moved[0.02][0], share.view(-1, 1, 1) * moved[None][0], atol=1e-6, rtol=1e-4)
+    with pytest.raises(ValueError, match="max_kl"):
+        PPOConfig(max_kl=0.0)
