@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from few_shot_parts import walker
 from few_shot_parts.setting import BASE_SEED, SCALE, Setting, Sizes, load_adapters, save_adapters
+from few_shot_parts.stacked import Schedule
 from torch import Tensor
 
 from policies.adapter import Adapter
@@ -91,6 +92,8 @@ class SpeedSetting(Setting):
 
 
 def speed_sizes(sizes: Sizes) -> Sizes:
-    """Ten demonstrations of 1000 steps."""
-    tiny = sizes.horizon < walker.HORIZON
-    return replace(sizes, counts=(2,) if tiny else (10,), horizon=sizes.horizon if tiny else 1000)
+    """Ten demonstrations of 1000 steps. A skill's critics need their 4000 steps whatever the width of the actor."""
+    if sizes.horizon < walker.HORIZON:
+        return replace(sizes, counts=(2,))
+    skills = Schedule(4000, 1e-3, sizes.skills.batch)
+    return replace(sizes, counts=(10,), horizon=1000, skills=skills)
