@@ -146,7 +146,7 @@ class Method:
         return not self.uses_data and self.start is None
 
 
-ONLINE_OPTIONS = ("horizon", "minibatch", "epochs", "clip", "entropy", "lr", "critic_lr", "least_log_std")
+ONLINE_OPTIONS = ("horizon", "minibatch", "epochs", "clip", "entropy", "lr", "critic_lr", "max_kl", "least_log_std")
 
 
 def _ppo_from_bc() -> PPOConfig:

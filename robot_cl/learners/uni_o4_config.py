@@ -79,7 +79,8 @@ class UniO4Config(PPOConfig):
     entropy: float = 0.01  # weight of the entropy bonus, online
     lr: float = 3e-4  # Adam's learning rate of the policy, online; published 1e-6 to 3e-5, for a million steps
     critic_lr: float = 1e-3  # Adam's learning rate of V, online; published 2e-4
-    least_log_std: float | None = -1.6  # smallest log σ online, σ = 0.2
+    max_kl: float | None = 0.01  # farthest that a rollout may move a policy, in nats
+    least_log_std: float | None = -2.3  # smallest log σ online, σ = 0.1
     value_warmup: int = 2  # first rollouts that train V alone
 
     def __post_init__(self) -> None:
