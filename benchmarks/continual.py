@@ -61,7 +61,9 @@ class Sizes:
 
     @property
     def learner(self) -> PPOConfig:
-        return PPOConfig(actor=replace(PPOConfig().actor, log_std_init=self.log_std))
+        """Three passes over each rollout instead of ten: on seeds 100 to 102 from the base alone the mean area was .39
+        instead of .30 on the first two tasks, and in low gravity no policy fell for good any more."""
+        return PPOConfig(actor=replace(PPOConfig().actor, log_std_init=self.log_std), epochs=3)
 
 
 FULL = {"halfcheetah_shifts": Sizes(150_000, 300_000, -1.0), "walker2d_shifts": Sizes(150_000, 600_000, -1.0)}
