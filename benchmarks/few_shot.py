@@ -282,13 +282,15 @@ def claims_shift(r: Results) -> list[Claim]:
 
 
 def claims_speed(r: Results) -> list[Claim]:
-    """Reward and cost skill under a speed limit: the composition is safe and faster than the cost skill."""
-    careful, row, found = r.scores("cost skill zero-shot", 0), CLAIMED["speed-limit"], list[Claim]()
-    reward, cost = r.scores(row, TEN), r.scores(row, TEN, "fell")
-    if reward is not None and cost is not None and careful is not None:
-        found.append(Claim(f"speed limit: normalised cost of {row}", float(cost.mean()), 1.0, at_least=False))
-        gain = float(reward.mean() - careful.mean())
-        found.append(Claim(f"speed limit: reward of {row} above the cost skill's", gain, 0.0))
+    """Reward and cost skill under a speed limit: their composition, alone and with a new skill, is safe and faster than
+    the cost skill."""
+    careful, found = r.scores("cost skill zero-shot", 0), list[Claim]()
+    for row in (CLAIMED["speed-limit"], "learned α(s)"):
+        reward, cost = r.scores(row, TEN), r.scores(row, TEN, "fell")
+        if reward is not None and cost is not None and careful is not None:
+            found.append(Claim(f"speed limit: normalised cost of {row}", float(cost.mean()), 1.0, at_least=False))
+            gain = float(reward.mean() - careful.mean())
+            found.append(Claim(f"speed limit: reward of {row} above the cost skill's", gain, 0.0))
     return found
 
 
