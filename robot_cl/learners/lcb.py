@@ -107,20 +107,24 @@ class LCB(Learner):
     def _update(self, batch: Transitions) -> Metrics:
         c, soft, norm = self.config, self.soft, self.actor.normalizer
         z, z_next = norm(batch.obs), norm(batch.next_obs)
-        with torch.no_grad():
-            action, log_prob = soft.sample(z_next)
-            value = self.bound(soft.target(z_next, action))
-            if c.floored:
-                value = torch.maximum(value, self.reference(z_next))
-            if c.entropy_backup:
-                value = value - soft.temperature() * log_prob
-            target = bellman_target(batch.reward * self.extra["reward_scale"], batch.terminated, value, c.discount)
+        reward = batch.reward * self.extra["reward_scale"]
+        target = bellman_target(reward, batch.terminated, self.next_value(z_next), c.discount)
         q = soft.critic(z, batch.action)
         loss = td_loss(q, target)
         step_critic(soft, loss)
         polyak(soft.target, soft.critic, c.tau)
         self.step += 1
         return {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2)), **self._step_actor(z)}
+
+    @torch.no_grad()
+    def next_value(self, z_next: Tensor) -> Tensor:
+        """The bound at the policy's action, or what the behaviour earned where that is more: z (P, B, ·) -> (P, B)."""
+        soft = self.soft
+        action, log_prob = soft.sample(z_next)
+        value = self.bound(soft.target(z_next, action))
+        if self.config.floored:
+            value = torch.maximum(value, self.reference(z_next))
+        return value - soft.temperature() * log_prob if self.config.entropy_backup else value
 
     def _step_actor(self, z: Tensor) -> Metrics:
         soft = self.soft

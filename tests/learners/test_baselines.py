@@ -63,6 +63,37 @@ def test_pessimism_takes_beta_deviations_off_and_orders_by_agreement():
     torch.testing.assert_close(learner.bound(q), torch.tensor([[1.0, 1.0 - 2.0 * math.sqrt(3.0)]]))
 
 
+def test_no_next_value_is_below_what_the_behaviour_earned(transitions):
+    """Unfloored, β deviations come off every target, and off the next one again: values fall without end."""
+    data, last = transitions(400), {}
+    rows = Transitions.unpack(data[:64].pack().unsqueeze(0), 4, 2)
+    for floored in (True, False):
+        learner = LCB(LCBConfig(**SMALL | {"lr": 3e-3}, critics=3, beta=30.0, cloning=0, floored=floored), 4, 2)
+        learner.prepare(data)
+        z = learner.actor.normalizer(rows.next_obs)
+        earned = learner.reference(z)
+        for _ in range(80):
+            metrics = learner.update_offline(rows)
+        last[floored] = metrics["q"].item()
+        above = learner.next_value(z) >= earned
+        assert above.all() if floored else not above.all()
+    assert last[False] < last[True] - 5.0
+
+
+def test_the_rate_of_cloning_falls_to_zero_and_that_of_improvement_follows(transitions):
+    batch = transitions(1, 16)
+    for cls, config in ((CalQL, CalQLConfig), (WSRL, WSRLConfig), (LCB, LCBConfig)):
+        learner, rates = cls(config(**SMALL, critics=3, cloning=10, cloning_lr=1e-2), 4, 2), []
+        learner.prepare(transitions(400))
+        for _ in range(11):
+            learner.update_offline(batch)
+            rates.append(learner.opts["actor"].lr)
+        assert rates[0] == pytest.approx(1e-2) and 0.0 < rates[9] < 3e-4 and rates[10] == learner.config.lr
+        learner.step = 0
+        learner.update_online(batch, None)  # online nothing is cloned
+        assert learner.opts["actor"].lr == learner.config.lr
+
+
 def test_beta_is_large_where_a_state_has_one_action_and_small_where_it_has_many():
     rng = torch.Generator().manual_seed(0)
     obs = torch.randn(3000, 4, generator=rng)
@@ -186,6 +217,8 @@ def test_senseless_options_are_refused():
         lambda: LCBConfig(critics=1, subset=1),
         lambda: ReBRACConfig(actor_penalty=-1.0),
         lambda: CalQLConfig(drawn=0),
+        lambda: CalQLConfig(cloning=-1),
+        lambda: WSRLConfig(cloning_lr=0.0),
         lambda: PercentBCConfig(share=0.0),
     ):
         with pytest.raises(ValueError):
