@@ -88,9 +88,9 @@ def meta_world(names: Sequence[str], steps: int = 1_000_000) -> tuple[Stage, ...
 
 
 CHEETAH, HOPPING = 150_000, 150_000
-# One unit for all of the stream's tasks: with four times the budget PPO alone ends at 5,850 on the quickest of them
+# One unit for all of the stream's tasks: with four times the budget PPO alone ends at 6,950 on the quickest of them
 # (large thighs, the best of seeds 100 to 102, benchmarks/continual.py --seed 100 --only halfcheetah_shifts/level-2).
-RUNNING = 6000.0
+RUNNING = 7000.0
 HALFCHEETAH_SHIFTS = Stream(
     "halfcheetah_shifts",
     "half-cheetah under gravity, wiring, size, grip with weakness and delay; one combines two earlier, one returns",
