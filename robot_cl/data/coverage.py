@@ -24,7 +24,8 @@ class Coverage:
     from another episode, over that of two random steps: 0 is a function of the state, 1 is no relation to it.
     `action_spread` is the standard deviation of actions over that of uniform ones; `effective_dimensions` the
     participation ratio of the standardised observations' covariance, out of obs_dim. What begins with `best` is of
-    the best episodes that hold a tenth of the steps: mean return, spread of returns, disagreement of actions.
+    the best episodes that hold a tenth of the steps: mean return, spread of returns (both weighted by steps, so that a
+    few short ones at the end say little), disagreement of actions.
     """
 
     episodes: int
@@ -51,6 +52,7 @@ def coverage(subject: Subject) -> Coverage:
     whole = subject.complete if subject.complete.any() else np.ones_like(subject.complete)
     low, middle, high = (float(q) for q in np.nanquantile(subject.returns[whole], (0.1, 0.5, 0.9)))
     best = _best_episodes(subject)
+    by_step = np.repeat(subject.returns[best], subject.lengths[best])
     obs = subject.obs[subject.some_rows].astype(np.float64)
     z = (obs - obs.mean(axis=0)) / np.maximum(obs.std(axis=0), 1e-6)
     spectrum = np.linalg.eigvalsh(np.cov(z, rowvar=False).reshape(z.shape[1], -1)).clip(min=0.0)
@@ -62,8 +64,8 @@ def coverage(subject: Subject) -> Coverage:
         action_disagreement=_disagreement(subject, subject.some_rows),
         action_spread=float(subject.action[subject.some_rows].std(axis=0, dtype=np.float64).mean() * np.sqrt(3.0)),
         effective_dimensions=float(spectrum.sum() ** 2 / max((spectrum**2).sum(), 1e-12)),
-        best_return=float(np.mean(subject.returns[best])),
-        best_spread=_spread(subject.returns[best]),
+        best_return=float(by_step.mean()),
+        best_spread=_spread(by_step),
         best_disagreement=_disagreement(subject, _rows_of(subject, best)),
     )
 

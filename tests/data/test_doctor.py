@@ -342,6 +342,22 @@ def test_the_best_tenth_is_whole_episodes_from_the_top(tmp_path: Path, make_reco
     assert found.best_disagreement < 0.6 < found.action_disagreement
 
 
+def test_short_episodes_that_fill_the_best_tenth_up_say_little(tmp_path: Path, make_recording) -> None:
+    """One long good episode is a little less than a tenth of the steps; five of two steps each make it full."""
+    data = make_recording(10, 100, terminate=0.0)
+    lengths = np.array([90, *[2] * 455])
+    cut = np.zeros(1000, dtype=bool)
+    cut[np.cumsum(lengths) - 1] = True
+    seeds = np.arange(len(lengths))
+    reward = np.where(np.arange(1000) < 90, 1.0, 0.5)
+    split = replace(
+        data, reward=reward, truncated=cut, lengths=lengths, seeds=seeds, ordinals=0 * seeds, complete=np.zeros(0)
+    )
+    found = examine(write_dataset("toy/s-v0", split, root=tmp_path)).coverage
+    assert found.best_return == pytest.approx((90 * 90.0 + 10 * 1.0) / 100)
+    assert found.best_spread < 0.15  # of episodes, not steps, it would be nearly 1
+
+
 def test_mixed_data_is_recommended_another_learner_than_narrow_data(tmp_path: Path, make_recording) -> None:
     data = make_recording(40, 60, terminate=0.0)
     rng = np.random.default_rng(0)
