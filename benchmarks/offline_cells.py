@@ -160,7 +160,8 @@ OFFLINE, CLONING = 50_000, 20_000  # updates; Uni-O4 clones for as long and at t
 BRISK: dict[str, Any] = {"lr": 1e-3, "temperature": 0.1}  # soft actor-critics that have few updates
 METHODS = {
     "bc": Method(lambda: BCConfig(lr=1e-3, decay=CLONING), clones=CLONING, cost=0.5),
-    "10 % bc": Method(lambda: PercentBCConfig(lr=1e-3, decay=CLONING), clones=CLONING, cost=0.5),
+    "10 % bc": Method(lambda: PercentBCConfig(lr=1e-3, decay=CLONING, share=0.1), clones=CLONING, cost=0.5),
+    "near-best bc": Method(lambda: PercentBCConfig(lr=1e-3, decay=CLONING), clones=CLONING, cost=0.5),
     "iql": Method(lambda: IQLConfig(lr=1e-3, decay=OFFLINE), OFFLINE),
     "rebrac": Method(lambda: ReBRACConfig(lr=1e-3, decay=OFFLINE), OFFLINE),
     "lcb": Method(lambda: LCBConfig(cloning=CLONING), 20_000, CLONING),

@@ -11,7 +11,7 @@ from robot_cl.data.checks.subject import Subject
 _NEIGHBOUR_ROWS = 2000
 _CHUNK = 250
 _NARROW_SPREAD, _NARROW_DISAGREEMENT, _EXPERT_SCORE = 0.15, 0.6, 80.0  # a noisy expert's actions differ 0.46
-_BEST_SHARE = 0.1  # of the steps, in whole episodes from the best on
+_TOP, _NEAR, _LEAST = 0.1, 0.1, 0.05  # share of steps that is the top, distance from it, share that has to be near it
 _RANDOM_DISAGREEMENT, _UNIFORM = 0.97, 0.03  # random: unrelated to the state, and as spread as uniform ones to 3 %
 
 
@@ -24,8 +24,8 @@ class Coverage:
     from another episode, over that of two random steps: 0 is a function of the state, 1 is no relation to it.
     `action_spread` is the standard deviation of actions over that of uniform ones; `effective_dimensions` the
     participation ratio of the standardised observations' covariance, out of obs_dim. What begins with `best` is of
-    the best episodes that hold a tenth of the steps: mean return, spread of returns (both weighted by steps, so that a
-    few short ones at the end say little), disagreement of actions.
+    the episodes that `percent_bc` clones, those within a tenth of the best ones' return: their share of all steps, mean
+    return weighted by steps, disagreement of actions.
     """
 
     episodes: int
@@ -35,8 +35,8 @@ class Coverage:
     action_disagreement: float
     action_spread: float
     effective_dimensions: float
+    best_share: float = float("nan")
     best_return: float = float("nan")
-    best_spread: float = float("nan")
     best_disagreement: float = float("nan")
 
 
@@ -51,7 +51,7 @@ class Recommendation:
 def coverage(subject: Subject) -> Coverage:
     whole = subject.complete if subject.complete.any() else np.ones_like(subject.complete)
     low, middle, high = (float(q) for q in np.nanquantile(subject.returns[whole], (0.1, 0.5, 0.9)))
-    best = _best_episodes(subject)
+    best = _near_best(subject)
     by_step = np.repeat(subject.returns[best], subject.lengths[best])
     obs = subject.obs[subject.some_rows].astype(np.float64)
     z = (obs - obs.mean(axis=0)) / np.maximum(obs.std(axis=0), 1e-6)
@@ -64,8 +64,8 @@ def coverage(subject: Subject) -> Coverage:
         action_disagreement=_disagreement(subject, subject.some_rows),
         action_spread=float(subject.action[subject.some_rows].std(axis=0, dtype=np.float64).mean() * np.sqrt(3.0)),
         effective_dimensions=float(spectrum.sum() ** 2 / max((spectrum**2).sum(), 1e-12)),
+        best_share=len(by_step) / len(subject.reward),
         best_return=float(by_step.mean()),
-        best_spread=_spread(by_step),
         best_disagreement=_disagreement(subject, _rows_of(subject, best)),
     )
 
@@ -73,9 +73,9 @@ def coverage(subject: Subject) -> Coverage:
 def recommend(
     found: Coverage, score: float | None, informative_reward: bool = True, best_score: float | None = None
 ) -> Recommendation:
-    """Near-expert, narrow data: imitate (bc), or the best tenth if that is so (percent_bc). Mixed data, or room above
-    the behaviour: improve on it (iql). Random actions: nothing is worth imitating, but every action was tried; values
-    with a lower bound (lcb). Scores are of all data and of the best tenth, none where there is no scale.
+    """Near-expert, narrow data: imitate (bc), or the best episodes if they are so (percent_bc). Mixed data, or room
+    above the behaviour: improve on it (iql). Random actions: nothing is worth imitating, but every action was tried;
+    values with a lower bound (lcb). Scores are of all data and of the best episodes, none where there is no scale.
     """
     spread = f"returns spread by {found.return_spread:.0%} between the worst and the best tenth of the episodes"
     actions = f"actions at neighbouring states differ {found.action_disagreement:.2f} as much as random ones"
@@ -87,10 +87,10 @@ def recommend(
         return Recommendation("bc", [spread, actions, f"{quality}: one behaviour, hardly anything to choose between"])
     if narrow:
         return Recommendation("iql", [spread, actions, f"the mean score is {score:.0f}: there is room above it"])
-    near_expert = found.best_spread < _NARROW_SPREAD and found.best_disagreement < _NARROW_DISAGREEMENT
+    near_expert = found.best_share >= _LEAST and found.best_disagreement < _NARROW_DISAGREEMENT
     if near_expert and best_score is not None and best_score >= _EXPERT_SCORE:
-        tenth = f"the best tenth scores {best_score:.0f}, its actions differ {found.best_disagreement:.2f}"
-        return Recommendation("percent_bc", [spread, actions, f"{tenth}: one behaviour, far better than the rest"])
+        best = f"the best episodes, {found.best_share:.0%} of the steps, score {best_score:.0f}: one behaviour"
+        return Recommendation("percent_bc", [spread, actions, best])
     if found.action_disagreement > _RANDOM_DISAGREEMENT and abs(found.action_spread - 1.0) < _UNIFORM:
         return Recommendation("lcb", [spread, actions, "nobody is worth imitating, but every action was tried"])
     return Recommendation("iql", [spread, actions, "better and worse behaviour can be told apart"])
@@ -105,11 +105,17 @@ def _spread(returns: np.ndarray) -> float:
     return (high - low) / max(abs(low), abs(high), 1e-9)
 
 
-def _best_episodes(subject: Subject) -> np.ndarray:
-    """Indices of the episodes with the highest returns, whole ones until they hold a tenth of the steps."""
-    order = np.argsort(-np.nan_to_num(subject.returns, nan=-np.inf), kind="stable")
-    before = np.cumsum(subject.lengths[order]) - subject.lengths[order]
-    return order[before < _BEST_SHARE * len(subject.reward)]
+def _near_best(subject: Subject) -> np.ndarray:
+    """Indices of the episodes that learners.returns.near_best_rows keeps; those whose return is no number are left."""
+    known = np.flatnonzero(np.isfinite(subject.returns))
+    returns, lengths = subject.returns[known], subject.lengths[known]
+    if not len(known):
+        return np.arange(len(subject.returns))
+    order = np.argsort(-returns, kind="stable")
+    before = np.cumsum(lengths[order]) - lengths[order]
+    top = order[before < _TOP * lengths.sum()]
+    mean, low = np.average(returns[top], weights=lengths[top]), min(0.0, float(returns.min()))
+    return known[returns >= mean - _NEAR * (mean - low)]
 
 
 def _rows_of(subject: Subject, episodes: np.ndarray) -> np.ndarray:

@@ -8,31 +8,34 @@ from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.base import Metrics
 from robot_cl.learners.bc import BC, BCConfig
-from robot_cl.learners.returns import best_rows
+from robot_cl.learners.returns import best_rows, near_best_rows
 
 
 @dataclass
 class PercentBCConfig(BCConfig):
     """Options of cloning a share of the data."""
 
-    share: float = 0.1  # of the transitions, taken from the episodes with the highest returns
+    share: float | None = None  # of the transitions, best episodes first, published 0.1; none: all near the best
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 < self.share <= 1.0:
+        if self.share is not None and not 0.0 < self.share <= 1.0:
             raise ValueError(f"share is {self.share}; expected above 0, and at most 1 for all of the data")
 
 
 class PercentBC(BC):
     """The baseline of Chen et al. 2021 (Decision Transformer), appendix C: what choosing good episodes alone gives.
 
-    The batch that is handed in only says how many rows to draw; the rows come from the best episodes.
+    They clone a fixed share; which one is right hangs on how much of the data is good, which `near_best_rows` reads off
+    the returns. The batch that is handed in only says how many rows to draw; the rows come from the best episodes.
     """
 
     config: PercentBCConfig
 
     def attach_data(self, data: Transitions) -> None:
-        self.best = Sampler.over(data[best_rows(data, self.config.share)], self.rng, self.device)
+        share = self.config.share
+        rows = near_best_rows(data) if share is None else best_rows(data, share)
+        self.best = Sampler.over(data[rows], self.rng, self.device)
 
     def update_offline(self, batch: Transitions) -> Metrics:
         return super().update_offline(self.best.take(self.draws.rows(self.best, batch.reward.shape[1])))

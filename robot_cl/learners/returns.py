@@ -38,11 +38,11 @@ def best_rows(data: Transitions, share: float) -> Tensor:
 def near_best_rows(data: Transitions, share: float = 0.1, within: float = 0.1) -> Tensor:
     """Rows of the episodes whose return falls short of the best ones' mean by at most a tenth.
 
-    The best ones hold `share` of the transitions; what a return falls short is counted from the lowest one or zero,
-    whichever is less.
+    The best ones hold `share` of the transitions, and each counts by its length; what a return falls short is counted
+    from the lowest one or zero, whichever is less.
     """
     totals, owner = episode_returns(data)
-    top = totals[owner[best_rows(data, share)].unique()].mean()
+    top = totals[owner[best_rows(data, share)]].mean()
     low = totals.min().clamp(max=0.0)
     return (totals >= top - within * (top - low))[owner].nonzero()[:, 0]
 

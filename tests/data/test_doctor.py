@@ -18,6 +18,7 @@ from robot_cl.data.doctor import CHECKS, check, examine, recommend
 from robot_cl.data.importers.detect import import_dataset
 from robot_cl.data.recording import Recording
 from robot_cl.data.store import StoredDataset, open_dataset, write_dataset
+from robot_cl.learners.returns import near_best_rows
 
 Plant = Callable[[Recording, Path], StoredDataset]
 PLANTS: dict[str, Plant] = {}
@@ -320,42 +321,29 @@ def test_the_learner_follows_from_spread_disagreement_and_score(
 
 
 @pytest.mark.parametrize(
-    ("best_spread", "best_disagreement", "best_score", "learner"),
-    [(0.01, 0.4, 97.0, "percent_bc"), (0.01, 0.4, 60.0, "iql"), (0.01, 0.4, None, "iql"), (0.01, 0.9, 97.0, "iql"),
-     (0.40, 0.4, 97.0, "iql")],
+    ("best_share", "best_disagreement", "best_score", "learner"),
+    [(0.1, 0.4, 97.0, "percent_bc"), (0.1, 0.4, 60.0, "iql"), (0.1, 0.4, None, "iql"), (0.1, 0.9, 97.0, "iql"),
+     (0.01, 0.4, 97.0, "iql")],
 )  # fmt: skip
-def test_a_best_tenth_of_one_near_expert_behaviour_is_cloned_alone(
-    best_spread: float, best_disagreement: float, best_score: float | None, learner: str
+def test_best_episodes_of_one_near_expert_behaviour_are_cloned_alone(
+    best_share: float, best_disagreement: float, best_score: float | None, learner: str
 ) -> None:
-    found = replace(coverage_of(0.9, 0.7), best_spread=best_spread, best_disagreement=best_disagreement)
+    found = replace(coverage_of(0.9, 0.7), best_share=best_share, best_disagreement=best_disagreement)
     assert recommend_from(found, 50.0, True, best_score).learner == learner
 
 
-def test_the_best_tenth_is_whole_episodes_from_the_top(tmp_path: Path, make_recording) -> None:
-    data = make_recording(40, 60, terminate=0.0)
-    better = np.repeat(np.arange(40) >= 36, data.lengths)
+def test_the_best_episodes_are_those_that_percent_bc_clones(tmp_path: Path, make_recording) -> None:
+    """Also where many short ones share the top tenth with them, and where episodes are of several lengths."""
+    data = make_recording(40, 60)
+    better = np.repeat(np.arange(40) >= 37, data.lengths)
     rng = np.random.default_rng(0)
     action = np.where(better[:, None], np.tanh(data.obs[:, :2]), rng.uniform(-1, 1, (len(data), 2)))
-    found = examine(write_dataset("toy/b-v0", behave(data, action, 1.0 + better), root=tmp_path)).coverage
-    assert found.best_return == pytest.approx(2.0 * data.lengths[36:].mean())
-    assert found.best_spread == pytest.approx(0.0, abs=1e-6)
+    reward = np.where(better, 2.0 * 60 / np.repeat(data.lengths, data.lengths), 0.5)
+    written = write_dataset("toy/b-v0", behave(data, action, reward), root=tmp_path)
+    found, rows = examine(written).coverage, near_best_rows(written.transitions())
+    assert found.best_share == pytest.approx(len(rows) / len(data)) == pytest.approx(better.mean())
+    assert found.best_return == pytest.approx(120.0)
     assert found.best_disagreement < 0.6 < found.action_disagreement
-
-
-def test_short_episodes_that_fill_the_best_tenth_up_say_little(tmp_path: Path, make_recording) -> None:
-    """One long good episode is a little less than a tenth of the steps; five of two steps each make it full."""
-    data = make_recording(10, 100, terminate=0.0)
-    lengths = np.array([90, *[2] * 455])
-    cut = np.zeros(1000, dtype=bool)
-    cut[np.cumsum(lengths) - 1] = True
-    seeds = np.arange(len(lengths))
-    reward = np.where(np.arange(1000) < 90, 1.0, 0.5)
-    split = replace(
-        data, reward=reward, truncated=cut, lengths=lengths, seeds=seeds, ordinals=0 * seeds, complete=np.zeros(0)
-    )
-    found = examine(write_dataset("toy/s-v0", split, root=tmp_path)).coverage
-    assert found.best_return == pytest.approx((90 * 90.0 + 10 * 1.0) / 100)
-    assert found.best_spread < 0.15  # of episodes, not steps, it would be nearly 1
 
 
 def test_mixed_data_is_recommended_another_learner_than_narrow_data(tmp_path: Path, make_recording) -> None:
