@@ -48,7 +48,8 @@ def typed(home: Path, run_in: Cli) -> Cli:
     _line(cli, "train", "learner=ppo", "task=hopper", "online_steps=80", "num_worlds=2", "learner.horizon=20",
           "seeds=2", "name=hop", *onward)  # fmt: skip
     _line(cli, "train", "learner=bc", *data, "offline_steps=30", "learner.lr=0.01", "seeds=3", "name=kick", *onward)
-    _line(cli, "train", "learner=bc", *data, "offline_steps=30", "learner.lr=0.01", "seed=8", "name=lean", *onward)
+    whole = [f"init_from={start}", *("learner.trainable=weights" if "trainable" in word else word for word in ADAPT)]
+    _line(cli, "train", "learner=bc", *data, "offline_steps=30", "learner.lr=0.01", "seed=8", "name=lean", *whole)
     _line(cli, "evaluate", "hop", "episodes=2", "film=0")
     _line(cli, "skills", "add", "hop", "--name", "hop-low-gravity", "member=1")
     _line(cli, "skills", "add", "kick", "name=kick", "description=kicks in the air")

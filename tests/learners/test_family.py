@@ -10,6 +10,7 @@ from dynamics.ensemble import EnsembleConfig
 from dynamics.fit import FitConfig
 from policies.actor import ActorConfig, StackedGaussianActor
 from policies.critics import CriticConfig
+from policies.lora import base_digest
 from policies.networks import generators
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
@@ -146,15 +147,19 @@ def test_what_follows_a_terminal_does_not_matter_and_what_follows_a_time_limit_d
         assert (losses[0] != losses[1]) == matters, flag
 
 
+@pytest.mark.parametrize(
+    ("trainable", "parts"), [(Trainable.adapter, (".down", ".up")), (Trainable.weights, (".weight",))]
+)
 @pytest.mark.parametrize("name", ["iql", "moorl", "uni_o4", "lcb", "mbpo"])
-def test_an_adapter_on_a_frozen_base_can_be_what_is_trained(name, data):
+def test_a_skill_on_a_frozen_base_can_be_what_is_trained(name, trainable, parts, data):
     norm = Normalizer(4).fit(data.obs)
     source = StackedGaussianActor(4, 2, generators(3, 1), CONFIGS[name].actor, norm)
-    config = replace(CONFIGS[name], trainable=Trainable.adapter, rank=2)
+    config = replace(CONFIGS[name], trainable=trainable, rank=2)
     learner = learner_class(name)(config, 4, 2, 2, 0, actor=source)
     before = {key: value.clone() for key, value in learner.nets["actor"].state_dict().items()}
     begin(learner, data)(20)
     learner.policy()
     moved = {k for k, v in learner.nets["actor"].state_dict().items() if not torch.equal(v, before[k])}
-    assert moved and all(key.endswith((".down", ".up")) for key in moved)
+    assert moved and all(key.endswith(parts) for key in moved)
+    assert base_digest(learner.adapted(), 1) == base_digest(source)
     assert (learner.policy().mode(data.obs[:50]) - source.mode(data.obs[:50])).abs().max() > 1e-4
