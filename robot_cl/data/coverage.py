@@ -10,7 +10,7 @@ from robot_cl.data.checks.subject import Subject
 
 _NEIGHBOUR_ROWS = 2000
 _CHUNK = 250
-_NARROW_SPREAD, _NARROW_DISAGREEMENT, _EXPERT_SCORE = 0.15, 0.6, 80.0  # a noisy expert's actions differ 0.46
+_NARROW_SPREAD, _NARROW_DISAGREEMENT, _EXPERT_SCORE = 0.15, 0.75, 80.0  # noisy experts: 0.4 to 0.6; random: 1
 _TOP, _NEAR, _LEAST = 0.1, 0.1, 0.05  # share of steps that is the top, distance from it, share that has to be near it
 _RANDOM_DISAGREEMENT, _UNIFORM = 0.97, 0.03  # random: unrelated to the state, and as spread as uniform ones to 3 %
 

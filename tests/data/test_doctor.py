@@ -322,7 +322,7 @@ def test_the_learner_follows_from_spread_disagreement_and_score(
 
 @pytest.mark.parametrize(
     ("best_share", "best_disagreement", "best_score", "learner"),
-    [(0.1, 0.4, 97.0, "percent_bc"), (0.1, 0.4, 60.0, "iql"), (0.1, 0.4, None, "iql"), (0.1, 0.9, 97.0, "iql"),
+    [(0.1, 0.4, 97.0, "percent_bc"), (0.1, 0.4, 60.0, "iql"), (0.1, 0.4, None, "iql"), (0.1, 0.8, 97.0, "iql"),
      (0.01, 0.4, 97.0, "iql")],
 )  # fmt: skip
 def test_best_episodes_of_one_near_expert_behaviour_are_cloned_alone(
