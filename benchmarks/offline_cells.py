@@ -146,7 +146,9 @@ class Method:
         return not self.uses_data and self.start is None
 
 
-ONLINE_OPTIONS = ("horizon", "minibatch", "epochs", "clip", "entropy", "lr", "critic_lr", "max_kl", "least_log_std")
+ONLINE_OPTIONS = (
+    "horizon", "minibatch", "epochs", "clip", "entropy", "lr", "critic_lr", "max_kl", "least_log_std", "most_log_std"
+)  # fmt: skip
 
 
 def _ppo_from_bc() -> PPOConfig:

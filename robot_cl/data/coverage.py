@@ -87,6 +87,10 @@ def recommend(
         return Recommendation("bc", [spread, actions, f"{quality}: one behaviour, hardly anything to choose between"])
     if narrow:
         return Recommendation("iql", [spread, actions, f"the mean score is {score:.0f}: there is room above it"])
+    alike = found.action_disagreement <= found.best_disagreement
+    if alike and score is not None and score >= _EXPERT_SCORE:
+        rest = f"the mean score is {score:.0f}, and the poorer episodes act as the best do: one behaviour and its bad luck"
+        return Recommendation("bc", [spread, actions, rest])
     near_expert = found.best_share >= _LEAST and found.best_disagreement < _NARROW_DISAGREEMENT
     if near_expert and best_score is not None and best_score >= _EXPERT_SCORE:
         best = f"the best episodes, {found.best_share:.0%} of the steps, score {best_score:.0f}: one behaviour"

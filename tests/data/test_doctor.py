@@ -332,6 +332,13 @@ def test_best_episodes_of_one_near_expert_behaviour_are_cloned_alone(
     assert recommend_from(found, 50.0, True, best_score).learner == learner
 
 
+def test_bad_luck_of_an_expert_is_cloned_with_the_rest() -> None:
+    """Actions that differ no more among all episodes than among the best are of one behaviour, whatever it earned."""
+    for everywhere, learner in ((0.5, "bc"), (0.6, "percent_bc")):
+        found = replace(coverage_of(0.36, everywhere), best_share=0.6, best_disagreement=0.55)
+        assert recommend_from(found, 95.0, True, 113.0).learner == learner
+
+
 def test_the_best_episodes_are_those_that_percent_bc_clones(tmp_path: Path, make_recording) -> None:
     """Also where many short ones share the top tenth with them, and where episodes are of several lengths."""
     data = make_recording(40, 60)
