@@ -89,7 +89,7 @@ def recommend(
         return Recommendation("iql", [spread, actions, f"the mean score is {score:.0f}: there is room above it"])
     alike = found.action_disagreement <= found.best_disagreement
     if alike and score is not None and score >= _EXPERT_SCORE:
-        rest = f"the mean score is {score:.0f}, and the poorer episodes act as the best do: one behaviour and its bad luck"
+        rest = f"the mean score is {score:.0f}, and poor episodes act as the best do: one behaviour and its bad luck"
         return Recommendation("bc", [spread, actions, rest])
     near_expert = found.best_share >= _LEAST and found.best_disagreement < _NARROW_DISAGREEMENT
     if near_expert and best_score is not None and best_score >= _EXPERT_SCORE:
