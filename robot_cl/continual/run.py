@@ -24,7 +24,8 @@ from robot_cl.continual.methods import METHODS, REFERENCE, method_class
 from robot_cl.continual.stage_worlds import score, stage_world
 from robot_cl.data.atomic import write_json
 from robot_cl.learners import config_class, name_of
-from robot_cl.learners.base import LearnerConfig, repeated
+from robot_cl.learners.base import LearnerConfig
+from robot_cl.learners.stacks import repeated
 from robot_cl.paths import new_run_folder, runs_root
 from robot_cl.provenance import provenance, simulator_fingerprint
 from robot_cl.run_config import filled, plain

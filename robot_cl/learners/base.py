@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from policies.actor import ActorConfig, StackedGaussianActor
-from policies.networks import StackedLinear, generators
+from policies.lora import attach, linear_layers, with_gain
+from policies.networks import generators
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.learners.draws import Draws
 from robot_cl.learners.graph import Captured
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.replay import ReplayBuffer
+from robot_cl.learners.stacks import merged, repeated
 
 START = "start"  # of `nets`: the frozen actor whose weights train
 Metrics = dict[str, Tensor]  # name -> (P,), one number per member
@@ -130,8 +132,6 @@ class Learner:
 
     def restrict(self, actor: StackedGaussianActor, rngs: list[torch.Generator]) -> None:
         """Leave of an actor trainable what the options say; member p's adapter, if any, is drawn from rngs[p]."""
-        from policies.lora import attach, linear_layers
-
         if self.config.trainable is Trainable.adapter:
             attach(actor, self.config.rank, rngs, self.adapter_scale)
         elif self.config.trainable is Trainable.weights:
@@ -170,8 +170,6 @@ class Learner:
 
     def _adapted(self, trained: Any) -> Any:
         if self.config.trainable is Trainable.weights:
-            from policies.lora import with_gain
-
             start: Any = self.nets[START]
             return with_gain(repeated(start, self.seeds), trained, self.config.rank)
         return trained if self.config.trainable is Trainable.adapter else None
@@ -299,34 +297,3 @@ def check_shapes(what: str, given: dict[str, Tensor], expected: dict[str, Any]) 
         wants = tuple(expected[name].shape) if name in expected else "unknown"
         if has != wants:
             raise ValueError(f"{what} tensor {name!r} is {has}, expected {wants}; it was made with other options")
-
-
-@torch.no_grad()
-def repeated(actor: StackedGaussianActor, seeds: int) -> StackedGaussianActor:
-    """A copy of `actor` with `seeds` members: its own, or its only one repeated. Raises ValueError otherwise."""
-    if actor.population not in (1, seeds):
-        raise ValueError(f"the policy has {actor.population} members; continue it with seeds={actor.population}")
-    spec = actor.spec() | {"population": seeds}
-    copy = actor.from_spec(spec)
-    wanted = copy.state_dict()
-    state = {name: value.expand_as(wanted[name]) for name, value in actor.state_dict().items()}
-    copy.load_state_dict(state)
-    return copy
-
-
-@torch.no_grad()
-def merged(actor: StackedGaussianActor) -> StackedGaussianActor:
-    """`actor` itself, or where adapters are attached, a copy with W + scale · up down in place of each W."""
-    from policies.lora import LowRank, linear_layers
-
-    adapted = {name: layer for name, _, _, layer in linear_layers(actor) if isinstance(layer, LowRank)}
-    if not adapted:
-        return actor
-    copy = actor.from_spec(actor.spec())
-    plain = {name.replace(".base.", "."): value for name, value in actor.state_dict().items()}
-    copy.load_state_dict({name: value for name, value in plain.items() if name in copy.state_dict()})
-    for name, _, _, layer in linear_layers(copy):
-        if name in adapted and isinstance(layer, StackedLinear):
-            delta = adapted[name].scale * torch.bmm(adapted[name].up, adapted[name].down)
-            layer.weight.add_(delta.to(layer.weight))
-    return copy

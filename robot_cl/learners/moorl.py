@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from policies.actor import StackedGaussianActor
 from policies.critics import CriticConfig, StackedQ
 from robot_cl.batch import Transitions
-from robot_cl.learners.base import Learner, Metrics, OnlinePlan, merged, repeated
+from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import SACConfig, SoftNets, Temperature, joined, online_plan, update
+from robot_cl.learners.stacks import merged, repeated
 
 
 class Tasks(StrEnum):

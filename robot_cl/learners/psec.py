@@ -18,6 +18,7 @@ from policies.skill_losses import cost_target, cost_weight, expectile_loss, reve
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics
 from robot_cl.learners.iql import reward_scale
+from robot_cl.learners.stacks import merged
 
 
 class Kind(StrEnum):
@@ -107,8 +108,6 @@ class PSEC(Learner):
 
     def policy(self) -> Any:
         """The average, its adapters added to the weights."""
-        from robot_cl.learners.base import merged
-
         return merged(self.adapted() or self.ema)
 
     def adapted(self) -> Any:

@@ -1,4 +1,4 @@
-"""Moving members between stacked networks of different populations."""
+"""Actors of other populations, and with what their adapters add; moving members between stacked networks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from policies.actor import StackedGaussianActor
+from policies.lora import LowRank, linear_layers
+from policies.networks import StackedLinear
 
 
 @torch.no_grad()
@@ -17,6 +19,35 @@ def repeat_members(actor: StackedGaussianActor, times: int) -> StackedGaussianAc
     rows = torch.arange(population).repeat_interleave(times)
     copy_rows(many.to(next(actor.parameters()).device), actor, None, rows)
     return many
+
+
+@torch.no_grad()
+def repeated(actor: StackedGaussianActor, seeds: int) -> StackedGaussianActor:
+    """A copy of `actor` with `seeds` members: its own, or its only one repeated. Raises ValueError otherwise."""
+    if actor.population not in (1, seeds):
+        raise ValueError(f"the policy has {actor.population} members; continue it with seeds={actor.population}")
+    spec = actor.spec() | {"population": seeds}
+    copy = actor.from_spec(spec)
+    wanted = copy.state_dict()
+    state = {name: value.expand_as(wanted[name]) for name, value in actor.state_dict().items()}
+    copy.load_state_dict(state)
+    return copy
+
+
+@torch.no_grad()
+def merged(actor: StackedGaussianActor) -> StackedGaussianActor:
+    """`actor` itself, or where adapters are attached, a copy with W + scale · up down in place of each W."""
+    adapted = {name: layer for name, _, _, layer in linear_layers(actor) if isinstance(layer, LowRank)}
+    if not adapted:
+        return actor
+    copy = actor.from_spec(actor.spec())
+    plain = {name.replace(".base.", "."): value for name, value in actor.state_dict().items()}
+    copy.load_state_dict({name: value for name, value in plain.items() if name in copy.state_dict()})
+    for name, _, _, layer in linear_layers(copy):
+        if name in adapted and isinstance(layer, StackedLinear):
+            delta = adapted[name].scale * torch.bmm(adapted[name].up, adapted[name].down)
+            layer.weight.add_(delta.to(layer.weight))
+    return copy
 
 
 @torch.no_grad()

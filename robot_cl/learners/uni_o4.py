@@ -14,7 +14,7 @@ from policies.critics import StackedQ, polyak
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
-from robot_cl.learners.base import Learner, Metrics, OnlinePlan, merged
+from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.candidates import Candidates
 from robot_cl.learners.deviations import DeviationAdvantage, blocks, deviation, sameness, trajectory_advantages, within
 from robot_cl.learners.evidence import realised, trust
@@ -24,7 +24,7 @@ from robot_cl.learners.optim import FlatAdam, cosine
 from robot_cl.learners.ppo import PPO
 from robot_cl.learners.returns import best_rows, episode_returns, fit_returns, near_best_rows
 from robot_cl.learners.sac import bellman_target, td_loss
-from robot_cl.learners.stacks import copy_rows, repeat_members
+from robot_cl.learners.stacks import copy_rows, merged, repeat_members
 from robot_cl.learners.uni_o4_config import Advantage, UniO4Config
 from robot_cl.learners.uni_o4_losses import (
     Compat,
