@@ -146,9 +146,7 @@ class Method:
         return not self.uses_data and self.start is None
 
 
-ONLINE_OPTIONS = (
-    "horizon", "minibatch", "epochs", "clip", "entropy", "lr", "critic_lr", "max_kl", "least_log_std", "most_log_std"
-)  # fmt: skip
+ONLINE_OPTIONS = ("horizon", "minibatch", "epochs", "clip", "entropy", "lr", "critic_lr", "max_kl", "least_log_std")
 
 
 def _ppo_from_bc() -> PPOConfig:
@@ -178,6 +176,7 @@ METHODS = {
     "sac": Method(lambda: SACConfig(**BRISK), online=True, uses_data=False, cost=3),
     "rlpd": Method(lambda: RLPDConfig(critics=5, **BRISK), online=True, cost=3.5),
     "moorl": Method(lambda: MOORLConfig(**BRISK), online=True, cost=4),
+    "moorl, whole steps": Method(lambda: MOORLConfig(meta=1.0, **BRISK), online=True, cost=4),
     "sac + lookahead": Method(lambda: MOORLConfig(tasks=Tasks.joined, **BRISK), online=True, cost=3.2),
     "rlpd, two critics": Method(lambda: RLPDConfig(critics=2, critic=CriticConfig(), **BRISK), online=True, cost=3),
     "cal_ql online": Method(CalQLConfig, online=True, start="cal_ql", cost=4),

@@ -45,7 +45,6 @@ class PPOConfig(LearnerConfig):
     decay: int = 0  # rollouts over which both learning rates fall linearly to zero, 0: constant
     value_warmup: int = 0  # first rollouts that train V alone, so that a loaded policy is not spoilt by wrong values
     least_log_std: float | None = None  # smallest log σ after the first rollout; a clone may be too sure to explore
-    most_log_std: float | None = None  # largest log σ after it; a clone of a noisy expert may be too unsure to act
     scale_reward: bool = True  # divide rewards by the running deviation of the discounted return
 
     def __post_init__(self) -> None:
@@ -117,17 +116,15 @@ class PPO(Learner):
         metrics = self._improve(rows)
         if not norm.frozen:
             norm.update(fresh.obs)
-        self._bound_sigma()
+        self._widen()
         self.step += 1
         return metrics
 
-    def _bound_sigma(self) -> None:
+    def _widen(self) -> None:
         """Only now, so that the likelihoods of the first rollout are those of the policy that acted."""
-        least, most, config = self.config.least_log_std, self.config.most_log_std, self.actor.config
-        low = config.log_std_min if least is None else max(config.log_std_min, least)
-        high = config.log_std_max if most is None else min(config.log_std_max, most)
-        if (low, high) != (config.log_std_min, config.log_std_max):
-            self.actor.config = replace(config, log_std_min=low, log_std_max=high)
+        least, config = self.config.least_log_std, self.actor.config
+        if least is not None and config.log_std_min < least:
+            self.actor.config = replace(config, log_std_min=least)
 
     @torch.no_grad()
     def prepare_rollout(self, fresh: Transitions) -> Tensor:

@@ -81,7 +81,6 @@ class UniO4Config(PPOConfig):
     critic_lr: float = 1e-3  # Adam's learning rate of V, online; published 2e-4
     max_kl: float | None = 0.01  # farthest that a rollout may move a policy, in nats
     least_log_std: float | None = -2.3  # smallest log σ online, σ = 0.1
-    most_log_std: float | None = -1.6  # largest log σ online, σ = 0.2: what acts in the end has none
     value_warmup: int = 2  # first rollouts that train V alone
 
     def __post_init__(self) -> None:
