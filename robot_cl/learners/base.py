@@ -268,11 +268,8 @@ class Learner:
             mine = net.state_dict()
             theirs = {key: state.get(f"nets.{name}.{key}") for key in mine}
             fitted = {key: _repeat(value, mine[key]) for key, value in theirs.items() if value is not None}
-            if (
-                name not in ("actor", START)
-                and len(fitted) == len(mine)
-                and all(v is not None for v in fitted.values())
-            ):
+            fits = len(fitted) == len(mine) and all(v is not None for v in fitted.values())
+            if name not in ("actor", START) and fits:
                 net.load_state_dict(fitted)
         for name, value in self.extra.items():
             saved = state.get(f"extra.{name}")

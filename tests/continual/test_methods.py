@@ -13,7 +13,7 @@ from policies.actor import StackedGaussianActor
 from robot_cl.continual.actors import chosen, copied, mixed_states, side_by_side, with_skills
 from robot_cl.continual.likeness import nearest
 from robot_cl.continual.loop import Measuring, run_method
-from robot_cl.continual.method import MethodConfig, Setup
+from robot_cl.continual.method import MethodConfig, Setup, learner_values
 from robot_cl.continual.methods import METHODS, method_class
 from robot_cl.continual.methods.ewc import fisher_diagonal
 from robot_cl.continual.methods.multitask import JoinedWorlds, told, widened
@@ -107,6 +107,13 @@ def test_every_task_begins_with_the_noise_asked_for_and_an_adapter_trains_it_too
         training = StageTraining(learner, method.world(k), method.stage(k), k)
         method.end(k, learner, training.round())
         assert (learner.actor.log_std != -1.0).all()
+
+
+def test_what_a_task_leaves_to_the_next_are_values_and_no_actor(make_setup: MakeSetup) -> None:
+    learner, _ = method_class("library")(make_setup()).begin(0)
+    assert learner is not None
+    kept = {name.split(".")[1] for name in learner_values(learner) if name.startswith("nets.")}
+    assert kept == {"v"} and {"actor", "start"} < set(learner.nets)
 
 
 def test_a_route_is_counted_against_the_budget_and_the_skill_is_the_composition_plus_the_residual(
