@@ -44,6 +44,7 @@ CHOICES = {"choice by loss": "by_loss", "choice by episodes": "by_return"}
 CLAIMED = {"stand-walk": "choice by episodes", "stand-walk-run": "choice by episodes",
            "shift": "residual", "speed-limit": "composition"}  # fmt: skip
 TEN = 10  # demonstrations, of the claims
+PREFERRED = "composition by trial episodes"  # of two skills that want different things, at the share that trials choose
 # Measured at every number of demonstrations; other rows at ten of them only.
 _TRAINED = ("scratch", "scratch with own statistics", "full fine-tune", "fresh adapter", "residual",
             "guarded residual")  # fmt: skip
@@ -141,6 +142,8 @@ class Bench:
         rows, task = self.rows, self.rows.task
         given = {"expert": rows.expert, "base zero-shot": lambda: rows.zero_shot({})}
         given |= {f"{s} skill zero-shot": lambda s=s: rows.zero_shot({s: 1.0}) for s in task.parents}
+        if self.name == "speed-limit":
+            given[PREFERRED] = lambda: rows.preferred(lambda act: self.setting.roll(act, task.name, self.trial_seeds()))
         for row, make in given.items():
             if (not only or row in only) and not self.path(row).exists():
                 self.measure_given(row, make())
@@ -285,8 +288,8 @@ def claims_speed(r: Results) -> list[Claim]:
     """Reward and cost skill under a speed limit: their composition, alone and with a new skill, is safe and faster than
     the cost skill."""
     careful, found = r.scores("cost skill zero-shot", 0), list[Claim]()
-    for row in (CLAIMED["speed-limit"], "learned α(s)"):
-        reward, cost = r.scores(row, TEN), r.scores(row, TEN, "fell")
+    for row, count in ((PREFERRED, 0), (CLAIMED["speed-limit"], TEN), ("learned α(s)", TEN)):
+        reward, cost = r.scores(row, count), r.scores(row, count, "fell")
         if reward is not None and cost is not None and careful is not None:
             found.append(Claim(f"speed limit: normalised cost of {row}", float(cost.mean()), 1.0, at_least=False))
             gain = float(reward.mean() - careful.mean())

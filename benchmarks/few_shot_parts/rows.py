@@ -33,6 +33,9 @@ from policies.normalizer import Normalizer
 Play = Callable[[Tensor], Tensor]  # obs (M, E, OBS) -> action (M, E, ACT)
 
 
+SHARES = tuple(k / 10 for k in range(11))  # of the first skill, where two are weighed against each other
+
+
 @dataclass(frozen=True)
 class Task:
     """Which task is new, and which skills the library holds already. `parent` is what a residual builds on."""
@@ -226,6 +229,21 @@ class Rows:
 
     def expert(self) -> walker.Act:
         return self.setting.expert(self.task.name)[0].act
+
+    def preferred(self, roll: Callable[[walker.Act], walker.Episodes]) -> walker.Act:
+        """Both skills, the one with the share and the other with the rest at which trial episodes earn most while every
+        one of them is within the budget; the second alone if none is. Nothing is learned."""
+        one, other = self.task.parents
+        chosen, best = self.zero_shot({other: 1.0}), -float("inf")
+        for share in SHARES:
+            act = self.zero_shot({one: share, other: 1.0 - share})
+            with torch.inference_mode():
+                episodes = roll(act)
+            earned, safe = float(episodes.returns.mean()), bool((episodes.fell < 1.0).all())
+            print(f"    {one} at {share:g}: {earned:.0f}, worst cost {episodes.fell.max():.2f}", flush=True)
+            if safe and earned > best:
+                chosen, best = act, earned
+        return chosen
 
     def zero_shot(self, weights: dict[str, float]) -> walker.Act:
         """The base with these skills in its weights; none: the bare base."""
