@@ -58,6 +58,8 @@ class Sizes:
     seed: int = 0
     tasks: int | None = None
     worlds: int = 16
+    trial_worlds: int = 4  # in which the library tries what it has
+    trial_share: float = 0.05  # of a task's budget, spent on trials at most
 
     @property
     def learner(self) -> PPOConfig:
@@ -66,14 +68,20 @@ class Sizes:
         return PPOConfig(actor=replace(PPOConfig().actor, log_std_init=self.log_std), epochs=3)
 
 
-FULL = {"halfcheetah_shifts": Sizes(150_000, 300_000, -1.0), "walker2d_shifts": Sizes(150_000, 600_000, -1.0)}
+FULL = {
+    "halfcheetah_shifts": Sizes(150_000, 300_000, -1.0),
+    # A walker that falls does so after some hundred steps: its trials are whole episodes, of half as many worlds.
+    "walker2d_shifts": Sizes(150_000, 600_000, -1.0, trial_worlds=2, trial_share=0.1),
+}
 QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, -1.0, seeds=2, tasks=3)}
 
 
 def config_of(stream: str, quick: bool) -> ContinualConfig:
     size = (QUICK if quick else FULL)[stream]
     measuring = Measuring(size.episodes, points=6, curve_episodes=size.episodes, save_every=20_480)
-    options = MethodConfig(trial_worlds=4, trial_steps=60, trial_share=0.05, explore=size.log_std)
+    options = MethodConfig(
+        trial_worlds=size.trial_worlds, trial_steps=60, trial_share=size.trial_share, explore=size.log_std
+    )
     return ContinualConfig(
         stream, tuple(METHODS), size.seeds, size.seed, size.steps, size.base_steps, size.tasks,
         num_worlds=2 * size.worlds, threads=1, measuring=measuring, options=options,
