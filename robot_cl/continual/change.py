@@ -35,14 +35,33 @@ class ChangeWatch:
         self.detector = ShiftDetector(config or FOLLOWING)
         self.scale: Tensor | None = None
         self._past: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[tuple[np.ndarray, np.ndarray]] = []  # log distance and log error of the last rollouts
 
     def see(self, fresh: Transitions) -> bool:
         """One rollout (1, T, W) -> whether the world has changed; then learn from it (after a change from it alone)."""
-        changed = self.detector.observe(self.losses(fresh).mean(1)) is not None
+        changed = self.detector.observe(self._familiar(fresh).mean(1)) is not None
         if changed:
-            self._past = []
+            self._past, self._seen = [], []
         self.learn(fresh)
         return changed
+
+    @torch.no_grad()
+    def _familiar(self, fresh: Transitions) -> np.ndarray:
+        """`losses`, less what comes of being where the robot has not been: a policy that moves on meets new states, and
+        the model errs there in the same world. How much is regressed on distances to what was seen before."""
+        losses = self.losses(fresh)
+        if not self._past:
+            return losses
+        x, _ = self._pairs(fresh)
+        past = torch.cat([inputs for inputs, _ in self._past])
+        far = torch.cdist(x, past).amin(1).clamp_min(1e-6).log().numpy()
+        error = np.log(losses.ravel() + 1e-12)
+        slope, usual = 0.0, float(far.mean())
+        if self._seen:
+            d, e = (np.concatenate(parts) for parts in zip(*self._seen, strict=True))
+            usual, slope = float(d.mean()), max(0.0, float(np.cov(d, e)[0, 1] / (d.var() + 1e-12)))
+        self._seen = [*self._seen, (far, error)][-ROLLOUTS:]
+        return np.exp(error - slope * (far - usual)).reshape(losses.shape)
 
     @torch.no_grad()
     def losses(self, fresh: Transitions) -> np.ndarray:
