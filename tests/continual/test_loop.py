@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from policies.normalizer import Normalizer
+from robot_cl.batch import Transitions
 from robot_cl.continual import summary
 from robot_cl.continual.change import ChangeWatch
 from robot_cl.continual.detector import DetectorConfig
@@ -168,6 +170,26 @@ def test_a_changed_world_is_noticed_by_the_errors_of_a_model_of_the_old_one(make
     same, other = (Collector(stage_world([stage] * 32), 1, 3) for stage in setup.stream.stages[:2])
     assert [watch.see(same.collect(learner, 32)) for _ in range(6)] == [False] * 6
     assert watch.see(other.collect(learner, 32))
+
+
+def rollout(reach: float, sign: float, rng: torch.Generator) -> Transitions:
+    """32 steps of 32 worlds, all over a square that reaches so far, where actions act with this sign."""
+    obs = reach * (2 * torch.rand(1, 32, 32, 2, generator=rng) - 1)
+    action = torch.rand(1, 32, 32, 1, generator=rng) - 0.5
+    after = obs + 0.1 * (3 * obs).sin() + 0.05 * sign * action
+    ends = torch.zeros(1, 32, 32)
+    return Transitions(obs, action, ends, after, ends, ends)
+
+
+def test_new_states_are_no_new_world_and_a_new_world_is_noticed_among_known_states() -> None:
+    rng, config = torch.Generator().manual_seed(0), DetectorConfig(window=4, warmup=12, threshold=10.0, memory=0.9)
+    watch, reach = ChangeWatch(Normalizer(2), 1, config=config, updates=100), 1.0
+    for _ in range(8):
+        assert not watch.see(rollout(reach, 1.0, rng))
+    for _ in range(6):  # the policy moves on, farther each time
+        reach *= 1.12
+        assert not watch.see(rollout(reach, 1.0, rng))
+    assert watch.see(rollout(reach, -1.0, rng))
 
 
 def method_learner(setup: Setup):  # type: ignore[no-untyped-def]
