@@ -132,6 +132,16 @@ def test_a_route_is_counted_against_the_budget_and_the_skill_is_the_composition_
         np.testing.assert_allclose(mode(method.current(1, learner)), mode(learner.policy()), atol=1e-5)
 
 
+def test_what_is_learned_on_a_composition_is_played_with_it(make_setup: MakeSetup) -> None:
+    method = learned("library", make_setup(), 1)
+    mixes = [{"steering-reversed": 1.0}, {"steering-reversed": 0.5}]
+    method.now = [Route("t", mix, "skill", 0.0, 1.0, reached=False) for mix in mixes]
+    learner = method.learner(1, method._composed(mixes), method.setup.values, skill=True)
+    StageTraining(learner, method.world(1), method.stage(1), 1).round()
+    assert not np.allclose(mode(learner.policy()), mode(method._composed(mixes)), atol=1e-4)
+    np.testing.assert_allclose(mode(method.current(1, learner)), mode(learner.policy()), atol=1e-5)
+
+
 @pytest.mark.parametrize(("level", "enough", "short"), [(100.0, 96.0, 94.0), (-100.0, -104.0, -106.0)])
 def test_a_composition_is_enough_near_the_best_any_skill_has_reached_and_the_bare_base_never_is(
     make_setup: MakeSetup, level: float, enough: float, short: float
