@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from robot_cl.data.checks.subject import Subject
+from robot_cl.data.near_best import near_best
 
 _NEIGHBOUR_ROWS = 2000
 _CHUNK = 250
 _NARROW_SPREAD, _NARROW_DISAGREEMENT, _EXPERT_SCORE = 0.15, 0.75, 80.0  # noisy experts: 0.4 to 0.6; random: 1
-_TOP, _NEAR, _LEAST = 0.1, 0.1, 0.05  # share of steps that is the top, distance from it, share that has to be near it
+_LEAST = 0.05  # share of the steps that has to be near the best
 _RANDOM_DISAGREEMENT, _UNIFORM = 0.97, 0.03  # random: unrelated to the state, and as spread as uniform ones to 3 %
 
 
@@ -110,16 +111,12 @@ def _spread(returns: np.ndarray) -> float:
 
 
 def _near_best(subject: Subject) -> np.ndarray:
-    """Indices of the episodes that learners.returns.near_best_rows keeps; those whose return is no number are left."""
+    """Indices of the episodes near the best; one whose return is no number is not among them."""
     known = np.flatnonzero(np.isfinite(subject.returns))
     returns, lengths = subject.returns[known], subject.lengths[known]
     if not len(known):
         return np.arange(len(subject.returns))
-    order = np.argsort(-returns, kind="stable")
-    before = np.cumsum(lengths[order]) - lengths[order]
-    top = order[before < _TOP * lengths.sum()]
-    mean, low = np.average(returns[top], weights=lengths[top]), min(0.0, float(returns.min()))
-    return known[returns >= mean - _NEAR * (mean - low)]
+    return known[near_best(returns, lengths)]
 
 
 def _rows_of(subject: Subject, episodes: np.ndarray) -> np.ndarray:

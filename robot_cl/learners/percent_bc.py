@@ -8,7 +8,7 @@ from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.base import Metrics
 from robot_cl.learners.bc import BC, BCConfig
-from robot_cl.learners.returns import best_rows, near_best_rows
+from robot_cl.learners.returns import good_rows
 
 
 @dataclass
@@ -26,16 +26,14 @@ class PercentBCConfig(BCConfig):
 class PercentBC(BC):
     """The baseline of Chen et al. 2021 (Decision Transformer), appendix C: what choosing good episodes alone gives.
 
-    They clone a fixed share; which one is right hangs on how much of the data is good, which `near_best_rows` reads off
-    the returns. The batch that is handed in only says how many rows to draw; the rows come from the best episodes.
+    They clone a fixed share; which one is right hangs on how much of the data is good, which is read off the returns.
+    The batch that is handed in only says how many rows to draw; the rows come from the best episodes.
     """
 
     config: PercentBCConfig
 
     def attach_data(self, data: Transitions) -> None:
-        share = self.config.share
-        rows = near_best_rows(data) if share is None else best_rows(data, share)
-        self.best = Sampler.over(data[rows], self.rng, self.device)
+        self.best = Sampler.over(data[good_rows(data, self.config.share)], self.rng, self.device)
 
     def update_offline(self, batch: Transitions) -> Metrics:
         return super().update_offline(self.best.take(self.draws.rows(self.best, batch.reward.shape[1])))

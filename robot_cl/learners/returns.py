@@ -10,6 +10,7 @@ from torch import Tensor
 
 from policies.networks import StackedLinear, StackedMLP
 from robot_cl.batch import Transitions
+from robot_cl.data.near_best import near_best
 from robot_cl.learners.draws import Draws
 from robot_cl.learners.optim import FlatAdam
 
@@ -36,15 +37,16 @@ def best_rows(data: Transitions, share: float) -> Tensor:
 
 
 def near_best_rows(data: Transitions, share: float = 0.1, within: float = 0.1) -> Tensor:
-    """Rows of the episodes whose return falls short of the best ones' mean by at most a tenth.
-
-    The best ones hold `share` of the transitions, and each counts by its length; what a return falls short is counted
-    from the lowest one or zero, whichever is less.
-    """
+    """Rows of the episodes near the best ones, see `near_best`."""
     totals, owner = episode_returns(data)
-    top = totals[owner[best_rows(data, share)]].mean()
-    low = totals.min().clamp(max=0.0)
-    return (totals >= top - within * (top - low))[owner].nonzero()[:, 0]
+    lengths = torch.bincount(owner, minlength=len(totals))
+    kept = near_best(totals.cpu().numpy(), lengths.cpu().numpy(), share, within)
+    return torch.from_numpy(kept).to(owner.device)[owner].nonzero()[:, 0]
+
+
+def good_rows(data: Transitions, share: float | None) -> Tensor:
+    """The best `share` of the transitions in whole episodes; None: all episodes near the best."""
+    return near_best_rows(data) if share is None else best_rows(data, share)
 
 
 def returns_to_go(data: Transitions, discount: float) -> Tensor:

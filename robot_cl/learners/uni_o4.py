@@ -22,7 +22,7 @@ from robot_cl.learners.gate import Earning, Gate, Score, Scores
 from robot_cl.learners.iql import reward_scale
 from robot_cl.learners.optim import FlatAdam, cosine
 from robot_cl.learners.ppo import PPO
-from robot_cl.learners.returns import best_rows, episode_returns, fit_returns, near_best_rows
+from robot_cl.learners.returns import episode_returns, fit_returns, good_rows
 from robot_cl.learners.sac import bellman_target, td_loss
 from robot_cl.learners.stacks import copy_rows, merged, repeat_members
 from robot_cl.learners.uni_o4_config import Advantage, UniO4Config
@@ -97,8 +97,7 @@ class UniO4(PPO):
         self.data = data
         share = self.config.share
         if share != 1.0:
-            rows = near_best_rows(data) if share is None else best_rows(data, share)
-            self.best = Sampler.over(data[rows], self.rng, self.device)
+            self.best = Sampler.over(data[good_rows(data, share)], self.rng, self.device)
 
     def prepare(self, data: Transitions) -> None:
         check_data(data)
