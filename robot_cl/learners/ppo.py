@@ -152,7 +152,7 @@ class PPO(Learner):
 
     def _improve(self, rows: Tensor) -> Metrics:
         c, metrics = self.config, {}
-        before = [p.detach().clone() for p in self.opts["actor"].parameters]
+        before = [p.detach().clone() for p in self.opts["actor"].parameters] if c.max_kl is not None else []
         for _ in range(c.epochs):
             for batch in self._shuffled(rows).split(c.minibatch, dim=1):
                 metrics = self._captured_step(batch) if self.captured.fixed else self._gradient_step(batch)
