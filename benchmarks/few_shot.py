@@ -10,7 +10,7 @@ Tasks of dm_control's walker: stand → walk, and stand + walk → run. A base (
 standing, skills imitate experts on it (ours, tools/train_experts.py, or with `--teachers shared` those of the shared
 data), a demonstration is one expert episode. All draws of demonstrations and all their numbers train side by side,
 every row from the same demonstrations; the last policy counts. Finished cells are JSON under runs/benchmarks/few_shot
-and are not measured again. Which row a claim is about was fixed before its cells were measured (CLAIMED).
+and are not measured again. A claim is about one named row (CLAIMED), not about the best of several.
 """
 
 from __future__ import annotations

@@ -46,7 +46,6 @@ SEEDS = 3
 EPISODES = 20  # per seed, of the last policy
 ONLINE = 100_000  # environment steps per seed
 Cell = tuple[str, str]  # dataset, method
-EARLY = 20_500  # steps within which the dip is looked for; a whole number of rollouts ends just beyond 20,000
 
 
 @dataclass(frozen=True)
@@ -380,7 +379,7 @@ def score(task: str, ret: float) -> float:
 
 
 def _curve(run: Path, task: str, seeds: int) -> dict[str, Any]:
-    """Scores along the online part: start, deepest point within the first steps, area; one number per seed."""
+    """Scores along the online part: start and area; one number per seed."""
     with (run / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("eval_return")]
     by_seed = [
@@ -392,7 +391,6 @@ def _curve(run: Path, task: str, seeds: int) -> dict[str, Any]:
         "steps": [step - first for step, _ in by_seed[0]],
         "curves": [[score for _, score in curve] for curve in by_seed],
         "start": [curve[0][1] for curve in by_seed],
-        "dip": [curve[0][1] - min(s for step, s in curve if step - first <= EARLY) for curve in by_seed],
         "area": [float(np.mean([s for _, s in curve])) for curve in by_seed],
         "wall_minutes": _minutes(rows),
     }
