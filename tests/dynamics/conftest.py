@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,8 @@ from dynamics.fit import FitConfig, fit
 from dynamics.losses import nll
 from dynamics.pairs import Family, simulate
 from policies.networks import generators
+
+sys.path.insert(0, str(Path(__file__).parent))  # for loss_cases
 
 LIMITS, DT = torch.tensor([1.0, math.pi / 2]), 0.2
 FAMILY = [(v, w) for v in (-1.0, 1.0, 2.0) for w in (-1.0, 1.0, 2.0)]
