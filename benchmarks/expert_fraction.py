@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from common import Claim, arguments, report, table
-from offline_cells import EXPERTS, FRACTIONS, QUICK, SEEDS, SIZES, Plan, cell_path, dataset, measure
+from offline_cells import QUICK, SEEDS, SIZES, Plan, cell_path, measure
+from offline_data import EXPERTS, FRACTIONS, dataset
 from offline_workers import spread
 
 from robot_cl.data.doctor import recommend

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from common import Claim, arguments, report, table
-from offline_cells import DATASETS, DEVELOPMENT, METHODS, QUICK, SIZES, Plan, cell_path, dataset, measure, score
+from offline_cells import METHODS, QUICK, SIZES, Plan, cell_path, measure, score
+from offline_data import DATASETS, DEVELOPMENT, dataset
 from offline_workers import spread
 
 from robot_cl import stats

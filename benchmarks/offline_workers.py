@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import torch
-from offline_cells import METHODS, Cell, Plan, dataset, measure_together, slug
+from offline_cells import METHODS, Cell, Plan, measure_together, slug
+from offline_data import dataset
 
 Job = tuple[Cell, ...]  # the cells of one process
 OFFLINE_ONLY = ("10 % bc", "iql", "rebrac", "lcb")  # nothing waits for them: all in one process, where they may be

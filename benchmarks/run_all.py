@@ -20,7 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "results"
-PARTS = {"pendulum", "flow_learning", "flow_missions", "flow_one_step", "offline_cells", "offline_workers"}
+PARTS = {
+    "pendulum", "flow_learning", "flow_missions", "flow_one_step", "offline_cells", "offline_data", "offline_workers",
+}  # fmt: skip
 NOT_BENCHMARKS = {"common", "run_all"} | PARTS
 
 

@@ -16,6 +16,7 @@ import offline_cells as table
 import torch
 from common import Claim, arguments, report
 from common import table as markdown
+from offline_data import DATASETS, dataset
 from torch import Tensor
 
 from dynamics.ensemble import Ensemble
@@ -53,7 +54,7 @@ def load_learner(run: Path) -> UniO4:
 def candidates(learner: UniO4, data_name: str, plan: table.Plan) -> list[StackedGaussianActor]:
     """Lone actors from bad to good, judged with seed 0's models and values."""
     own = [learner.accepted.member(m) for m in range(learner.config.behaviours)]
-    data = table.dataset(data_name, plan.steps).transitions()
+    data = dataset(data_name, plan.steps).transitions()
     rngs, snapshots = generators(11, 1), []
     clone = StackedGaussianActor(learner.obs_dim, learner.act_dim, rngs, own[0].config, learner.actor.normalizer)
     opt, sampler = FlatAdam(clone.parameters(), 1, 3e-4), Sampler.over(data, rngs)
@@ -119,7 +120,7 @@ def main() -> None:
     claims, rows = [], []
     for name in names:
         record = table.measure(plan, name, "uni_o4")
-        learner, task = load_learner(plan.kept / record["run"]), table.DATASETS[name].task
+        learner, task = load_learner(plan.kept / record["run"]), DATASETS[name].task
         true, found = ranking(learner, candidates(learner, name, plan), task, episodes)
         chance = [spearman(torch.rand(len(true), generator=torch.Generator().manual_seed(i)), true) for i in range(200)]
         correlations = {horizon: spearman(score, true) for horizon, score in found.items()}

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import offline_cells as cells
 import torch
 from common import Claim, arguments, report
 from common import table as markdown
+from offline_data import dataset
 from torch import Tensor, nn
 
 from dynamics.ensemble import Ensemble, EnsembleConfig
@@ -127,7 +127,7 @@ def gate_speed(
 
 def pipeline(data_name: str, steps: int | None, repeats: int, batch: int = 256) -> dict[str, float]:
     """Phase -> projected minutes of one seed at the defaults, on one thread."""
-    config, data = UniO4Config(), cells.dataset(data_name, steps).transitions()
+    config, data = UniO4Config(), dataset(data_name, steps).transitions()
     short = replace(config, returns_steps=repeats)
     learner = UniO4(short, data.obs_dim, data.act_dim)
     learner.attach_data(data)
