@@ -18,12 +18,15 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "results"
 PARTS = {
     "pendulum", "flow_learning", "flow_missions", "flow_one_step", "offline_cells", "offline_data", "offline_workers",
 }  # fmt: skip
 NOT_BENCHMARKS = {"common", "run_all"} | PARTS
+ON_A_GPU = {"gpu"}  # skipped where torch sees none, and what is kept of them stays
 
 
 def names() -> list[str]:
@@ -32,6 +35,9 @@ def names() -> list[str]:
 
 def run(name: str, quick: bool) -> bool:
     """Run one script; keep its printed lines and its JSON line. False if it failed."""
+    if name in ON_A_GPU and not torch.cuda.is_available():
+        print(f"== {name}: skipped, because torch sees no GPU here")
+        return True
     command = [sys.executable, f"benchmarks/{name}.py", "--json", *(["--quick"] if quick else [])]
     print(f"== {name}: {' '.join(command[1:])}", flush=True)
     start = time.monotonic()
