@@ -15,9 +15,8 @@ from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import (
-    CloningConfig,
+    Penalty,
     SoftNets,
-    actor_lr,
     build,
     clone,
     joined,
@@ -28,10 +27,11 @@ from robot_cl.learners.sac import (
     step_temperature,
     td_loss,
 )
+from robot_cl.learners.warm_start import WarmStart, WarmStartConfig
 
 
 @dataclass
-class CalQLConfig(CloningConfig):
+class CalQLConfig(WarmStartConfig):
     """Options of Cal-QL; calibrated false is CQL (Kumar et al. 2020)."""
 
     conservatism: float = 5.0  # weight of the conservative term offline
@@ -63,6 +63,7 @@ class CalQL(Learner):
     def build(self) -> None:
         self.soft = build(self, self.config)
         self.reference = self.add("reference", StackedV(self.obs_dim, self.rng, self.config.critic))
+        self.warm = WarmStart(self, self.config)
 
     def plan(self) -> OnlinePlan:
         return online_plan(self.config, self.config.offline_share)
@@ -72,26 +73,40 @@ class CalQL(Learner):
         begin_at_returns(self.soft, self.reference, data, self.config)
 
     def graph_key(self, online: bool = False) -> bool:
-        return not online and self.step < self.config.cloning
+        return not self.warm.waits if online else self.step < self.config.cloning
 
     def schedule(self, online: bool = False) -> None:
-        self.opts["actor"].lr = actor_lr(self.config, self.step, online)
+        self.warm.schedule(online)
+
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        super().adopt(state)
+        self.warm.begin_anew()
 
     def update_offline(self, batch: Transitions) -> Metrics:
         self.schedule()
-        return self._update(batch, self.config.conservatism, self.step < self.config.cloning)
+        clones = self.step < self.config.cloning
+        self.step += 1
+        return update(self.soft, self.config, batch, self.reference, self.config.conservatism, clones)
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         self.schedule(online=True)
-        return self._update(joined(fresh, offline), self.config.online_conservatism)
-
-    def _update(self, batch: Transitions, weight: float, clones: bool = False) -> Metrics:
+        moves, weight = not self.warm.waits, self.config.online_conservatism
         self.step += 1
-        return update(self.soft, self.config, batch, self.reference, weight, clones)
+        batch = joined(fresh, offline)
+        return update(
+            self.soft, self.config, batch, self.reference, weight, move_actor=moves, penalty=self.warm.penalty
+        )
 
 
 def update(
-    soft: SoftNets, config: CalQLConfig, batch: Transitions, reference: StackedV, weight: float, clones: bool = False
+    soft: SoftNets,
+    config: CalQLConfig,
+    batch: Transitions,
+    reference: StackedV,
+    weight: float,
+    clones: bool = False,
+    move_actor: bool = True,
+    penalty: Penalty | None = None,
 ) -> Metrics:
     """Soft actor-critic's update with the calibrated conservative term added to the critics' loss.
 
@@ -108,9 +123,12 @@ def update(
     loss = td_loss(q, target) + weight * gap
     step_critic(soft, loss)
     polyak(soft.target, soft.critic, config.tau)
-    metrics, entropy = step_actor(soft, z)
-    step_temperature(soft, entropy, config.entropy_per_action * batch.action.shape[-1])
-    return metrics | {"critic_loss": loss.detach(), "gap": gap.detach(), "q": q.detach().mean((1, 2))}
+    metrics = {"critic_loss": loss.detach(), "gap": gap.detach(), "q": q.detach().mean((1, 2))}
+    if move_actor:
+        more, entropy = step_actor(soft, z, penalty)
+        step_temperature(soft, entropy, config.entropy_per_action * batch.action.shape[-1])
+        metrics |= more
+    return metrics
 
 
 def conservative_gap(

@@ -12,7 +12,9 @@ from policies.actor import HALF_LOG_TWO_PI, ActorConfig, Distribution, StackedGa
 from policies.critics import CriticConfig, StackedV
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
+from robot_cl.learners.averaging import PolicyAverage
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
+from robot_cl.learners.stacks import merged
 
 HALVINGS = 10  # of a rollout's step at most
 
@@ -46,6 +48,7 @@ class PPOConfig(LearnerConfig):
     value_warmup: int = 0  # first rollouts that train V alone, so that a loaded policy is not spoilt by wrong values
     least_log_std: float | None = None  # smallest log σ after the first rollout; a clone may be too sure to explore
     scale_reward: bool = True  # divide rewards by the running deviation of the discounted return
+    average: float = 0.0  # weight of the past in the exponential average of policies, per rollout, that is published
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +57,7 @@ class PPOConfig(LearnerConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
         if self.max_kl is not None and not self.max_kl > 0:
             raise ValueError(f"max_kl is {self.max_kl}; expected a positive number of nats, e.g. 0.01, or none")
-        for name in ("discount", "gae"):
+        for name in ("discount", "gae", "average"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number between 0 and 1")
 
@@ -82,6 +85,18 @@ class PPO(Learner):
         self.extra["return_moments"] = torch.zeros(3, self.seeds, dtype=torch.float64)
         self.extra["reward_scale"] = torch.zeros(())  # of a loaded V; zero: follow the running deviation
         self._minibatch: Tensor | None = None
+        self.average = PolicyAverage(self, c.average) if c.average else None
+
+    @property
+    def published(self) -> StackedGaussianActor:
+        """What is evaluated and saved: where an average is kept, that of the policies that acted."""
+        return self.actor if self.average is None or not self.rollouts else self.average.policy
+
+    def policy(self) -> StackedGaussianActor:
+        return merged(self.adapted() or self.published)
+
+    def adapted(self) -> StackedGaussianActor | None:
+        return self._adapted(self.published)
 
     def new_normalizer(self) -> Normalizer:
         return Normalizer(self.obs_dim, population=self.seeds)
@@ -111,12 +126,16 @@ class PPO(Learner):
         norm = self.actor.normalizer
         if not norm.frozen and not norm.count.item():
             norm.update(fresh.obs)  # the first policy hardly looks at its input; there is nothing else to start from
+        if self.average is not None and not self.rollouts:
+            self.average.begin()
         rows = self.prepare_rollout(fresh)
         self._set_lr()
         metrics = self._improve(rows)
         if not norm.frozen:
             norm.update(fresh.obs)
         self._widen()
+        if self.average is not None:
+            self.average.follow()
         self.step += 1
         return metrics
 

@@ -7,7 +7,7 @@ MOORL call the functions below with their own networks and batches; a page of th
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -22,6 +22,8 @@ from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
 from robot_cl.learners.draws import Draws
 from robot_cl.learners.optim import FlatAdam, cosine
+
+Penalty = Callable[[Tensor, Tensor, Tensor], Tensor]  # z, mean, log σ -> what the actor's loss has besides, (P, B)
 
 
 def tanh_actor() -> ActorConfig:
@@ -183,13 +185,16 @@ def frozen(net: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def step_actor(soft: SoftNets, z: Tensor) -> tuple[Metrics, Tensor]:
-    """Maximise Q − α log π (equation 7). Returns metrics and the entropy (P,)."""
+def step_actor(soft: SoftNets, z: Tensor, penalty: Penalty | None = None) -> tuple[Metrics, Tensor]:
+    """Maximise Q − α log π (equation 7), less a penalty. Returns metrics and the entropy (P,)."""
     alpha = soft.temperature().detach()
+    heads = soft.actor.heads(z)
     with frozen(soft.critic):
-        action, log_prob = soft.sample(z)
+        action, log_prob = soft.drawn(*heads)
         value = ensemble_value(soft.critic(z, action))
     loss = (alpha * log_prob - value).mean(-1)
+    if penalty is not None:
+        loss = loss + penalty(z, *heads).mean(-1)
     loss.sum().backward(inputs=soft.opts["actor"].parameters)
     soft.opts["actor"].step()
     entropy = -log_prob.detach().mean(-1)
@@ -217,7 +222,12 @@ def step_temperature(soft: SoftNets, entropy: Tensor, wanted: float) -> None:
 
 
 def update(
-    soft: SoftNets, config: SACConfig, batch: Transitions, move_actor: bool = True, move_target: bool = True
+    soft: SoftNets,
+    config: SACConfig,
+    batch: Transitions,
+    move_actor: bool = True,
+    move_target: bool = True,
+    penalty: Penalty | None = None,
 ) -> Metrics:
     """Critics, targets, actor, temperature on one batch (P, B)."""
     normalizer = soft.actor.normalizer
@@ -230,7 +240,7 @@ def update(
         polyak(soft.target, soft.critic, config.tau)
     metrics = {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
     if move_actor:
-        more, entropy = step_actor(soft, z)
+        more, entropy = step_actor(soft, z, penalty)
         step_temperature(soft, entropy, config.entropy_per_action * batch.action.shape[-1])
         metrics |= more
     return metrics

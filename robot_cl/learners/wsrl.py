@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from torch import Tensor
+
 from policies.critics import CriticConfig, StackedV
 from robot_cl.batch import Transitions
 from robot_cl.learners import cal_ql, sac
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.cal_ql import CalQLConfig, begin_at_returns
+from robot_cl.learners.sac import joined
+from robot_cl.learners.warm_start import WarmStart
 
 
 @dataclass
@@ -34,6 +38,7 @@ class WSRL(Learner):
     def build(self) -> None:
         self.soft = sac.build(self, self.config)
         self.reference = self.add("reference", StackedV(self.obs_dim, self.rng, self.config.critic))
+        self.warm = WarmStart(self, self.config)
 
     def plan(self) -> OnlinePlan:
         return sac.online_plan(self.config)
@@ -43,10 +48,14 @@ class WSRL(Learner):
         begin_at_returns(self.soft, self.reference, data, self.config)
 
     def graph_key(self, online: bool = False) -> bool:
-        return sac.actor_due(self) if online else self.step < self.config.cloning
+        return self._moves() if online else self.step < self.config.cloning
 
     def schedule(self, online: bool = False) -> None:
-        self.opts["actor"].lr = sac.actor_lr(self.config, self.step, online)
+        self.warm.schedule(online)
+
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        super().adopt(state)
+        self.warm.begin_anew()
 
     def update_offline(self, batch: Transitions) -> Metrics:
         self.schedule()
@@ -56,6 +65,9 @@ class WSRL(Learner):
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         self.schedule(online=True)
-        moves = sac.actor_due(self)
+        moves = self._moves()
         self.step += 1
-        return sac.update(self.soft, self.config, fresh, moves)
+        return sac.update(self.soft, self.config, joined(fresh, offline), moves, penalty=self.warm.penalty)
+
+    def _moves(self) -> bool:
+        return sac.actor_due(self) and not self.warm.waits

@@ -1,0 +1,101 @@
+"""Going on online from a policy: the critics first, then near where it stood, and what is published meanwhile."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from policies.actor import ActorConfig, StackedGaussianActor
+from policies.critics import CriticConfig
+from policies.networks import generators
+from policies.normalizer import Normalizer
+from robot_cl.learners.cal_ql import CalQL, CalQLConfig
+from robot_cl.learners.ppo import PPO, PPOConfig
+from robot_cl.learners.warm_start import gaussian_kl
+from robot_cl.learners.wsrl import WSRL, WSRLConfig
+
+SHAPE = ActorConfig(hidden=(16, 16))
+SMALL = {"actor": SHAPE, "critic": CriticConfig(hidden=(16, 16)), "critics": 3, "lr": 3e-3}
+LEARNERS = {
+    "wsrl": (WSRL, lambda **options: WSRLConfig(**SMALL, **options)),
+    "cal_ql": (CalQL, lambda **options: CalQLConfig(**SMALL, drawn=2, **options)),
+}
+
+
+def warm(name, transitions, **options):
+    """A learner that has come online with a loaded policy."""
+    cls, config = LEARNERS[name]
+    policy = StackedGaussianActor(4, 2, generators(5, 1), SHAPE, Normalizer(4).fit(transitions(300).obs))
+    learner = cls(config(**options), 4, 2, actor=policy)
+    learner.prepare(transitions(300))
+    return learner, policy
+
+
+def weights(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def test_the_divergence_is_torch_s_own_and_the_same_after_a_tanh():
+    mean, log_std, other_mean, other_log_std = torch.randn(4, 3, 5, 2, generator=torch.Generator().manual_seed(0))
+    one, other = (torch.distributions.Normal(m, s.exp()) for m, s in ((mean, log_std), (other_mean, other_log_std)))
+    wanted = torch.distributions.kl_divergence(one, other).sum(-1)
+    torch.testing.assert_close(gaussian_kl(mean, log_std, other_mean, other_log_std), wanted)
+    assert (gaussian_kl(mean, log_std, mean, log_std) == 0.0).all()
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_critics_learn_alone_until_the_policy_may_move(name, transitions):
+    learner, _ = warm(name, transitions, critic_only=3)
+    for step in range(4):
+        policy, values = weights(learner.actor), weights(learner.soft.critic)
+        learner.update_online(transitions(1, 32, seed=step), None)
+        assert not torch.equal(values, weights(learner.soft.critic))
+        assert torch.equal(policy, weights(learner.actor)) == (step < 3)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_an_anchored_policy_stays_near_where_it_came_online_and_is_let_go_later(name, transitions):
+    apart = {}
+    for weight, decay in ((0.0, 0), (100.0, 0), (100.0, 10)):
+        learner, policy = warm(name, transitions, critic_only=0, anchor=weight, anchor_decay=decay)
+        for step in range(60):
+            learner.update_online(transitions(1, 64, seed=step), None)
+        obs = transitions(200, seed=99).obs
+        apart[weight, decay] = gaussian_kl(*learner.actor(obs), *policy(obs)).mean().item()
+    assert apart[100.0, 0] < 0.1 * min(apart[0.0, 0], apart[100.0, 10])
+
+
+def test_a_run_that_continues_an_online_one_waits_and_anchors_anew(transitions):
+    first, _ = warm("wsrl", transitions, critic_only=2)
+    for step in range(6):
+        first.update_online(transitions(1, 32, seed=step), None)
+    second = WSRL(first.config, 4, 2, actor=first.policy())
+    second.adopt(first.state_dict())
+    stood = weights(second.actor)
+    second.update_online(transitions(1, 32, seed=9), None)
+    assert torch.equal(stood, weights(second.actor)) and torch.equal(stood, weights(second.warm.policy))
+
+
+def test_the_published_average_is_that_of_the_policies_that_acted(transitions):
+    options = {"actor": replace(SHAPE, hidden=(16,)), "critic": CriticConfig(hidden=(16,)), "minibatch": 16}
+    learner = PPO(PPOConfig(average=0.75, epochs=2, **options), 4, 2)
+    average = weights(learner.actor)
+    for step in range(3):
+        learner.update_online(transitions(1, 8, 4, seed=step))
+        average = 0.75 * average + 0.25 * weights(learner.actor)
+    torch.testing.assert_close(weights(learner.policy()), average)
+    obs = torch.randn(1, 5, 4)
+    torch.testing.assert_close(learner.policy().normalizer(obs), learner.actor.normalizer(obs))
+    assert not torch.equal(weights(learner.actor), average)  # which still acts
+
+    again = PPO(learner.config, 4, 2, seed=9, actor=copy.deepcopy(learner.policy()))  # as a run is taken up
+    again.load_state_dict(learner.state_dict())
+    assert torch.equal(weights(again.policy()), weights(learner.policy()))
+    assert torch.equal(weights(again.actor), weights(learner.actor))
+
+
+@pytest.mark.parametrize("options", [{"critic_only": -1}, {"anchor": -0.1}, {"anchor_decay": -5}])
+def test_senseless_options_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        WSRLConfig(**options)
