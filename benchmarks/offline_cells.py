@@ -65,6 +65,8 @@ SIZES = {
     "narrow-sweep": Sizes(64, 0.25, 0.2, clones=0.5),
     "small": Sizes(128, 0.25, 0.5),
     "full": Sizes(256, 0.25),
+    "gpu": Sizes(256, 1.0, 0.5, clones=1.0),
+    "gpu-half": Sizes(256, 0.5, 0.5, clones=1.0),
     "sweep": Sizes(256, 0.25, 0.5),
     "small-sweep": Sizes(128, 0.25, 0.3),
 }

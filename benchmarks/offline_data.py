@@ -61,11 +61,16 @@ def _fraction(task: str, percent: int) -> Mixture:
 SWEEP = {f"{task}-expert-{percent}": _fraction(task, percent) for task in EXPERTS for percent in FRACTIONS}
 
 
+def stored_at(name: str, steps: int | None = None) -> Path:
+    length = steps or (DATASETS | DEVELOPMENT | SWEEP)[name].steps
+    return KEPT / "datasets" / f"{name}-{length // 1000}k-v0"
+
+
 def dataset(name: str, steps: int | None = None) -> StoredDataset:
     """Opens or makes a dataset; the same arguments give the same transitions, bit for bit."""
-    mixture = (DATASETS | DEVELOPMENT | SWEEP)[name]
-    root, stored = KEPT / "datasets", f"{name}-{(steps or mixture.steps) // 1000}k-v0"
-    if (root / stored / "meta.json").exists():
+    mixture, path = (DATASETS | DEVELOPMENT | SWEEP)[name], stored_at(name, steps)
+    root, stored = path.parent, path.name
+    if (path / "meta.json").exists():
         return open_dataset(stored, root)
     shares = mixture.shares or (1.0,) * len(mixture.parts)
     parts = [_part(mixture.task, *part, share) for part, share in zip(mixture.parts, shares, strict=True)]

@@ -3,12 +3,13 @@
     python benchmarks/offline_online.py --quick                    minutes: one small dataset, few updates
     python benchmarks/offline_online.py --only halfcheetah-ppo/bc  one cell of the table
     python benchmarks/offline_online.py --table                    print what has been measured so far
-    python benchmarks/offline_online.py --sizes full --device cuda --workers 16 --minutes 9
+    python benchmarks/offline_online.py --sizes gpu --device cuda --workers 20 --minutes 8
 
 Every (dataset, method) is kept as JSON under runs/benchmarks/offline_online/SIZES, so that the table can be measured in
-pieces and taken up again after a kill. With workers each cell is a process of its own, the longest first, and after
-`--minutes` none is begun. Behaviours come from ../shared/data/behaviours, or the embedded ones where that
-folder is absent. Scores are 100 (return − low)/(high − low) of D4RL's reference returns: a scale, not D4RL's data.
+pieces and taken up again after a kill. With workers each cell is a process of its own, the longest first (on a GPU
+cheap offline methods are one for all datasets), and after `--minutes` none is begun. Behaviours come from
+../shared/data/behaviours, or the embedded ones where that folder is absent. Scores are 100 (return − low)/(high − low)
+of D4RL's reference returns: a scale, not D4RL's data.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ def main() -> None:
     )
     torch.set_num_threads(1)
     plan = replace(QUICK if args.quick else Plan(args.sizes, online=args.online), device=args.device)
+    if args.device == "cuda":
+        plan.checkpoint = 10_000  # what is cut is saved as it is
     cells = [(d, m) for d in DATASETS for m in METHODS if home(d, m) == d]
     cells = [(d, m) for d, m in cells if DATASETS[d].online or not (METHODS[m].online or m == "cal_ql")]
     if args.quick:

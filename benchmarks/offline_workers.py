@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 
 import torch
 from offline_cells import METHODS, Cell, Plan, measure_together, slug
-from offline_data import dataset
+from offline_data import dataset, stored_at
 
 Job = tuple[Cell, ...]  # the cells of one process
-OFFLINE_ONLY = ("10 % bc", "iql", "rebrac", "lcb")  # nothing waits for them: all in one process, where they may be
+OFFLINE_ONLY = ("10 % bc", "near-best bc", "iql", "rebrac", "lcb")  # cheap, and nothing waits for them
 
 
 def spread(cells: Sequence[Cell], plan: Plan, workers: int, minutes: float, together: bool = False) -> None:
     """Cells as processes, `workers` at a time, those first on which most time hangs, a cell after its start.
 
-    `together`: one process for all cells of a method, except where phases block. A process writes its log beside its
-    JSON. After `minutes` none is begun, and what runs is cut and recorded as it is. Cells that fail together are tried
-    alone, and one that fails alone, once without graphs.
+    `together`: one process for all cells of a cheap offline method. A process writes its log beside its JSON. After
+    `minutes` none is begun, and what runs is cut and recorded as it is. Cells that fail together are tried alone, and
+    one that fails alone, once without graphs.
     """
-    for name in dict.fromkeys(data_name for data_name, _ in cells):
-        dataset(name, plan.steps)
+    collect_all(dict.fromkeys(data_name for data_name, _ in cells), plan, workers)
     deadline = time.monotonic() + 60.0 * minutes
     began, running = time.monotonic(), dict[Job, subprocess.Popen[bytes]]()
-    waiting, over = sorted(_jobs(cells, together), key=lambda job: -_hanging_on(job[0][1])), set[Cell]()
+    waiting, over = sorted(_jobs(cells, together), key=lambda job: -sum(_hanging_on(m) for _, m in job)), set[Cell]()
     plain = set[Job]()
     while waiting or running:
         for job in [j for j, process in running.items() if process.poll() is not None]:
@@ -52,14 +52,22 @@ def spread(cells: Sequence[Cell], plan: Plan, workers: int, minutes: float, toge
         time.sleep(0.2)
 
 
+def collect_all(names: Iterable[str], plan: Plan, workers: int) -> None:
+    """The datasets that are not there yet, side by side."""
+    absent = [(name, plan.steps) for name in names if not (stored_at(name, plan.steps) / "meta.json").exists()]
+    if absent:
+        with multiprocessing.get_context("spawn").Pool(min(workers, len(absent))) as pool:
+            pool.starmap(_collect, absent)
+
+
+def _collect(data_name: str, steps: int | None) -> None:
+    dataset(data_name, steps)
+
+
 def _jobs(cells: Sequence[Cell], together: bool) -> list[Job]:
     jobs: dict[object, list[Cell]] = {}
     for cell in cells:
-        if together and cell[1] in OFFLINE_ONLY:
-            jobs.setdefault("offline", []).append(cell)
-        else:
-            shared = together and cell[1] not in ("uni_o4", "uni_o4 online")
-            jobs.setdefault(cell[1] if shared else cell, []).append(cell)
+        jobs.setdefault(cell[1] if together and cell[1] in OFFLINE_ONLY else cell, []).append(cell)
     return [tuple(job) for job in jobs.values()]
 
 
