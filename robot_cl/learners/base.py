@@ -160,13 +160,18 @@ class Learner:
         assert isinstance(actor, StackedGaussianActor)
         return actor
 
+    @property
+    def published(self) -> StackedGaussianActor:
+        """What is evaluated and saved: the actor, or an average of those that it was."""
+        return self.actor
+
     def policy(self) -> StackedGaussianActor:
         """The actor to publish: itself, or a copy with its adapters added to the weights."""
-        return merged(self.adapted() or self.actor)
+        return merged(self.adapted() or self.published)
 
     def adapted(self) -> StackedGaussianActor | None:
         """The frozen base with the adapters to publish, None where the whole network trains."""
-        return self._adapted(self.actor)
+        return self._adapted(self.published)
 
     def _adapted(self, trained: Any) -> Any:
         if self.config.trainable is Trainable.weights:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from policies.actor import StackedGaussianActor
 from policies.critics import StackedV, polyak
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
@@ -65,6 +66,10 @@ class CalQL(Learner):
         self.reference = self.add("reference", StackedV(self.obs_dim, self.rng, self.config.critic))
         self.warm = WarmStart(self, self.config)
 
+    @property
+    def published(self) -> StackedGaussianActor:
+        return self.warm.published
+
     def plan(self) -> OnlinePlan:
         return online_plan(self.config, self.config.offline_share)
 
@@ -92,10 +97,12 @@ class CalQL(Learner):
         self.schedule(online=True)
         moves, weight = not self.warm.waits, self.config.online_conservatism
         self.step += 1
-        batch = joined(fresh, offline)
-        return update(
-            self.soft, self.config, batch, self.reference, weight, move_actor=moves, penalty=self.warm.penalty
+        metrics = update(
+            self.soft, self.config, joined(fresh, offline), self.reference, weight, False, moves, self.warm.penalty
         )
+        if moves:
+            self.warm.follow()
+        return metrics
 
 
 def update(

@@ -14,7 +14,6 @@ from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.learners.averaging import PolicyAverage
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
-from robot_cl.learners.stacks import merged
 
 HALVINGS = 10  # of a rollout's step at most
 
@@ -89,14 +88,7 @@ class PPO(Learner):
 
     @property
     def published(self) -> StackedGaussianActor:
-        """What is evaluated and saved: where an average is kept, that of the policies that acted."""
         return self.actor if self.average is None or not self.rollouts else self.average.policy
-
-    def policy(self) -> StackedGaussianActor:
-        return merged(self.adapted() or self.published)
-
-    def adapted(self) -> StackedGaussianActor | None:
-        return self._adapted(self.published)
 
     def new_normalizer(self) -> Normalizer:
         return Normalizer(self.obs_dim, population=self.seeds)

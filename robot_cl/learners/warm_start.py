@@ -1,4 +1,4 @@
-"""How a policy learned offline is moved online without losing it: values first, and then near where it stood."""
+"""How a policy learned offline is moved online without losing it: values first, and then in small steps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from policies.actor import StackedGaussianActor
+from policies.critics import polyak
 from robot_cl.learners.base import Learner
 from robot_cl.learners.sac import CloningConfig, actor_lr
 
-ANCHOR, WEIGHT, SINCE = "anchor", "anchor_weight", "online_since"
+ANCHOR, SINCE = "anchor", "online_since"
 
 
 @dataclass
@@ -20,41 +21,42 @@ class WarmStartConfig(CloningConfig):
     """Options of those that go on online from a policy."""
 
     critic_only: int = 2_500  # online: first updates, in which the critics learn what the policy earns and it waits
-    anchor: float = 1.0  # online: weight per nat of how far the policy is from the one that came online
-    anchor_decay: int = 50_000  # online: updates over which that weight falls linearly to zero, 0: it stays
-    online_lr: float | None = None  # online: Adam's learning rate of the policy, none: lr
+    anchor: float = 0.1  # online: weight per nat of how far the policy is from its anchor, which it came online as
+    anchor_tau: float = 1e-3  # online: how far the anchor moves to the policy per update of it, 0: not at all
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.critic_only, self.anchor, self.anchor_decay) < 0:
+        if self.critic_only < 0 or self.anchor < 0.0 or not 0.0 <= self.anchor_tau <= 1.0:
             raise ValueError(
-                f"critic_only is {self.critic_only}, anchor {self.anchor} and anchor_decay {self.anchor_decay}; "
-                "expected 0 or more"
+                f"critic_only is {self.critic_only}, anchor {self.anchor} and anchor_tau {self.anchor_tau}; "
+                "expected 0 or more, and anchor_tau at most 1"
             )
 
 
 class WarmStart:
-    """A learner's online part so far: the policy with which it began, and since which update.
+    """A learner's online part: which update began it, and the anchor, an exponential average of the policy since then.
 
-    Remembers both in the learner, so that they are saved and captured with it.
+    The penalty makes each step one of mirror descent (Tomar et al. 2022, "Mirror Descent Policy Optimization"), from
+    the average instead of the last policy; the average is also what is published. Remembers both in the learner, so
+    that they are saved and captured with it.
     """
 
     def __init__(self, learner: Learner, config: WarmStartConfig):
         self.learner, self.config = learner, config
         self.policy: StackedGaussianActor = learner.add(ANCHOR, copy.deepcopy(learner.actor)).requires_grad_(False)
+        self.policy.normalizer = learner.actor.normalizer
         learner.extra[SINCE] = torch.tensor(-1)
-        learner.extra[WEIGHT] = torch.zeros((), device=learner.device)
 
     @property
-    def updates(self) -> int:
-        """Online updates so far."""
-        since = int(self.learner.extra[SINCE])
-        return 0 if since < 0 else self.learner.step - since
+    def published(self) -> StackedGaussianActor:
+        begun = self.config.anchor_tau and self.learner.extra[SINCE] >= 0
+        return self.policy if begun else self.learner.actor
 
     @property
     def waits(self) -> bool:
         """Whether the next update moves the critics alone."""
-        return self.updates < self.config.critic_only
+        since = int(self.learner.extra[SINCE])
+        return since < 0 or self.learner.step - since < self.config.critic_only
 
     def begin_anew(self) -> None:
         """Forget the online part of a run that is continued: this one has its own."""
@@ -62,25 +64,23 @@ class WarmStart:
 
     @torch.no_grad()
     def schedule(self, online: bool) -> None:
-        """Rates and weights of the next update; before the first one online, where the policy stands is kept."""
-        learner, c = self.learner, self.config
-        learner.opts["actor"].lr = actor_lr(c, learner.step, online)
-        if not online:
-            return
-        if c.online_lr is not None:
-            learner.opts["actor"].lr = c.online_lr
-        if learner.extra[SINCE] < 0:
+        """The policy's rate at the next update; before the first one online the anchor is where it stands."""
+        learner = self.learner
+        learner.opts["actor"].lr = actor_lr(self.config, learner.step, online)
+        if online and learner.extra[SINCE] < 0:
             learner.extra[SINCE].fill_(learner.step)
-            self.policy.load_state_dict(learner.actor.state_dict())
-        moved = max(0, self.updates - c.critic_only)
-        left = max(0.0, 1.0 - moved / c.anchor_decay) if c.anchor_decay else 1.0
-        learner.extra[WEIGHT].fill_(c.anchor * left)
+            polyak(self.policy, learner.actor, 1.0)
+
+    def follow(self) -> None:
+        """The anchor after an update of the policy."""
+        if self.config.anchor_tau:
+            polyak(self.policy, self.learner.actor, self.config.anchor_tau)
 
     def penalty(self, z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-        """Weight times the KL divergence of the policy at z from that with which it began, (P, B)."""
+        """Weight times the KL divergence of the policy at z from its anchor, (P, B)."""
         with torch.no_grad():
-            before = self.policy.heads(z)
-        return self.learner.extra[WEIGHT] * gaussian_kl(mean, log_std, *before)
+            anchor = self.policy.heads(z)
+        return self.config.anchor * gaussian_kl(mean, log_std, *anchor)
 
 
 def gaussian_kl(mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:

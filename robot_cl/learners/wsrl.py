@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from policies.actor import StackedGaussianActor
 from policies.critics import CriticConfig, StackedV
 from robot_cl.batch import Transitions
 from robot_cl.learners import cal_ql, sac
@@ -40,6 +41,10 @@ class WSRL(Learner):
         self.reference = self.add("reference", StackedV(self.obs_dim, self.rng, self.config.critic))
         self.warm = WarmStart(self, self.config)
 
+    @property
+    def published(self) -> StackedGaussianActor:
+        return self.warm.published
+
     def plan(self) -> OnlinePlan:
         return sac.online_plan(self.config)
 
@@ -67,7 +72,10 @@ class WSRL(Learner):
         self.schedule(online=True)
         moves = self._moves()
         self.step += 1
-        return sac.update(self.soft, self.config, joined(fresh, offline), moves, penalty=self.warm.penalty)
+        metrics = sac.update(self.soft, self.config, joined(fresh, offline), moves, penalty=self.warm.penalty)
+        if moves:
+            self.warm.follow()
+        return metrics
 
     def _moves(self) -> bool:
         return sac.actor_due(self) and not self.warm.waits

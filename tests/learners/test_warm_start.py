@@ -1,4 +1,4 @@
-"""Going on online from a policy: the critics first, then near where it stood, and what is published meanwhile."""
+"""Going on online from a policy: the critics first, then near an anchor, and what is published meanwhile."""
 
 import copy
 from dataclasses import replace
@@ -55,15 +55,29 @@ def test_critics_learn_alone_until_the_policy_may_move(name, transitions):
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_an_anchored_policy_stays_near_where_it_came_online_and_is_let_go_later(name, transitions):
+def test_a_policy_stays_near_an_anchor_and_goes_on_where_the_anchor_follows(name, transitions):
     apart = {}
-    for weight, decay in ((0.0, 0), (100.0, 0), (100.0, 10)):
-        learner, policy = warm(name, transitions, critic_only=0, anchor=weight, anchor_decay=decay)
+    for weight, tau in ((0.0, 0.0), (100.0, 0.0), (100.0, 0.1)):
+        learner, policy = warm(name, transitions, critic_only=0, anchor=weight, anchor_tau=tau)
         for step in range(60):
             learner.update_online(transitions(1, 64, seed=step), None)
         obs = transitions(200, seed=99).obs
-        apart[weight, decay] = gaussian_kl(*learner.actor(obs), *policy(obs)).mean().item()
-    assert apart[100.0, 0] < 0.1 * min(apart[0.0, 0], apart[100.0, 10])
+        apart[weight, tau] = gaussian_kl(*learner.actor(obs), *policy(obs)).mean().item()
+    assert 3.0 * apart[100.0, 0.0] < apart[100.0, 0.1] < apart[0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_an_anchor_that_follows_is_the_average_of_the_policies_and_published(name, transitions):
+    learner, policy = warm(name, transitions, critic_only=2, anchor_tau=0.25)
+    average = weights(policy)
+    for step in range(5):
+        learner.update_online(transitions(1, 32, seed=step), None)
+        average = 0.75 * average + 0.25 * weights(learner.actor)
+    torch.testing.assert_close(weights(learner.policy()), average)
+    assert not torch.equal(weights(learner.actor), average)  # which acts and learns
+    still, _ = warm(name, transitions, critic_only=0, anchor_tau=0.0)
+    still.update_online(transitions(1, 32), None)
+    assert torch.equal(weights(still.policy()), weights(still.actor))
 
 
 def test_a_run_that_continues_an_online_one_waits_and_anchors_anew(transitions):
@@ -95,7 +109,7 @@ def test_the_published_average_is_that_of_the_policies_that_acted(transitions):
     assert torch.equal(weights(again.actor), weights(learner.actor))
 
 
-@pytest.mark.parametrize("options", [{"critic_only": -1}, {"anchor": -0.1}, {"anchor_decay": -5}])
+@pytest.mark.parametrize("options", [{"critic_only": -1}, {"anchor": -0.1}, {"anchor_tau": 1.5}])
 def test_senseless_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         WSRLConfig(**options)
