@@ -21,7 +21,7 @@ from robot_cl.continual.change import ChangeWatch
 from robot_cl.continual.loop import Measuring, Progress
 from robot_cl.continual.method import SEEDS_PER_STAGE, Setup, learned_skills
 from robot_cl.continual.methods.library import SkillLibrary
-from robot_cl.continual.route import Decision, Route
+from robot_cl.continual.route import Decision, Route, Tried
 from robot_cl.continual.stage_worlds import score, stage_world
 from robot_cl.data.atomic import whole_folder, write_json
 from robot_cl.learners.base import Learner
@@ -33,23 +33,40 @@ SETTLED = 0.5  # a skill trained for less than this share of a task's budget is 
 
 
 class HiddenLibrary(SkillLibrary):
-    """The library with contexts it found by itself in place of tasks. Remembers where each context was met, and for
-    how many steps each skill has been trained."""
+    """The library with contexts it found by itself in place of tasks. Remembers where each context was met, for how
+    many steps each skill has been trained, and the learner that was left last, with the route it began from."""
 
     def __init__(self, setup: Setup):
         super().__init__(setup)
         self.contexts: list[Stage] = []
         self.learning: Learner | None = None  # in the context that goes on
         self.trained: dict[str, int] = {}
+        self.left: tuple[Learner, Route] | None = None
 
     def stage(self, k: int) -> Stage:
         return self.contexts[k]
 
     def meet(self, here: Stage) -> tuple[Learner | None, int]:
-        """Something new is going on `here`: a context of its own, decided about as an announced task would be."""
+        """Something new is going on `here`: a context of its own, decided about as an announced task would be. Unless
+        it is what has been left: an alarm can be false."""
         self.contexts.append(replace(here, name=f"context {len(self.contexts) + 1}"))
         self.learning, spent = self.begin(len(self.contexts) - 1)
+        if self.left is not None and self._as_before():
+            self._resume(*self.left)
         return self.learning, spent
+
+    def _as_before(self) -> bool:
+        """Whether what was left is the best here and does what it did there, from the same starts."""
+        now, skill = self.now[0], self.routes[-1][0].skill
+        level = self.levels[0].get(skill, np.inf)
+        allowed = max(2.0 * np.hypot(now.error, now.error), (1.0 - self.config.reach) * abs(level))
+        return now.mix == {skill: 1.0} and abs(now.trial - level) <= allowed
+
+    def _resume(self, learner: Learner, route: Route) -> None:
+        """The context that was left goes on; at its end its skill takes the place of what was published now."""
+        for kept in (self.contexts, self.routes, self.values, self.sketches):
+            kept.pop()
+        self.learning, self.now, self.left = learner, [route], None
 
     def decide(self, stage: Stage) -> Decision:
         found = super().decide(stage)
@@ -60,10 +77,12 @@ class HiddenLibrary(SkillLibrary):
 
     def leave(self, learner: Learner | None, steps: int) -> int:
         """The context is over: keep what was learned in it -> the steps that took."""
-        k = len(self.contexts) - 1
+        k, begun = len(self.contexts) - 1, self.now[0]
         self.end(k, learner, None)
-        if self.routes[-1][0].learned:
-            self.trained[self.routes[-1][0].skill] = steps
+        ended = self.routes[-1][0]
+        self.left = (learner, begun) if learner is not None and ended.learned else None
+        if ended.learned:
+            self.trained[ended.skill] = steps
         return self.afterwards(k) if learner is not None else 0
 
     def kept_bytes(self) -> int:
@@ -72,14 +91,17 @@ class HiddenLibrary(SkillLibrary):
         return super().kept_bytes() + sum(t.numel() * t.element_size() for pair in factors for t in pair)
 
     def policy(self, j: int) -> StackedGaussianActor:
-        """No task is known by name: each is routed by a trial, in which what is being learned takes part."""
+        """No task is known by name: the base, what is played in the contexts that began most alike, and what is being
+        learned play whole episodes of it, and the best of them goes on. A policy that falls late looks as good as one
+        that never does in anything shorter."""
         stage = self.setup.stream.stages[j]
-        routed = self._composed([route.mix for route in self.decide(stage).routes])
-        if self.learning is None:
-            return routed
-        present = self.current(-1, self.learning)
-        before, now = self.whole_trial(side_by_side([routed, present]), stage).mean(-1)
-        return present if now > before else routed
+        bare, _, sketch = self._meet(stage)
+        known = self._known([Tried("base", {}, bare[0])], sketch[0], 0)
+        actors = [self._composed([mix]) for mix in ({}, *(mix for _, mix in known))]
+        if self.learning is not None:
+            actors.append(self.current(-1, self.learning))
+        scores = self._scores(self._play(side_by_side(actors), stage, None), stage)
+        return actors[int(scores.mean(-1).argmax())]
 
 
 class Playing:
@@ -199,8 +221,10 @@ class _Seed:
         return sum(stage.steps for stage in self.setup.stream.stages)
 
     def _meet(self, stage: Stage) -> int:
+        before = self.learner
         self.learner, spent = self.method.meet(stage)
-        self.trained = 0
+        if self.learner is None or self.learner is not before:
+            self.trained = 0
         return spent
 
     def _score(self, stage: Stage) -> float:

@@ -32,7 +32,8 @@ class MethodConfig:
     margin: float = 0.1  # library: by this share of the best level a composition must beat the base to be begun with
     fit: float = 0.25  # library: and by this share of what its skills gain over the base on their own tasks
     trial_worlds: int = 2  # library: worlds in which a candidate is tried; the steps count as part of the budget
-    trial_steps: int = 150  # library: control steps of the first trial; the two best play whole episodes
+    trial_steps: int = 150  # library: control steps of the first trial; what it leaves open plays whole episodes
+    doubt: float = 0.2  # library: by this share of the base's level a first trial rules a composition out
     shortlist: int = 5  # library: compositions tried at most, those of the tasks that began most alike
     trial_share: float = 0.2  # library: of the budget; the longer trials are cut so that they take half of it at most
     learned: Trainable = Trainable.weights  # library, fresh: how a skill is learned, `weights` or `adapter`

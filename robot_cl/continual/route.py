@@ -59,9 +59,11 @@ def ranked(tried: Sequence[Tried]) -> list[Tried]:
     return sorted(tried, key=lambda t: -t.score)
 
 
-def better_than(base: Tried, tried: Sequence[Tried]) -> list[Tried]:
-    """Those that scored more than the base, the best first."""
-    return ranked([t for t in tried if t.score > base.score])
+def promising(base: Tried, tried: Sequence[Tried], doubt: float) -> list[Tried]:
+    """Those that a short trial has not ruled out, by scoring `doubt` of the base's level below it: what is played on the
+    task that began most alike (the first of `tried`), then the others, the best first."""
+    left = ranked([t for t in tried if t.score > base.score - doubt * abs(base.score)])
+    return sorted(left, key=lambda t: t is not tried[0])
 
 
 def summed(mixes: Sequence[Mix], weight: float) -> Mix:

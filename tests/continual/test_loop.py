@@ -23,11 +23,13 @@ from robot_cl.continual.change import ChangeWatch
 from robot_cl.continual.detector import DetectorConfig
 from robot_cl.continual.hidden import HiddenLibrary, run_hidden
 from robot_cl.continual.loop import Measuring, run_method
-from robot_cl.continual.method import Setup
+from robot_cl.continual.method import MethodConfig, Setup
 from robot_cl.continual.route import Tried
 from robot_cl.continual.run import is_continual, proceed, read_continual
 from robot_cl.continual.stage_training import saved
 from robot_cl.continual.stage_worlds import score, stage_world
+from robot_cl.learners.base import Learner
+from sim.stream import Stage
 
 QUICK = Measuring(episodes=2, points=1, curve_episodes=1, save_every=64)
 MakeSetup = Callable[..., Setup]
@@ -158,6 +160,32 @@ def test_a_skill_hardly_trained_is_trained_on_even_where_it_does(make_setup: Mak
     assert not method._settled(route, stage)
     method.trained = {"a": stage.steps}
     assert method._settled(route, stage)
+
+
+def test_after_a_false_alarm_learning_goes_on_and_after_a_true_one_begins_anew(make_setup: MakeSetup) -> None:
+    method = HiddenLibrary(make_setup(seeds=1, config=MethodConfig(trial_worlds=2, trial_steps=40)))
+    here, other = method.setup.stream.stages[:2]
+    learner, _ = method.meet(here)
+    assert learner is not None
+    improve(method, learner, here)
+    for alarm in range(2):
+        method.leave(learner, 100)
+        assert (len(method.routes), len(method.libraries[0])) == (1, 1)
+        again, spent = method.meet(here)
+        assert again is learner and spent > 0, alarm
+        assert (len(method.contexts), len(method.routes), len(method.values), len(method.sketches)) == (1, 0, 0, 0)
+    method.leave(learner, 200)
+    anew, _ = method.meet(other)
+    assert anew is not learner and len(method.contexts) == 2 and method.trained == {"context-1": 200}
+
+
+def improve(method: HiddenLibrary, learner: Learner, stage: Stage) -> None:
+    """Weights drawn at random until they do better than what learning began with."""
+    rng, weights = torch.Generator().manual_seed(0), [p for p in learner.actor.parameters() if p.requires_grad]
+    before, start = method.whole_trial(learner.policy(), stage).mean(), [w.detach().clone() for w in weights]
+    while method.whole_trial(learner.policy(), stage).mean() < before + 0.2 * abs(before):
+        for weight, first in zip(weights, start, strict=True):
+            weight.data.copy_(first + 0.3 * torch.randn(first.shape, generator=rng))
 
 
 def test_a_changed_world_is_noticed_by_the_errors_of_a_model_of_the_old_one(make_setup: MakeSetup) -> None:

@@ -19,7 +19,7 @@ from robot_cl.continual.methods.ewc import fisher_diagonal
 from robot_cl.continual.methods.multitask import JoinedWorlds, told, widened
 from robot_cl.continual.methods.one_network import body, head
 from robot_cl.continual.methods.packnet import FREE, largest
-from robot_cl.continual.route import Route, Tried, better_than, played, worse
+from robot_cl.continual.route import Route, Tried, played, promising, worse
 from robot_cl.continual.stage_training import StageTraining
 from robot_cl.continual.stage_worlds import stage_world
 
@@ -126,8 +126,8 @@ def test_a_route_is_counted_against_the_budget_and_the_skill_is_the_composition_
         method._meet(method.stage(1))[0],
         method.trial([[("skill", {"steering-reversed": 1.0})]] * 2, method.stage(1)),
     )
-    better = any(tried[0].score > base.mean() for tried, base in zip(known, bare, strict=True))
-    assert spent == 2 * 4 + better * 2 * 15 and method.afterwards(1) == 15
+    left_open = any(promising(Tried("base", {}, base), tried, 0.2) for tried, base in zip(known, bare, strict=True))
+    assert spent == 2 * 4 + left_open * 2 * 15 and method.afterwards(1) == 15
     if learner is not None:
         np.testing.assert_allclose(mode(method.current(1, learner)), mode(learner.policy()), atol=1e-5)
 
@@ -177,11 +177,16 @@ def test_only_a_composition_that_fits_is_begun_with(
     assert method._best(1, [base]) is base
 
 
-def test_nothing_plays_a_final_that_did_worse_than_the_base(make_setup: MakeSetup) -> None:
-    base, *others = (
-        Tried(kind, {}, np.array([score])) for kind, score in (("base", 2.0), ("a", 1.0), ("b", 4.0), ("c", 3.0))
-    )
-    assert [t.kind for t in better_than(base, others)] == ["b", "c"]
+def test_finals_are_played_by_what_a_short_trial_left_open_the_most_alike_first() -> None:
+    def tried(**scores: float) -> list[Tried]:
+        return [Tried(kind, {}, np.array([score])) for kind, score in scores.items()]
+
+    base, *others = tried(base=2.0, alike=1.7, b=1.5, c=3.0, d=1.9)
+    assert [t.kind for t in promising(base, others, doubt=0.2)] == ["alike", "c", "d"]
+    base, *others = tried(base=-2.0, alike=-2.5, b=-2.3, c=-1.0)
+    assert [t.kind for t in promising(base, others, doubt=0.2)] == ["c", "b"]
+    assert [t.kind for t in promising(base, others, doubt=0.0)] == ["c"]
+    assert promising(base, [], doubt=0.2) == []
 
 
 def test_learning_stops_where_the_rest_of_the_budget_is_needed_for_the_trial_of_its_outcome(

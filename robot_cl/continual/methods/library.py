@@ -24,8 +24,8 @@ from robot_cl.continual.route import (
     Mix,
     Route,
     Tried,
-    better_than,
     played,
+    promising,
     ranked,
     standard_error,
     summed,
@@ -38,21 +38,21 @@ from robot_cl.skills import library_of
 from sim.stream import Stage
 
 TRIAL_SEED = EVALUATION_SEED // 2
-FINALISTS = 3  # the base and the best of a short trial play whole episodes, as what comes out of the training does
+FINALISTS = 3  # the base and two others play whole episodes after the short trial, as what comes of the training does
 
 
 class SkillLibrary(Method):
     """Zero-shot, composition, residual adapter on the best composition; dedupe; publish.
 
     Every candidate (the base, what is played on the tasks that began most alike, sum and mean of the two best) plays
-    `trial_worlds` × `trial_steps` steps of the new task, the base and the two best whole episodes where the budget
-    allows it; all of it counts as part of the budget. The best does if it scores `reach` of the best that any skill of
-    this library has reached on any task, and hardly more than its parts did on their own tasks: a task on which a skill
-    does far better than at home is an easier one, not one that is mastered. Else a skill is learned on it, or on the
-    base where it is hardly better (`margin`) or gains little of what it gains at home (`fit`): what does not fit is a
-    bad place to learn from. It is published unless the composition alone did better beyond doubt: a few episodes tell
-    little, and a skill thrown away cannot be had again. Remembers a library on disk per seed, the routes, and how each
-    task began.
+    `trial_worlds` × `trial_steps` steps of the new task; the base and two that this has not ruled out (`doubt`), that
+    of the task most alike before all others, play whole episodes where the budget allows it. All of it counts as part
+    of the budget. The best does if it scores `reach` of the best that any skill of this library has reached on any
+    task, and hardly more than its parts did on their own tasks: a task on which a skill does far better than at home is
+    an easier one, not one that is mastered. Else a skill is learned on it, or on the base where it is hardly better
+    (`margin`) or gains little of what it gains at home (`fit`): what does not fit is a bad place to learn from. It is
+    published unless the composition alone did better beyond doubt: a few episodes tell little, and a skill thrown away
+    cannot be had again. Remembers a library on disk per seed, the routes, and how each task began.
     """
 
     def __init__(self, setup: Setup):
@@ -90,7 +90,7 @@ class SkillLibrary(Method):
             asked = [options(found[p], sketch[p], p) for p in seeds]
             more, cost = self.trial(asked, stage)
             found, spent = [found[p] + more[p] for p in seeds], spent + cost
-        finals = [[tried[0], *better_than(tried[0], tried[1:])[: FINALISTS - 1]] for tried in found]
+        finals = [[tried[0], *promising(tried[0], tried[1:], self.config.doubt)[: FINALISTS - 1]] for tried in found]
         if max(map(len, finals)) > 1:
             found, cost = self.trial([[(t.kind, t.mix) for t in tried] for tried in finals], stage, final=True)
             spent += cost
@@ -151,8 +151,8 @@ class SkillLibrary(Method):
         found = [[Tried(*option, scores[i, p]) for i, option in enumerate(mixes)] for p, mixes in enumerate(asked)]
         return found, count * self.config.trial_worlds * done.steps
 
-    def _play(self, actor: StackedGaussianActor, stage: Stage, steps: int) -> Played:
-        """In the trial's worlds, always from the same starts."""
+    def _play(self, actor: StackedGaussianActor, stage: Stage, steps: int | None) -> Played:
+        """In the trial's worlds, always from the same starts; None: whole episodes."""
         worlds = self.config.trial_worlds
         world = stage_world([stage] * (actor.population * worlds), self.setup.threads)
         return play(actor, world, [TRIAL_SEED + i % worlds for i in range(world.num_worlds)], steps, max(LOOKS))
