@@ -60,8 +60,8 @@ def ranked(tried: Sequence[Tried]) -> list[Tried]:
 
 
 def promising(base: Tried, tried: Sequence[Tried], doubt: float) -> list[Tried]:
-    """Those that a short trial has not ruled out, by scoring `doubt` of the base's level below it: what is played on the
-    task that began most alike (the first of `tried`), then the others, the best first."""
+    """Those that a short trial has not ruled out, by scoring `doubt` of the base's level below it: what is played on
+    the task that began most alike (the first of `tried`), then the others, the best first."""
     left = ranked([t for t in tried if t.score > base.score - doubt * abs(base.score)])
     return sorted(left, key=lambda t: t is not tried[0])
 
