@@ -55,12 +55,13 @@ def work(part: str, name: str, args: Any) -> Iterator[Row]:
 
 def apart(part: str, name: str, args: Any, deadline: float) -> list[Row]:
     """`work` in a process of its own: the rows it printed before it ended, failed or ran out of time."""
-    limit = max(5.0, min(args.limit, deadline - time.monotonic()))
+    limit, began = max(5.0, min(args.limit, deadline - time.monotonic())), time.monotonic()
     try:
         done = subprocess.run(_command(part, name, args), capture_output=True, text=True, check=False, timeout=limit)
         printed, problem = done.stdout, (done.stderr.strip() or "no word").splitlines()[-1] if done.returncode else ""
     except subprocess.TimeoutExpired as late:
         printed, problem = (late.stdout or b"").decode(), f"not done after {limit:.0f} s"
+    print(f"{time.monotonic() - began:6.0f} s  {part}:{name} {problem}", file=sys.stderr, flush=True)
     rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     return rows + ([{"error": problem}] if problem else [])
 
@@ -79,7 +80,7 @@ def measure(args: Any) -> Found:
     """All parts asked for: equality side by side, then speeds one by one."""
     names = [name for name in args.learners.split(",") if name]
     jobs = [(p, n) for p in args.parts.split(",") for n in _names(p, names)]
-    jobs.sort(key=lambda job: job[0] != "near")  # compiles kernels, so first
+    jobs.sort(key=lambda job: (job[0] != "near", job[1] != "uni_o4"))  # the longest first: near compiles kernels
     deadline, found = time.monotonic() + args.seconds, Found()
     together = [job for job in jobs if job[0] in EQUALITY]
     with ThreadPoolExecutor(args.together) as pool:
@@ -159,11 +160,11 @@ def main() -> None:
              ("--device", {"default": "cuda"}), ("--rows", number(100_000)), ("--seeds", {"default": "1,8,64"}),
              ("--worlds", {"default": "1024,4096,16384"}), ("--crowd", {"default": "1,4,16"}),
              ("--block", {"type": float, "default": 0.6, "help": "seconds of a block that is timed"}),
-             ("--together", number(16)), ("--limit", {"type": float, "default": 100, "help": "seconds of a process"}),
+             ("--together", number(16)), ("--limit", {"type": float, "default": 75, "help": "seconds of a process"}),
              ("--seconds", {"type": float, "default": 170, "help": "of all together"})]  # fmt: skip
     args = arguments(__doc__ or "", flags)
     if args.quick:
-        args.rows, args.seeds, args.worlds, args.block, args.seconds = 5_000, "1,2", "4,8", 0.05, 600.0
+        args.rows, args.seeds, args.worlds, args.block, args.seconds = 7_000, "1,2", "4,8", 0.05, 600.0
     torch.set_num_threads(1)
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("torch sees no GPU here; --device cpu --quick tries the script on the processor")

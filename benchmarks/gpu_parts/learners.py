@@ -35,7 +35,7 @@ WORK: dict[str, Options] = {  # learner -> its phases and options that differ fr
     "cal_ql": (("offline", "online"), {}),
     "wsrl": (("offline", "online"), {}),
     "ppo": (("rollout",), {"minibatch": 128}),
-    "uni_o4": (("offline", "improve", "rollout"), {}),
+    "uni_o4": (("offline", "improve", "rollout"), {"returns_steps": 100, "advantage_steps": 100}),
 }
 CHECKED = 25  # updates after which the captured learner is compared with the plain one
 Row = dict[str, Any]
