@@ -131,7 +131,7 @@ METHODS = {
     "sac + lookahead": Method(lambda: MOORLConfig(tasks=Tasks.joined, **BRISK), online=True, cost=3.2),
     "rlpd, two critics": Method(lambda: RLPDConfig(critics=2, critic=CriticConfig(), **BRISK), online=True, cost=3),
     "cal_ql online": Method(CalQLConfig, online=True, start="cal_ql", cost=4),
-    "wsrl": Method(lambda: WSRLConfig(cloning=CLONING), 20_000, CLONING, online=True, cost=4.5),
+    "wsrl": Method(WSRLConfig, online=True, start="near-best bc", cost=4.5),
 }
 
 

@@ -93,12 +93,11 @@ def claims(records: dict[str, dict[str, dict[str, Any]]]) -> list[Claim]:
         if {"bc", "uni_o4"} <= set(cells):
             least = 5.0 if name.startswith("halfcheetah") else -2.0
             found.append(Claim(f"{name}: Uni-O4 offline over BC, points", mean["uni_o4"] - mean["bc"], least))
-        if "uni_o4 online" in cells:
-            record = cells["uni_o4 online"]
-            start = float(np.mean(record["start"]))
-            depth = 100.0 * float(np.median(dips(record) / np.array(record["start"])))
-            found.append(Claim(f"{name}: Uni-O4 online, deepest dip in % of its start (median)", depth, 15.0, False))
-            found.append(Claim(f"{name}: Uni-O4 online, last over start, points", mean["uni_o4 online"] - start, 10.0))
+        for warm in (m for m in cells if METHODS[m].start):
+            start = np.array(cells[warm]["start"])
+            depth = 100.0 * float(np.median(dips(cells[warm]) / start))
+            found.append(Claim(f"{name}: {warm}, deepest dip in % of its start (median)", depth, 15.0, False))
+            found.append(Claim(f"{name}: {warm}, last over start, points", mean[warm] - float(start.mean()), 10.0))
         if {"moorl", "sac + lookahead"} <= set(cells):
             gain = float(np.mean(cells["moorl"]["area"]) - np.mean(cells["sac + lookahead"]["area"]))
             found.append(Claim(f"{name}: MOORL over SAC + Lookahead, mean over the run, points", gain, 0.0))
