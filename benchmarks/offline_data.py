@@ -45,6 +45,7 @@ DEVELOPMENT = {
         "halfcheetah", (("halfcheetah-ars", 0.1), ("halfcheetah-trpo", None), ("halfcheetah-tqc", None))
     ),
     "hopper-pair": Mixture("hopper", (("hopper-a2c", None), ("hopper-trpo", None))),
+    "hopper-ppo": Mixture("hopper", (("hopper-ppo", 0.1),)),
 }
 
 EXPERTS = {"halfcheetah": "halfcheetah-tqc", "hopper": "hopper-tqc"}
