@@ -16,15 +16,15 @@ from offline_cells import METHODS, Cell, Plan, measure_together, slug
 from offline_data import dataset, stored_at
 
 Job = tuple[Cell, ...]  # the cells of one process
-OFFLINE_ONLY = ("10 % bc", "near-best bc", "iql", "rebrac", "lcb")  # cheap, and nothing waits for them
+CHEAP = ("bc", "10 % bc", "near-best bc", "iql", "rebrac", "lcb")  # offline
 
 
 def spread(cells: Sequence[Cell], plan: Plan, workers: int, minutes: float, together: bool = False) -> None:
     """Cells as processes, `workers` at a time, those first on which most time hangs, a cell after its start.
 
-    `together`: one process for all cells of a cheap offline method. A process writes its log beside its JSON. After
-    `minutes` none is begun, and what runs is cut and recorded as it is. Cells that fail together are tried alone, and
-    one that fails alone, once without graphs.
+    `together`: one process for all cells of a cheap offline method that nothing waits for. A process writes its log
+    beside its JSON. After `minutes` none is begun, and what runs is cut and recorded as it is. Cells that fail together
+    are tried alone, and one that fails alone, once without graphs.
     """
     collect_all(dict.fromkeys(data_name for data_name, _ in cells), plan, workers)
     deadline = time.monotonic() + 60.0 * minutes
@@ -66,8 +66,9 @@ def _collect(data_name: str, steps: int | None) -> None:
 
 def _jobs(cells: Sequence[Cell], together: bool) -> list[Job]:
     jobs: dict[object, list[Cell]] = {}
+    awaited = {METHODS[method_name].start for _, method_name in cells}
     for cell in cells:
-        jobs.setdefault(cell[1] if together and cell[1] in OFFLINE_ONLY else cell, []).append(cell)
+        jobs.setdefault(cell[1] if together and cell[1] in CHEAP and cell[1] not in awaited else cell, []).append(cell)
     return [tuple(job) for job in jobs.values()]
 
 
