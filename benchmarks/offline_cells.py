@@ -97,7 +97,8 @@ class Method:
         return not self.uses_data and self.start is None
 
 
-ONLINE_OPTIONS = ("horizon", "minibatch", "epochs", "clip", "entropy", "lr", "critic_lr", "max_kl", "least_log_std")
+NEAR_A_CLONE = ("max_kl", "least_log_std", "average")
+ONLINE_OPTIONS = ("horizon", "minibatch", "epochs", "clip", "entropy", "lr", "critic_lr", *NEAR_A_CLONE)
 
 
 def _ppo_from_bc() -> PPOConfig:

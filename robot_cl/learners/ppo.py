@@ -15,7 +15,8 @@ from robot_cl.batch import Transitions
 from robot_cl.learners.averaging import PolicyAverage
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
 
-HALVINGS = 10  # of a rollout's step at most
+HALVINGS = 10  # after an epoch, at most
+MAX_LOG_RATIO = 20.0  # in nats; beyond it a narrow policy's ratio overflows, and there is nothing to learn from
 
 
 def _actor() -> ActorConfig:
@@ -42,7 +43,7 @@ class PPOConfig(LearnerConfig):
     lr: float = 1e-3  # Adam's learning rate of the policy
     critic_lr: float = 1e-3  # Adam's learning rate of V
     max_grad_norm: float = 0.5  # largest gradient norm per network and member
-    max_kl: float | None = None  # farthest that a rollout may move a policy, in nats; none: as far as the clip lets it
+    max_kl: float | None = None  # nats from the policy that acted, at most, after every epoch; none: what the clip lets
     decay: int = 0  # rollouts over which both learning rates fall linearly to zero, 0: constant
     value_warmup: int = 0  # first rollouts that train V alone, so that a loaded policy is not spoilt by wrong values
     least_log_std: float | None = None  # smallest log σ after the first rollout; a clone may be too sure to explore
@@ -157,7 +158,7 @@ class PPO(Learner):
 
     def policy_loss(self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
         """−E min(ρ A, clip(ρ, 1 ± ε) A) (P,), and the ratio ρ (P, B)."""
-        ratio = (log_prob - old_log_prob).exp()
+        ratio = (log_prob - old_log_prob).clamp(max=MAX_LOG_RATIO).exp()
         clipped = ratio.clamp(1.0 - self.config.clip, 1.0 + self.config.clip)
         return -torch.minimum(ratio * advantage, clipped * advantage).mean(-1), ratio
 
@@ -167,17 +168,17 @@ class PPO(Learner):
         for _ in range(c.epochs):
             for batch in self._shuffled(rows).split(c.minibatch, dim=1):
                 metrics = self._captured_step(batch) if self.captured.fixed else self._gradient_step(batch)
+            if c.max_kl is not None and "ratio" in metrics:
+                metrics["taken"] = self._shorten(rows, before, c.max_kl)
         ratio = metrics.pop("ratio", None)  # those reported are of the last minibatch, where the policy has moved most
         if ratio is not None:
             metrics["clipped"] = ((ratio - 1.0).abs() > c.clip).float().mean(-1)
             metrics["kl"] = (ratio - 1.0 - ratio.log()).mean(-1)
-            if c.max_kl is not None:
-                metrics["taken"] = self._shorten(rows, before, c.max_kl)
         return {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()
     def _shorten(self, rows: Tensor, before: list[Tensor], most: float) -> Tensor:
-        """Halve the step of each member until its policy is within `most` nats of the one that acted; shares (P,).
+        """Halve what each member has moved until it is within `most` nats of the policy that acted; shares (P,).
 
         Clipping alone bounds no policy: a ratio that is beyond the clip is left there, wherever that is.
         """

@@ -77,9 +77,10 @@ class UniO4Config(PPOConfig):
     minibatch: int = 512  # transitions per gradient step and seed
     clip: float = 0.2  # of the probability ratio, online; published 0.05
     entropy: float = 0.01  # weight of the entropy bonus, online
-    lr: float = 3e-4  # Adam's learning rate of the policy, online; published 1e-6 to 3e-5, for a million steps
+    lr: float = 5e-4  # Adam's learning rate of the policy, online; published 1e-6 to 3e-5, for a million steps
     critic_lr: float = 1e-3  # Adam's learning rate of V, online; published 2e-4
-    max_kl: float | None = 0.01  # farthest that a rollout may move a policy, in nats
+    max_kl: float | None = 0.03  # nats from the policy that acted, at most, after every epoch
+    average: float = 0.95  # weight of the past in the average of policies that is published, per rollout; published 0
     least_log_std: float | None = -2.3  # smallest log σ online, σ = 0.1
     value_warmup: int = 2  # first rollouts that train V alone
 

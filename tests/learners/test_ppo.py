@@ -167,7 +167,7 @@ def test_a_step_too_far_is_halved_member_by_member_until_it_is_within_reach(tran
     """Both members learn from the same rollout; only what is beyond `max_kl` is shortened, along its own direction."""
     fresh, moved = transitions(2, 8, 4), {}
     for most in (None, 0.02):
-        learner = PPO(PPOConfig(**SMALL, lr=5e-2, max_kl=most), 4, 2, 2, seed=0)
+        learner = PPO(PPOConfig(**SMALL | {"epochs": 1}, lr=5e-2, max_kl=most), 4, 2, 2, seed=0)
         learner.actor.normalizer.fit(fresh.obs.reshape(-1, 4))
         with torch.no_grad():
             learner.actor.log_std[1] += 2.0  # a wide policy moves by fewer nats
@@ -184,3 +184,28 @@ def test_a_step_too_far_is_halved_member_by_member_until_it_is_within_reach(tran
     torch.testing.assert_close(moved[0.02][0], share.view(-1, 1, 1) * moved[None][0], atol=1e-6, rtol=1e-4)
     with pytest.raises(ValueError, match="max_kl"):
         PPOConfig(max_kl=0.0)
+
+
+def test_a_narrow_policy_that_jumps_gives_no_infinite_ratio():
+    learner = PPO(PPOConfig(**SMALL), 4, 2)
+    log_prob = torch.tensor([[900.0, 0.1]], requires_grad=True)
+    loss, ratio = learner.policy_loss(log_prob, torch.zeros(1, 2), torch.tensor([[-1.0, 1.0]]))
+    loss.sum().backward()
+    assert loss.isfinite().all() and ratio.isfinite().all()
+    assert log_prob.grad[0, 0] == 0.0 and log_prob.grad[0, 1] < 0.0
+
+
+def test_every_epoch_of_many_ends_within_reach(transitions):
+    learner = PPO(PPOConfig(**SMALL | {"epochs": 5}, lr=5e-2, max_kl=0.02), 4, 2)
+    fresh = transitions(1, 8, 4)
+    learner.actor.normalizer.fit(fresh.obs.reshape(-1, 4))
+    rows = learner.prepare_rollout(fresh)
+    ends, shorten = [], learner._shorten
+    learner._shorten = lambda *args: (shorten(*args), ends.append(divergence(learner, rows)))[0]
+    learner._improve(rows)
+    assert len(ends) == 5 and max(ends) <= 0.02 and ends[-1] > 0.0
+
+
+def divergence(learner, rows):
+    log_ratio = learner.actor.log_prob(*learner.actor.heads(rows[..., :4]), rows[..., 4:6]) - rows[..., 6]
+    return (log_ratio.exp() - 1.0 - log_ratio).mean().item()
