@@ -100,9 +100,7 @@ class CalQL(Learner):
         metrics = update(
             self.soft, self.config, joined(fresh, offline), self.reference, weight, False, moves, self.warm.penalty
         )
-        if moves:
-            self.warm.follow()
-        return metrics
+        return metrics | self.warm.follow() if moves else metrics
 
 
 def update(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,35 +11,47 @@ from torch import Tensor
 
 from policies.actor import StackedGaussianActor
 from policies.critics import polyak
-from robot_cl.learners.base import Learner
-from robot_cl.learners.sac import CloningConfig, actor_lr
+from robot_cl.learners.base import Learner, Metrics
+from robot_cl.learners.sac import CloningConfig, Temperature, actor_lr
 
-ANCHOR, SINCE = "anchor", "online_since"
+ANCHOR, WEIGHT, SINCE = "anchor", "anchor_weight", "online_since"
 
 
 @dataclass
 class WarmStartConfig(CloningConfig):
-    """Options of those that go on online from a policy."""
+    """Options of those that go on online from a policy.
+
+    `kl_per_action` and `anchor_tau` together say how fast it moves: by about √(2 act_dim kl_per_action) of its own
+    deviations in 1/anchor_tau updates.
+    """
 
     critic_only: int = 2_500  # online: first updates, in which the critics learn what the policy earns and it waits
-    anchor: float = 0.1  # online: weight per nat of how far the policy is from its anchor, which it came online as
-    anchor_tau: float = 1e-3  # online: how far the anchor moves to the policy per update of it, 0: not at all
+    kl_per_action: float = 0.05  # online: nats from its anchor that the policy is held at, over act_dim
+    anchor_tau: float = 3e-4  # online: how far the anchor moves to the policy per update of it, 0: not at all
+    anchor: float = 1.0  # online: start of the weight per nat that holds it there
+    anchor_lr: float = 3e-3  # Adam's learning rate of that weight, 0: it stays
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.critic_only < 0 or self.anchor < 0.0 or not 0.0 <= self.anchor_tau <= 1.0:
+        if self.critic_only < 0 or not 0.0 <= self.anchor_tau <= 1.0:
             raise ValueError(
-                f"critic_only is {self.critic_only}, anchor {self.anchor} and anchor_tau {self.anchor_tau}; "
-                "expected 0 or more, and anchor_tau at most 1"
+                f"critic_only is {self.critic_only} and anchor_tau {self.anchor_tau}; expected 0 or more, and "
+                "anchor_tau at most 1"
+            )
+        if not (self.kl_per_action > 0.0 and self.anchor > 0.0 and self.anchor_lr >= 0.0):
+            raise ValueError(
+                f"kl_per_action is {self.kl_per_action}, anchor {self.anchor} and anchor_lr {self.anchor_lr}; "
+                "expected positive numbers, anchor_lr also 0"
             )
 
 
 class WarmStart:
     """A learner's online part: which update began it, and the anchor, an exponential average of the policy since then.
 
-    The penalty makes each step one of mirror descent (Tomar et al. 2022, "Mirror Descent Policy Optimization"), from
-    the average instead of the last policy; the average is also what is published. Remembers both in the learner, so
-    that they are saved and captured with it.
+    The policy is held within a few nats of it: a trust region in the form of a penalty whose weight adapts, as SAC's
+    temperature does (Abdolmaleki et al. 2018, "Maximum a Posteriori Policy Optimisation"), around the average instead
+    of the last policy. The average is also what is published. Remembers all of it in the learner, so that it is saved
+    and captured with it.
     """
 
     def __init__(self, learner: Learner, config: WarmStartConfig):
@@ -46,6 +59,9 @@ class WarmStart:
         self.policy: StackedGaussianActor = learner.add(ANCHOR, copy.deepcopy(learner.actor)).requires_grad_(False)
         self.policy.normalizer = learner.actor.normalizer
         learner.extra[SINCE] = torch.tensor(-1)
+        self.weight = learner.add(WEIGHT, Temperature(learner.seeds, config.anchor))
+        learner.opts[WEIGHT] = learner.optimiser([self.weight], config.anchor_lr)
+        self.apart: Tensor | None = None  # (P,) nats at the last update
 
     @property
     def published(self) -> StackedGaussianActor:
@@ -61,6 +77,8 @@ class WarmStart:
     def begin_anew(self) -> None:
         """Forget the online part of a run that is continued: this one has its own."""
         self.learner.extra[SINCE].fill_(-1)
+        with torch.no_grad():
+            self.weight.log_alpha.fill_(math.log(self.config.anchor))
 
     @torch.no_grad()
     def schedule(self, online: bool) -> None:
@@ -71,16 +89,23 @@ class WarmStart:
             learner.extra[SINCE].fill_(learner.step)
             polyak(self.policy, learner.actor, 1.0)
 
-    def follow(self) -> None:
-        """The anchor after an update of the policy."""
-        if self.config.anchor_tau:
-            polyak(self.policy, self.learner.actor, self.config.anchor_tau)
-
     def penalty(self, z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
         """Weight times the KL divergence of the policy at z from its anchor, (P, B)."""
         with torch.no_grad():
             anchor = self.policy.heads(z)
-        return self.config.anchor * gaussian_kl(mean, log_std, *anchor)
+        apart = gaussian_kl(mean, log_std, *anchor)
+        self.apart = apart.detach().mean(-1)
+        return self.weight().detach() * apart
+
+    def follow(self) -> Metrics:
+        """Anchor and weight after an update of the policy: the weight rises while it is too far away."""
+        assert self.apart is not None
+        wanted = self.config.kl_per_action * self.learner.act_dim
+        (self.weight.log_alpha[:, 0] * (wanted - self.apart)).sum().backward()
+        self.learner.opts[WEIGHT].step()
+        if self.config.anchor_tau:
+            polyak(self.policy, self.learner.actor, self.config.anchor_tau)
+        return {"apart": self.apart, "anchor_weight": self.weight()[:, 0].detach()}
 
 
 def gaussian_kl(mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:

@@ -73,9 +73,7 @@ class WSRL(Learner):
         moves = self._moves()
         self.step += 1
         metrics = sac.update(self.soft, self.config, joined(fresh, offline), moves, penalty=self.warm.penalty)
-        if moves:
-            self.warm.follow()
-        return metrics
+        return metrics | self.warm.follow() if moves else metrics
 
     def _moves(self) -> bool:
         return sac.actor_due(self) and not self.warm.waits

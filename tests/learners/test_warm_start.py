@@ -57,13 +57,25 @@ def test_critics_learn_alone_until_the_policy_may_move(name, transitions):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_policy_stays_near_an_anchor_and_goes_on_where_the_anchor_follows(name, transitions):
     apart = {}
-    for weight, tau in ((0.0, 0.0), (100.0, 0.0), (100.0, 0.1)):
-        learner, policy = warm(name, transitions, critic_only=0, anchor=weight, anchor_tau=tau)
+    for weight, tau in ((1e-9, 0.0), (100.0, 0.0), (100.0, 0.1)):
+        learner, policy = warm(name, transitions, critic_only=0, anchor=weight, anchor_tau=tau, anchor_lr=0.0)
         for step in range(60):
             learner.update_online(transitions(1, 64, seed=step), None)
         obs = transitions(200, seed=99).obs
         apart[weight, tau] = gaussian_kl(*learner.actor(obs), *policy(obs)).mean().item()
-    assert 3.0 * apart[100.0, 0.0] < apart[100.0, 0.1] < apart[0.0, 0.0]
+    assert 3.0 * apart[100.0, 0.0] < apart[100.0, 0.1] < apart[1e-9, 0.0]
+
+
+def test_the_weight_of_the_anchor_adapts_until_the_policy_is_as_far_away_as_wanted(transitions):
+    found = []
+    for wanted in (0.02, 0.2):
+        learner, _ = warm("wsrl", transitions, critic_only=0, kl_per_action=wanted, anchor_tau=0.0, anchor_lr=0.03)
+        for step in range(400):
+            metrics = learner.update_online(transitions(1, 64, seed=step % 50), None)
+        found.append((metrics["apart"].item(), metrics["anchor_weight"].item()))
+    (near, firm), (far, loose) = found
+    assert 0.5 < near / (2 * 0.02) < 2.0 and 0.5 < far / (2 * 0.2) < 2.0
+    assert firm > 2.0 * loose
 
 
 @pytest.mark.parametrize("name", LEARNERS)
@@ -87,6 +99,7 @@ def test_a_run_that_continues_an_online_one_waits_and_anchors_anew(transitions):
     second = WSRL(first.config, 4, 2, actor=first.policy())
     second.adopt(first.state_dict())
     stood = weights(second.actor)
+    assert second.warm.weight().item() == pytest.approx(second.config.anchor)
     second.update_online(transitions(1, 32, seed=9), None)
     assert torch.equal(stood, weights(second.actor)) and torch.equal(stood, weights(second.warm.policy))
 
@@ -109,7 +122,16 @@ def test_the_published_average_is_that_of_the_policies_that_acted(transitions):
     assert torch.equal(weights(again.actor), weights(learner.actor))
 
 
-@pytest.mark.parametrize("options", [{"critic_only": -1}, {"anchor": -0.1}, {"anchor_tau": 1.5}])
+SENSELESS = [
+    {"critic_only": -1},
+    {"anchor": 0.0},
+    {"anchor_tau": 1.5},
+    {"kl_per_action": 0.0},
+    {"anchor_lr": -1.0},
+]
+
+
+@pytest.mark.parametrize("options", SENSELESS)
 def test_senseless_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         WSRLConfig(**options)
