@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 
-import torch
-
 from policies.actor import StackedGaussianActor
+from policies.critics import polyak
 from robot_cl.learners.base import Learner
 
 AVERAGE = "average"
@@ -24,15 +23,11 @@ class PolicyAverage:
         self.policy: StackedGaussianActor = learner.add(AVERAGE, copy.deepcopy(learner.actor)).requires_grad_(False)
         self.policy.normalizer = learner.actor.normalizer
 
-    @torch.no_grad()
     def begin(self) -> None:
         """The average is the policy as it stands."""
-        for mine, theirs in zip(self.policy.parameters(), self.learner.actor.parameters(), strict=True):
-            mine.copy_(theirs)
+        polyak(self.policy, self.learner.actor, 1.0)
 
-    @torch.no_grad()
     def follow(self) -> None:
         """One step of the average towards the policy."""
         self.policy.config = self.learner.actor.config
-        mine, theirs = list(self.policy.parameters()), list(self.learner.actor.parameters())
-        torch._foreach_lerp_(mine, theirs, 1.0 - self.decay)
+        polyak(self.policy, self.learner.actor, 1.0 - self.decay)
