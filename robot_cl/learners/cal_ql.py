@@ -16,7 +16,6 @@ from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import (
-    Penalty,
     SoftNets,
     build,
     clone,
@@ -77,8 +76,8 @@ class CalQL(Learner):
         super().prepare(data)
         begin_at_returns(self.soft, self.reference, data, self.config)
 
-    def graph_key(self, online: bool = False) -> bool:
-        return not self.warm.waits if online else self.step < self.config.cloning
+    def graph_key(self, online: bool = False) -> tuple[bool, bool]:
+        return not online and self.step < self.config.cloning, self.warm.moves(online)
 
     def schedule(self, online: bool = False) -> None:
         self.warm.schedule(online)
@@ -89,18 +88,15 @@ class CalQL(Learner):
 
     def update_offline(self, batch: Transitions) -> Metrics:
         self.schedule()
-        clones = self.step < self.config.cloning
-        self.step += 1
-        return update(self.soft, self.config, batch, self.reference, self.config.conservatism, clones)
+        return self._update(batch, self.config.conservatism, self.step < self.config.cloning, self.warm.moves(False))
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         self.schedule(online=True)
-        moves, weight = not self.warm.waits, self.config.online_conservatism
+        return self._update(joined(fresh, offline), self.config.online_conservatism, False, self.warm.moves(True))
+
+    def _update(self, batch: Transitions, weight: float, clones: bool, moves: bool) -> Metrics:
         self.step += 1
-        metrics = update(
-            self.soft, self.config, joined(fresh, offline), self.reference, weight, False, moves, self.warm.penalty
-        )
-        return metrics | self.warm.follow() if moves else metrics
+        return update(self.soft, self.config, batch, self.reference, weight, clones, moves, self.warm)
 
 
 def update(
@@ -111,7 +107,7 @@ def update(
     weight: float,
     clones: bool = False,
     move_actor: bool = True,
-    penalty: Penalty | None = None,
+    warm: WarmStart | None = None,
 ) -> Metrics:
     """Soft actor-critic's update with the calibrated conservative term added to the critics' loss.
 
@@ -130,9 +126,9 @@ def update(
     polyak(soft.target, soft.critic, config.tau)
     metrics = {"critic_loss": loss.detach(), "gap": gap.detach(), "q": q.detach().mean((1, 2))}
     if move_actor:
-        more, entropy = step_actor(soft, z, penalty)
+        more, entropy = step_actor(soft, z, warm.penalty if warm else None)
         step_temperature(soft, entropy, config.entropy_per_action * batch.action.shape[-1])
-        metrics |= more
+        metrics |= more | (warm.follow() if warm else {})
     return metrics
 
 

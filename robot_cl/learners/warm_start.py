@@ -1,34 +1,49 @@
-"""How a policy learned offline is moved online without losing it: values first, and then in small steps."""
+"""How a cloned policy is improved, offline and online, without losing it: values first, and then in small steps."""
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
-from policies.actor import StackedGaussianActor
+from policies.actor import ActorConfig, Sigma, StackedGaussianActor
 from policies.critics import polyak
 from robot_cl.learners.base import Learner, Metrics
 from robot_cl.learners.sac import CloningConfig, Temperature, actor_lr
 
-ANCHOR, WEIGHT, SINCE = "anchor", "anchor_weight", "online_since"
+ANCHOR, WEIGHT, PART, SINCE = "anchor", "anchor_weight", "anchored_part", "anchored_since"
+
+
+class Part(IntEnum):
+    """Where a run is: before its policy is a clone, after that on the dataset, or online."""
+
+    clones = 0
+    offline = 1
+    online = 2
+
+
+def clone_actor() -> ActorConfig:
+    """A Gaussian that is cut off at the bounds: its logarithms of actions there are finite, those of a tanh are not."""
+    return ActorConfig(sigma=Sigma.clamped_head, log_std_min=-5.0)
 
 
 @dataclass
 class WarmStartConfig(CloningConfig):
-    """Options of those that go on online from a policy.
+    """Options of those that improve a policy which was cloned, here or by another run.
 
     `kl_per_action` and `anchor_tau` together say how fast it moves: by about √(2 act_dim kl_per_action) of its own
     deviations in 1/anchor_tau updates.
     """
 
-    critic_only: int = 2_500  # online: first updates, in which the critics learn what the policy earns and it waits
-    kl_per_action: float = 0.05  # online: nats from its anchor that the policy is held at, over act_dim
-    anchor_tau: float = 3e-4  # online: how far the anchor moves to the policy per update of it, 0: not at all
-    anchor: float = 1.0  # online: start of the weight per nat that holds it there
+    actor: ActorConfig = field(default_factory=clone_actor)  # shape of the policy; ignored when one is loaded
+    critic_only: int = 2_500  # first updates offline after cloning, and online, in which the policy waits for critics
+    kl_per_action: float = 0.05  # nats from its anchor that the policy is held at, over act_dim
+    anchor_tau: float = 3e-4  # how far the anchor moves to the policy per update of it, 0: not at all
+    anchor: float = 1.0  # start of the weight per nat that holds it there
     anchor_lr: float = 3e-3  # Adam's learning rate of that weight, 0: it stays
 
     def __post_init__(self) -> None:
@@ -46,7 +61,7 @@ class WarmStartConfig(CloningConfig):
 
 
 class WarmStart:
-    """A learner's online part: which update began it, and the anchor, an exponential average of the policy since then.
+    """The anchor of a learner's policy: an exponential average of it since it was a clone or came online.
 
     The policy is held within a few nats of it: a trust region in the form of a penalty whose weight adapts, as SAC's
     temperature does (Abdolmaleki et al. 2018, "Maximum a Posteriori Policy Optimisation"), around the average instead
@@ -58,36 +73,42 @@ class WarmStart:
         self.learner, self.config = learner, config
         self.policy: StackedGaussianActor = learner.add(ANCHOR, copy.deepcopy(learner.actor)).requires_grad_(False)
         self.policy.normalizer = learner.actor.normalizer
-        learner.extra[SINCE] = torch.tensor(-1)
+        learner.extra[PART] = torch.tensor(int(Part.clones))
+        learner.extra[SINCE] = torch.tensor(0)
         self.weight = learner.add(WEIGHT, Temperature(learner.seeds, config.anchor))
         learner.opts[WEIGHT] = learner.optimiser([self.weight], config.anchor_lr)
         self.apart: Tensor | None = None  # (P,) nats at the last update
 
     @property
     def published(self) -> StackedGaussianActor:
-        begun = self.config.anchor_tau and self.learner.extra[SINCE] >= 0
-        return self.policy if begun else self.learner.actor
+        follows = self.config.anchor_tau > 0.0 and int(self.learner.extra[PART]) != Part.clones
+        return self.policy if follows else self.learner.actor
 
-    @property
-    def waits(self) -> bool:
-        """Whether the next update moves the critics alone."""
-        since = int(self.learner.extra[SINCE])
-        return since < 0 or self.learner.step - since < self.config.critic_only
+    def part(self, online: bool) -> Part:
+        """Of the next update."""
+        return Part.online if online else Part.clones if self.learner.step < self.config.cloning else Part.offline
+
+    def moves(self, online: bool) -> bool:
+        """Whether the next update moves the policy, or the critics alone."""
+        known = int(self.learner.extra[PART]) == self.part(online)
+        since = int(self.learner.extra[SINCE]) if known else self.learner.step
+        return self.learner.step - since >= self.config.critic_only
 
     def begin_anew(self) -> None:
-        """Forget the online part of a run that is continued: this one has its own."""
-        self.learner.extra[SINCE].fill_(-1)
+        """Forget the parts of a run that is continued: this one has its own."""
+        self.learner.extra[PART].fill_(int(Part.clones))
         with torch.no_grad():
             self.weight.log_alpha.fill_(math.log(self.config.anchor))
 
-    @torch.no_grad()
     def schedule(self, online: bool) -> None:
-        """The policy's rate at the next update; before the first one online the anchor is where it stands."""
-        learner = self.learner
+        """The policy's rate at the next update; where cloning is over, its anchor is where it stands."""
+        learner, part = self.learner, self.part(online)
         learner.opts["actor"].lr = actor_lr(self.config, learner.step, online)
-        if online and learner.extra[SINCE] < 0:
+        if int(learner.extra[PART]) != part:
+            if int(learner.extra[PART]) == Part.clones:
+                polyak(self.policy, learner.actor, 1.0)
+            learner.extra[PART].fill_(int(part))
             learner.extra[SINCE].fill_(learner.step)
-            polyak(self.policy, learner.actor, 1.0)
 
     def penalty(self, z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
         """Weight times the KL divergence of the policy at z from its anchor, (P, B)."""

@@ -52,8 +52,8 @@ class WSRL(Learner):
         super().prepare(data)
         begin_at_returns(self.soft, self.reference, data, self.config)
 
-    def graph_key(self, online: bool = False) -> bool:
-        return self._moves() if online else self.step < self.config.cloning
+    def graph_key(self, online: bool = False) -> tuple[bool, bool]:
+        return not online and self.step < self.config.cloning, self._moves(online)
 
     def schedule(self, online: bool = False) -> None:
         self.warm.schedule(online)
@@ -64,16 +64,17 @@ class WSRL(Learner):
 
     def update_offline(self, batch: Transitions) -> Metrics:
         self.schedule()
-        c, clones = self.config, self.step < self.config.cloning
+        clones, moves = self.step < self.config.cloning, self._moves(online=False)
         self.step += 1
-        return cal_ql.update(self.soft, c, batch, self.reference, c.conservatism, clones)
+        how = (self.config.conservatism, clones, moves, self.warm)
+        return cal_ql.update(self.soft, self.config, batch, self.reference, *how)
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         self.schedule(online=True)
-        moves = self._moves()
+        moves = self._moves(online=True)
         self.step += 1
         metrics = sac.update(self.soft, self.config, joined(fresh, offline), moves, penalty=self.warm.penalty)
         return metrics | self.warm.follow() if moves else metrics
 
-    def _moves(self) -> bool:
-        return sac.actor_due(self) and not self.warm.waits
+    def _moves(self, online: bool) -> bool:
+        return self.warm.moves(online) and (sac.actor_due(self) or not online)

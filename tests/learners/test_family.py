@@ -37,8 +37,8 @@ CONFIGS: dict[str, LearnerConfig] = {
     "sac": SACConfig(**SOFT),
     "rlpd": RLPDConfig(**SOFT, critics=4, actor_every=2),
     "moorl": MOORLConfig(**SOFT, inner=3),
-    "cal_ql": CalQLConfig(**SOFT, drawn=2, cloning=10),
-    "wsrl": WSRLConfig(**SOFT, critics=3, drawn=2, cloning=10),
+    "cal_ql": CalQLConfig(**SOFT, drawn=2, cloning=10, critic_only=3),
+    "wsrl": WSRLConfig(**SOFT, critics=3, drawn=2, cloning=10, critic_only=3),
     "lcb": LCBConfig(**SOFT, critics=3, cloning=10),
     "rebrac": ReBRACConfig(actor=ActorConfig(hidden=(16, 16)), critic=CriticConfig(hidden=(16, 16), layer_norm=True)),
     "mbpo": MBPOConfig(

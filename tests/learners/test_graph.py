@@ -34,8 +34,8 @@ OPTIONS = {
         "gate": GateConfig(every=10, horizon=3, starts=4, end_steps=5),
     },
     "rlpd": {"critics": 4, "actor_every": 2},
-    "wsrl": {"critics": 3, "actor_every": 2, "drawn": 2, "critic_only": 4},
-    "cal_ql": {"drawn": 2, "critic_only": 4},
+    "wsrl": {"critics": 3, "actor_every": 2, "drawn": 2, "critic_only": 4, "cloning": 3},
+    "cal_ql": {"drawn": 2, "critic_only": 4, "cloning": 3},
     "moorl": {"tasks": Tasks.alternate, "inner": 2},
     "lcb": {"critics": 3},
 }

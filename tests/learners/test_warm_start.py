@@ -92,6 +92,24 @@ def test_an_anchor_that_follows_is_the_average_of_the_policies_and_published(nam
     assert torch.equal(weights(still.policy()), weights(still.actor))
 
 
+@pytest.mark.parametrize("name", LEARNERS)
+def test_offline_too_the_critics_follow_the_clone_before_it_moves_and_online_begins_with_them(name, transitions):
+    cls, config = LEARNERS[name]
+    learner = cls(config(cloning=4, critic_only=3), 4, 2)
+    learner.prepare(transitions(300))
+    moved = []
+    for step in range(14):
+        policy, values = weights(learner.actor), weights(learner.soft.critic)
+        if step < 9:
+            learner.update_offline(transitions(1, 32, seed=step))
+        else:
+            learner.update_online(transitions(1, 32, seed=step), None)
+        after = weights(learner.actor), weights(learner.soft.critic)
+        moved.append((not torch.equal(policy, after[0]), not torch.equal(values, after[1])))
+    policy, both, critics = (True, False), (True, True), (False, True)
+    assert moved == [policy] * 4 + [critics] * 3 + [both] * 2 + [critics] * 3 + [both] * 2
+
+
 def test_a_run_that_continues_an_online_one_waits_and_anchors_anew(transitions):
     first, _ = warm("wsrl", transitions, critic_only=2)
     for step in range(6):
