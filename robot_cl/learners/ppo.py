@@ -204,7 +204,8 @@ class PPO(Learner):
         held = self._minibatch[:, :rows]
         held.copy_(batch)
         key = "minibatch", rows, self.rollouts < c.value_warmup
-        return self.captured(key, lambda: {k: v.detach() for k, v in self._gradient_step(held).items()})
+        found = self.captured(key, lambda: {k: v.detach() for k, v in self._gradient_step(held).items()})
+        return dict(found)  # a graph hands out the same dict every time
 
     def _gradient_step(self, batch: Tensor) -> Metrics:
         z, action, tail = batch.split([self.obs_dim, self.act_dim, 3], -1)

@@ -108,12 +108,13 @@ def test_captured_online_updates_are_the_plain_ones(name, device, transitions):
 def test_captured_minibatches_of_ppo_are_the_plain_ones(device, transitions):
     made = []
     for captured in (False, True):
-        options = {"minibatch": 24, "epochs": 2, "value_warmup": 1}
+        options = {"minibatch": 24, "epochs": 2, "value_warmup": 1, "max_kl": 1e-4, "average": 0.5}
         learner = learner_class("ppo")(tiny("ppo", **options), 4, 2, 2, 3, device)
         learner.captured = Captured(learner, captured)
         made.append(learner)
-    for step in range(3):
+    for step in range(5):  # to the second rollout that is replayed
         wanted, found = (learner.update_online(transitions(2, 10, 8, seed=step)) for learner in made)
+        assert ("taken" in found) == (step > 0)
         for key, value in wanted.items():
             torch.testing.assert_close(found[key], value, rtol=0.0 if device == "cpu" else 1e-3, atol=1e-5)
     assert {key[1] for key in made[1].captured.recordings} == {24, 8}  # whole minibatches and the rest
