@@ -127,7 +127,7 @@ METHODS = {
     "ppo from bc": Method(_ppo_from_bc, online=True, start="bc", uses_data=False, cost=2, options={"num_worlds": 16}),
     "sac": Method(lambda: SACConfig(**BRISK), online=True, uses_data=False, cost=3),
     "rlpd": Method(lambda: RLPDConfig(critics=5, **BRISK), online=True, cost=3.5),
-    "moorl": Method(lambda: MOORLConfig(**BRISK), online=True, cost=4),
+    "moorl": Method(lambda: MOORLConfig(inner=1, meta=1.0, **BRISK), online=True, cost=4),
     "moorl, whole steps": Method(lambda: MOORLConfig(meta=1.0, **BRISK), online=True, cost=4),
     "sac + lookahead": Method(lambda: MOORLConfig(tasks=Tasks.joined, **BRISK), online=True, cost=3.2),
     "rlpd, two critics": Method(lambda: RLPDConfig(critics=2, critic=CriticConfig(), **BRISK), online=True, cost=3),
