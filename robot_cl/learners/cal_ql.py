@@ -69,9 +69,6 @@ class CalQL(Learner):
     def published(self) -> StackedGaussianActor:
         return self.warm.published
 
-    def explore(self, obs: Tensor, noise: Tensor, actor: StackedGaussianActor | None = None) -> Tensor:
-        return self.warm.explore(obs, noise, actor)
-
     def plan(self) -> OnlinePlan:
         return online_plan(self.config, self.config.offline_share)
 

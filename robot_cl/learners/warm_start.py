@@ -43,7 +43,6 @@ class WarmStartConfig(CloningConfig):
     critic_only: int = 2_500  # first updates offline after cloning, and online, in which the policy waits for critics
     kl_per_action: float = 0.05  # nats from its anchor that the policy is held at, over act_dim
     anchor_tau: float = 3e-4  # how far the anchor moves to the policy per update of it, 0: not at all
-    explore_std: float = 0.1  # online: largest σ that acts; what is published has none, and values must know it best
     anchor: float = 1.0  # start of the weight per nat that holds it there
     anchor_lr: float = 3e-3  # Adam's learning rate of that weight, 0: it stays
 
@@ -54,8 +53,6 @@ class WarmStartConfig(CloningConfig):
                 f"critic_only is {self.critic_only} and anchor_tau {self.anchor_tau}; expected 0 or more, and "
                 "anchor_tau at most 1"
             )
-        if not self.explore_std > 0.0:
-            raise ValueError(f"explore_std is {self.explore_std}; expected a positive deviation of actions, e.g. 0.1")
         if not (self.kl_per_action > 0.0 and self.anchor > 0.0 and self.anchor_lr >= 0.0):
             raise ValueError(
                 f"kl_per_action is {self.kl_per_action}, anchor {self.anchor} and anchor_lr {self.anchor_lr}; "
@@ -112,14 +109,6 @@ class WarmStart:
                 polyak(self.policy, learner.actor, 1.0)
             learner.extra[PART].fill_(int(part))
             learner.extra[SINCE].fill_(learner.step)
-
-    @torch.inference_mode()
-    def explore(self, obs: Tensor, noise: Tensor, actor: StackedGaussianActor | None = None) -> Tensor:
-        """An action to try, like `Learner.explore`, by a policy at most `explore_std` wide."""
-        actor = actor or self.learner.actor
-        mean, log_std = actor(obs)
-        narrow = log_std.clamp(max=math.log(self.config.explore_std))
-        return actor.sample(mean, narrow, noise)[0].clamp(-1.0, 1.0)
 
     def penalty(self, z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
         """Weight times the KL divergence of the policy at z from its anchor, (P, B)."""

@@ -45,9 +45,6 @@ class WSRL(Learner):
     def published(self) -> StackedGaussianActor:
         return self.warm.published
 
-    def explore(self, obs: Tensor, noise: Tensor, actor: StackedGaussianActor | None = None) -> Tensor:
-        return self.warm.explore(obs, noise, actor)
-
     def plan(self) -> OnlinePlan:
         return sac.online_plan(self.config)
 

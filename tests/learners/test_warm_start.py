@@ -110,15 +110,6 @@ def test_offline_too_the_critics_follow_the_clone_before_it_moves_and_online_beg
     assert moved == [policy] * 4 + [critics] * 3 + [both] * 2 + [critics] * 3 + [both] * 2
 
 
-@pytest.mark.parametrize("name", LEARNERS)
-def test_a_wide_clone_explores_near_its_mean(name, transitions):
-    learner, policy = warm(name, transitions, explore_std=0.05)
-    obs, noise = transitions(1, 500).obs, torch.randn(1, 500, 2, generator=torch.Generator().manual_seed(0))
-    assert policy(obs)[1].exp().min() > 0.5
-    apart = learner.explore(obs, noise) - policy.mode(obs)
-    assert 0.03 < apart.std() < 0.055 and apart.abs().max() < 0.25
-
-
 def test_a_run_that_continues_an_online_one_waits_and_anchors_anew(transitions):
     first, _ = warm("wsrl", transitions, critic_only=2)
     for step in range(6):
@@ -152,7 +143,6 @@ def test_the_published_average_is_that_of_the_policies_that_acted(transitions):
 SENSELESS = [
     {"critic_only": -1},
     {"anchor": 0.0},
-    {"explore_std": 0.0},
     {"anchor_tau": 1.5},
     {"kl_per_action": 0.0},
     {"anchor_lr": -1.0},
