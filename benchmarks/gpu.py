@@ -140,8 +140,8 @@ def claims(found: Found) -> list[Claim]:
           LEARNERS_TOLERANCE)  # fmt: skip
     few = [r["distance"] for r in rows("devices", "distance") if r["updates"] <= CHECKED]
     worst(f"GPU against processor, parameters apart within {CHECKED} updates", few, DEVICES_TOLERANCE)
-    worst("Warp against MuJoCo, largest difference after five control steps", [r["difference"] for r in rows("near", "difference")],
-          WORLDS_TOLERANCE)  # fmt: skip
+    gaps = [r["difference"] for r in rows("near", "difference")]
+    worst("Warp against MuJoCo, largest difference after five control steps", gaps, WORLDS_TOLERANCE)
     for count, least in ((1, 2.0), (8, 8.0), (64, 30.0)):
         gains = [r["over_eager"] for r in rows("stacked", "over_eager") if r["seeds"] == count]
         if gains:
