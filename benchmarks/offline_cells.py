@@ -78,7 +78,7 @@ class Method:
     """`config` of the learner; `steps` updates offline, `clones` of them of a policy alone; `start`: the offline cell
     that it goes on from.
 
-    `cost` orders the cells, in minutes where one GPU is shared by all of them.
+    `cost` orders the cells, in minutes at the `gpu-half` size where one GPU is shared by all of them.
     """
 
     config: Callable[[], LearnerConfig]
@@ -113,26 +113,26 @@ BRISK: dict[str, Any] = {"lr": 1e-3, "temperature": 0.1}  # soft actor-critics t
 METHODS = {
     "bc": Method(lambda: BCConfig(lr=1e-3, decay=CLONING), clones=CLONING, cost=0.5),
     "10 % bc": Method(lambda: PercentBCConfig(lr=1e-3, decay=CLONING, share=0.1), clones=CLONING, cost=0.5),
-    "near-best bc": Method(lambda: PercentBCConfig(lr=1e-3, decay=CLONING), clones=CLONING, cost=0.5),
-    "iql": Method(lambda: IQLConfig(lr=1e-3, decay=OFFLINE), OFFLINE),
-    "rebrac": Method(lambda: ReBRACConfig(lr=1e-3, decay=OFFLINE), OFFLINE),
-    "lcb": Method(lambda: LCBConfig(cloning=CLONING), 20_000, CLONING),
+    "near-best bc": Method(lambda: PercentBCConfig(lr=1e-3, decay=CLONING), clones=CLONING, cost=0.7),
+    "iql": Method(lambda: IQLConfig(lr=1e-3, decay=OFFLINE), OFFLINE, cost=3),
+    "rebrac": Method(lambda: ReBRACConfig(lr=1e-3, decay=OFFLINE), OFFLINE, cost=3),
+    "lcb": Method(lambda: LCBConfig(cloning=CLONING), 20_000, CLONING, cost=3),
     "uni_o4": Method(UniO4Config, UniO4Config().offline_steps, cost=3),
     "uni_o4, advantage of values": Method(
         lambda: UniO4Config(advantage=Advantage.values), UniO4Config().offline_steps, cost=1
     ),
     "uni_o4, mean values": Method(lambda: UniO4Config(expectile=0.5), UniO4Config().offline_steps, cost=1),
-    "cal_ql": Method(lambda: CalQLConfig(cloning=CLONING), 20_000, CLONING),
-    "uni_o4 online": Method(UniO4Config, online=True, start="uni_o4", cost=2, options={"num_worlds": 16}),
-    "ppo from bc": Method(_ppo_from_bc, online=True, start="bc", uses_data=False, cost=2, options={"num_worlds": 16}),
-    "sac": Method(lambda: SACConfig(**BRISK), online=True, uses_data=False, cost=3),
-    "rlpd": Method(lambda: RLPDConfig(critics=5, **BRISK), online=True, cost=3.5),
-    "moorl": Method(lambda: MOORLConfig(inner=1, meta=1.0, **BRISK), online=True, cost=4),
-    "moorl, whole steps": Method(lambda: MOORLConfig(meta=1.0, **BRISK), online=True, cost=4),
-    "sac + lookahead": Method(lambda: MOORLConfig(tasks=Tasks.joined, **BRISK), online=True, cost=3.2),
-    "rlpd, two critics": Method(lambda: RLPDConfig(critics=2, critic=CriticConfig(), **BRISK), online=True, cost=3),
-    "cal_ql online": Method(CalQLConfig, online=True, start="cal_ql", cost=4),
-    "wsrl": Method(WSRLConfig, online=True, start="near-best bc", cost=4.5),
+    "cal_ql": Method(lambda: CalQLConfig(cloning=CLONING), 20_000, CLONING, cost=2),
+    "uni_o4 online": Method(UniO4Config, online=True, start="uni_o4", cost=1.2, options={"num_worlds": 16}),
+    "ppo from bc": Method(_ppo_from_bc, online=True, start="bc", uses_data=False, cost=1.2, options={"num_worlds": 16}),
+    "sac": Method(lambda: SACConfig(**BRISK), online=True, uses_data=False, cost=4),
+    "rlpd": Method(lambda: RLPDConfig(critics=5, **BRISK), online=True, cost=4.5),
+    "moorl": Method(lambda: MOORLConfig(inner=1, meta=1.0, **BRISK), online=True, cost=5.5),
+    "moorl, whole steps": Method(lambda: MOORLConfig(meta=1.0, **BRISK), online=True, cost=5.3),
+    "sac + lookahead": Method(lambda: MOORLConfig(tasks=Tasks.joined, **BRISK), online=True, cost=4.7),
+    "rlpd, two critics": Method(lambda: RLPDConfig(critics=2, critic=CriticConfig(), **BRISK), online=True, cost=4.2),
+    "cal_ql online": Method(CalQLConfig, online=True, start="cal_ql", cost=6),
+    "wsrl": Method(WSRLConfig, online=True, start="near-best bc", cost=5.3),
 }
 
 

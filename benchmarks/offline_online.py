@@ -86,22 +86,35 @@ def dips(record: dict[str, Any]) -> np.ndarray:
 
 
 def claims(records: dict[str, dict[str, dict[str, Any]]]) -> list[Claim]:
-    """Those of the expectations whose cells have been measured."""
+    """Those of the expectations whose cells have been measured, online for at least half of their steps."""
     found = []
     for name, cells in records.items():
         mean = {m: float(np.mean(r["scores"])) for m, r in cells.items()}
         if {"bc", "uni_o4"} <= set(cells):
             least = 5.0 if name.startswith("halfcheetah") else -2.0
             found.append(Claim(f"{name}: Uni-O4 offline over BC, points", mean["uni_o4"] - mean["bc"], least))
-        for warm in (m for m in cells if METHODS[m].start):
+        for warm in (m for m, r in cells.items() if METHODS[m].start and _went_on(r)):
             start = np.array(cells[warm]["start"])
             depth = 100.0 * float(np.median(dips(cells[warm]) / start))
             found.append(Claim(f"{name}: {warm}, deepest dip in % of its start (median)", depth, 15.0, False))
             found.append(Claim(f"{name}: {warm}, last over start, points", mean[warm] - float(start.mean()), 10.0))
         if {"moorl", "sac + lookahead"} <= set(cells):
-            gain = float(np.mean(cells["moorl"]["area"]) - np.mean(cells["sac + lookahead"]["area"]))
-            found.append(Claim(f"{name}: MOORL over SAC + Lookahead, mean over the run, points", gain, 0.0))
+            gain, until = ahead(cells["moorl"], cells["sac + lookahead"])
+            over = f"MOORL over SAC + Lookahead, mean over the first {until} steps"
+            found.append(Claim(f"{name}: {over}, points", gain, 0.0))
     return found
+
+
+def _went_on(record: dict[str, Any]) -> bool:
+    return record["cut_at"] is None or record["steps"][-1] >= Plan.online / 2
+
+
+def ahead(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, int]:
+    """How many points a curve is above another in the mean over seeds and points that both have, and the last of these:
+    cells are cut at different steps."""
+    both = sorted(set(one["steps"]) & set(other["steps"]))
+    means = [np.array(r["curves"])[:, np.isin(r["steps"], both)].mean() for r in (one, other)]
+    return float(means[0] - means[1]), both[-1]
 
 
 def _cell(text: str) -> tuple[str, str]:

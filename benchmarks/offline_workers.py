@@ -8,7 +8,7 @@ import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -20,7 +20,7 @@ CHEAP = ("bc", "10 % bc", "near-best bc", "iql", "rebrac", "lcb")  # offline
 
 
 def spread(cells: Sequence[Cell], plan: Plan, workers: int, minutes: float, together: bool = False) -> None:
-    """Cells as processes, `workers` at a time, those first on which most time hangs, a cell after its start.
+    """Cells as processes, `workers` at a time, chains before lone cells, a cell after its start.
 
     `together`: one process for all cells of a cheap offline method that nothing waits for. A process writes its log
     beside its JSON. After `minutes` none is begun, and what runs is cut and recorded as it is. Cells that fail together
@@ -29,7 +29,7 @@ def spread(cells: Sequence[Cell], plan: Plan, workers: int, minutes: float, toge
     collect_all(dict.fromkeys(data_name for data_name, _ in cells), plan, workers)
     deadline = time.monotonic() + 60.0 * minutes
     began, running = time.monotonic(), dict[Job, subprocess.Popen[bytes]]()
-    waiting, over = sorted(_jobs(cells, together), key=lambda job: -sum(_hanging_on(m) for _, m in job)), set[Cell]()
+    waiting, over = _order(_jobs(cells, together)), set[Cell]()
     plain = set[Job]()
     while waiting or running:
         for job in [j for j, process in running.items() if process.poll() is not None]:
@@ -72,10 +72,22 @@ def _jobs(cells: Sequence[Cell], together: bool) -> list[Job]:
     return [tuple(job) for job in jobs.values()]
 
 
-def _hanging_on(method_name: str) -> float:
+def _order(jobs: Iterable[Job]) -> list[Job]:
+    """Chains first, what others wait for and what goes on from it, then lone cells; the longest first.
+
+    So all of a chain has begun when time is up, and what is cut is long cells, which show something all the same.
+    """
+    cells = {cell for job in jobs for cell in job}
+    awaited = {_start(cell) for cell in cells}
+    longest = {job: max(_chain(cell, cells) for cell in job) for job in jobs}
+    lone = {job: all(cell not in awaited and _start(cell) not in cells for cell in job) for job in jobs}
+    return sorted(longest, key=lambda job: (lone[job], -longest[job]))
+
+
+def _chain(cell: Cell, cells: Collection[Cell]) -> float:
     """Minutes from the start of this cell to the end of the last one that waits for it."""
-    after = [m.cost for m in METHODS.values() if m.start == method_name]
-    return METHODS[method_name].cost + max(after, default=0.0)
+    after = [_chain(other, cells) for other in cells if _start(other) == cell]
+    return METHODS[cell[1]].cost + max(after, default=0.0)
 
 
 def _start(cell: Cell) -> Cell | None:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu  # noqa: E402
+import offline_online  # noqa: E402
 import offline_workers  # noqa: E402
 import run_all  # noqa: E402
 import torch  # noqa: E402
@@ -29,6 +30,33 @@ def test_only_cheap_offline_cells_that_nothing_waits_for_share_a_process() -> No
     with_wsrl = offline_workers._jobs([*CELLS, ("a", "wsrl")], together=True)
     awaited = offline_workers.METHODS["wsrl"].start
     assert all(len(job) == 1 for job in with_wsrl if awaited is not None and job[0][1] == awaited)
+
+
+def test_chains_begin_before_lone_cells_however_long_these_are() -> None:
+    """Where they came after them, `bc` had begun so late that nothing could go on from it."""
+    cells = [(data, method) for data in ("a", "b") for method in offline_workers.METHODS]
+    order = offline_workers._order(offline_workers._jobs(cells, together=True))
+    place = {cell: at for at, job in enumerate(order) for cell in job}
+    starts = {cell: (cell[0], method.start) for cell in cells if (method := offline_workers.METHODS[cell[1]]).start}
+    links = {*starts, *starts.values()}
+    assert {cell for job in order[: len(links)] for cell in job} == links
+    assert all(place[start] < place[cell] for cell, start in starts.items())
+    lone = [sum(offline_workers.METHODS[method].cost for _, method in job[:1]) for job in order[len(links) :]]
+    assert lone == sorted(lone, reverse=True) and len(lone) > 5
+
+
+def test_curves_are_compared_where_both_were_evaluated() -> None:
+    """A run that was cut is not held against what the other one reached after that."""
+    cut = {"steps": [0, 10, 20], "curves": [[0.0, 4.0, 8.0], [0.0, 6.0, 12.0]]}
+    whole = {"steps": [0, 10, 20, 30], "curves": [[0.0, 2.0, 4.0, 90.0], [0.0, 2.0, 4.0, 90.0]]}
+    assert offline_online.ahead(whole, cut) == (-3.0, 20)
+    assert offline_online.ahead(cut, whole) == (3.0, 20)
+
+
+def test_nothing_is_claimed_of_a_policy_that_hardly_went_on() -> None:
+    begun = {"scores": [50.0], "start": [48.0], "curves": [[48.0]], "steps": [0], "cut_at": 0}
+    found = {"halfcheetah-ppo": {"wsrl": begun | {"cut_at": None}, "ppo from bc": begun}}
+    assert [claim.claim.partition(",")[0] for claim in offline_online.claims(found)] == ["halfcheetah-ppo: wsrl"] * 2
 
 
 def test_what_fails_on_a_gpu_is_counted_and_the_rest_still_claimed() -> None:
