@@ -13,6 +13,7 @@ _NEIGHBOUR_ROWS = 2000
 _CHUNK = 250
 _NARROW_SPREAD, _NARROW_DISAGREEMENT, _EXPERT_SCORE = 0.15, 0.75, 80.0  # noisy experts: 0.4 to 0.6; random: 1
 _LEAST = 0.05  # share of the steps that has to be near the best
+_POOR, _NOTICED = 0.5, 0.02  # what a poor episode falls short of the best by, and the share of the steps that counts
 _RANDOM_DISAGREEMENT, _UNIFORM = 0.97, 0.03  # random: unrelated to the state, and as spread as uniform ones to 3 %
 
 
@@ -26,7 +27,8 @@ class Coverage:
     `action_spread` is the standard deviation of actions over that of uniform ones; `effective_dimensions` the
     participation ratio of the standardised observations' covariance, out of obs_dim. What begins with `best` is of
     the episodes that `percent_bc` clones, those within a tenth of the best ones' return: their share of all steps, mean
-    return weighted by steps, disagreement of actions.
+    return weighted by steps, disagreement of actions. `poor_share` is the share of the steps in whole episodes that
+    fall short of that return by more than half of the larger magnitude of the two.
     """
 
     episodes: int
@@ -39,6 +41,7 @@ class Coverage:
     best_share: float = float("nan")
     best_return: float = float("nan")
     best_disagreement: float = float("nan")
+    poor_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def coverage(subject: Subject) -> Coverage:
     low, middle, high = (float(q) for q in np.nanquantile(subject.returns[whole], (0.1, 0.5, 0.9)))
     best = _near_best(subject)
     by_step = np.repeat(subject.returns[best], subject.lengths[best])
+    poor = whole & _far_below(subject.returns, float(by_step.mean()))
     obs = subject.obs[subject.some_rows].astype(np.float64)
     z = (obs - obs.mean(axis=0)) / np.maximum(obs.std(axis=0), 1e-6)
     spectrum = np.linalg.eigvalsh(np.cov(z, rowvar=False).reshape(z.shape[1], -1)).clip(min=0.0)
@@ -68,34 +72,39 @@ def coverage(subject: Subject) -> Coverage:
         best_share=len(by_step) / len(subject.reward),
         best_return=float(by_step.mean()),
         best_disagreement=_disagreement(subject, _rows_of(subject, best)),
+        poor_share=float(subject.lengths[poor].sum() / len(subject.reward)),
     )
 
 
 def recommend(
     found: Coverage, score: float | None, informative_reward: bool = True, best_score: float | None = None
 ) -> Recommendation:
-    """Near-expert, narrow data: imitate (bc), or the best episodes if they are so (percent_bc). Mixed data, or room
-    above the behaviour: improve on it (iql). Random actions: nothing is worth imitating, but every action was tried;
-    values with a lower bound (lcb). Scores are of all data and of the best episodes, none where there is no scale.
+    """Near-expert, narrow data: imitate (bc), or the best episodes if they are so (percent_bc), also where so
+    few are poor that the tenths' returns do not show it. Mixed data, or room above the behaviour: improve on it (iql).
+    Random actions: nothing is worth imitating, but every action was tried; values with a lower bound (lcb). Scores are
+    of all data and of the best episodes, none where there is no scale; narrow data then counts as an expert's.
     """
     spread = f"returns spread by {found.return_spread:.0%} between the worst and the best tenth of the episodes"
     actions = f"actions at neighbouring states differ {found.action_disagreement:.2f} as much as random ones"
     narrow = found.return_spread < _NARROW_SPREAD and found.action_disagreement < _NARROW_DISAGREEMENT
     if not informative_reward:
         return Recommendation("bc", ["the reward tells nothing of the state, only imitation is left", spread, actions])
-    if narrow and (score is None or score >= _EXPERT_SCORE):
-        quality = "no reference score is known" if score is None else f"the mean score is {score:.0f}"
+    expert = narrow if score is None else score >= _EXPERT_SCORE
+    quality = "no reference score is known" if score is None else f"the mean score is {score:.0f}"
+    mixed = found.poor_share >= _NOTICED
+    if narrow and expert and not mixed:
         return Recommendation("bc", [spread, actions, f"{quality}: one behaviour, hardly anything to choose between"])
-    if narrow:
-        return Recommendation("iql", [spread, actions, f"the mean score is {score:.0f}: there is room above it"])
-    alike = found.action_disagreement <= found.best_disagreement
-    if alike and score is not None and score >= _EXPERT_SCORE:
-        rest = f"the mean score is {score:.0f}, and poor episodes act as the best do: one behaviour and its bad luck"
+    if narrow and not mixed:
+        return Recommendation("iql", [spread, actions, f"{quality}: there is room above it"])
+    if expert and found.action_disagreement <= found.best_disagreement:
+        rest = f"{quality}, and poor episodes act as the best do: one behaviour and its bad luck"
         return Recommendation("bc", [spread, actions, rest])
-    near_expert = found.best_share >= _LEAST and found.best_disagreement < _NARROW_DISAGREEMENT
-    if near_expert and best_score is not None and best_score >= _EXPERT_SCORE:
-        best = f"the best episodes, {found.best_share:.0%} of the steps, score {best_score:.0f}: one behaviour"
-        return Recommendation("percent_bc", [spread, actions, best])
+    near_expert = narrow if best_score is None else best_score >= _EXPERT_SCORE
+    if near_expert and found.best_share >= _LEAST and found.best_disagreement < _NARROW_DISAGREEMENT:
+        scored = "" if best_score is None else f", score {best_score:.0f}"
+        best = f"the best episodes, {found.best_share:.0%} of the steps{scored}: one behaviour"
+        poor = [f"{found.poor_share:.0%} of the steps are of episodes far below the best"] if mixed else []
+        return Recommendation("percent_bc", [spread, actions, *poor, best])
     if found.action_disagreement > _RANDOM_DISAGREEMENT and abs(found.action_spread - 1.0) < _UNIFORM:
         return Recommendation("lcb", [spread, actions, "nobody is worth imitating, but every action was tried"])
     return Recommendation("iql", [spread, actions, "better and worse behaviour can be told apart"])
@@ -108,6 +117,13 @@ def _spread(returns: np.ndarray) -> float:
         return float("nan")
     low, high = (float(q) for q in np.quantile(finite, (0.1, 0.9)))
     return (high - low) / max(abs(low), abs(high), 1e-9)
+
+
+def _far_below(returns: np.ndarray, best: float) -> np.ndarray:
+    """Episodes (E,) bool whose finite return is that much less than the best ones'."""
+    with np.errstate(invalid="ignore"):
+        short = (best - returns) / np.maximum(np.maximum(np.abs(returns), abs(best)), 1e-9)
+        return np.isfinite(returns) & (short > _POOR)
 
 
 def _near_best(subject: Subject) -> np.ndarray:

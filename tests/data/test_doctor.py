@@ -339,6 +339,53 @@ def test_bad_luck_of_an_expert_is_cloned_with_the_rest() -> None:
         assert recommend_from(found, 95.0, True, 113.0).learner == learner
 
 
+@pytest.fixture
+def hundred(make_recording) -> Recording:
+    """Episodes that come everywhere."""
+    obs = np.random.default_rng(1).normal(size=(4000, 5)).astype(np.float32)
+    return replace(make_recording(100, 40, terminate=0.0), obs=obs, next_obs=np.roll(obs, -1, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("percent", "learner"),
+    [(0, "lcb"), (2, "lcb"), *((p, "percent_bc") for p in (6, 9, 10, 11, 50, 89, 90, 91, 95, 98)), (99, "bc"),
+     (100, "bc")],
+)  # fmt: skip
+def test_random_episodes_among_an_experts_are_seen_however_few(
+    percent: int, learner: str, tmp_path: Path, hundred: Recording
+) -> None:
+    """Not by the tenths' returns alone: with a tenth of random episodes, and fewer, these hardly spread."""
+    rng, expert = np.random.default_rng(0), np.repeat(np.arange(100) >= 100 - percent, hundred.lengths)
+    follow = np.tanh(2.0 * hundred.obs[:, :2])
+    action = np.where(expert[:, None], follow, rng.uniform(-1, 1, follow.shape))
+    reward = np.where(expert, 2.5, -0.05) + 0.01 * hundred.obs[:, 0]
+    written = write_dataset("toy/e-v0", behave(hundred, action, reward), root=tmp_path)
+    found = examine(written).coverage
+    assert found.poor_share == pytest.approx(1.0 - percent / 100 if percent else found.poor_share)
+    advice = recommend_from(found, 100.0 * reward.mean() / 2.5, True, found.best_return)
+    assert advice.learner == learner
+    if 89 < percent < 99:
+        assert f"{100 - percent}% of the steps are of episodes far below" in " ".join(advice.evidence)
+
+
+def test_few_poor_episodes_are_left_out_where_there_is_no_scale_either() -> None:
+    """Unless they act as the others do; and the whole is no better for them where the best is no expert's."""
+    found = replace(coverage_of(0.02, 0.46), best_share=0.9, best_disagreement=0.44, poor_share=0.05)
+    assert recommend_from(found, None).learner == "percent_bc"
+    assert recommend_from(replace(found, poor_share=0.01), None).learner == "bc"
+    assert recommend_from(replace(found, best_disagreement=0.5), None).learner == "bc"
+    assert recommend_from(found, 40.0, True, 45.0).learner == "iql"
+    assert recommend_from(found, 78.0, True, 90.0).learner == "percent_bc"
+
+
+def test_returns_below_zero_are_far_apart_by_their_magnitudes(tmp_path: Path, hundred: Recording) -> None:
+    worse = np.repeat(np.arange(100) < 30, hundred.lengths)
+    for factor, share in ((1.1, 0.0), (3.0, 0.3)):
+        data = replace(hundred, reward=np.where(worse, -factor, -1.0))
+        found = examine(write_dataset(f"toy/by-{factor:.0f}-v0", data, root=tmp_path)).coverage
+        assert found.poor_share == pytest.approx(share)
+
+
 def test_the_best_episodes_are_those_that_percent_bc_clones(tmp_path: Path, make_recording) -> None:
     """Also where many short ones share the top tenth with them, and where episodes are of several lengths."""
     data = make_recording(40, 60)
