@@ -37,7 +37,7 @@ class MethodConfig:
     shortlist: int = 5  # library: compositions tried at most, those of the tasks that began most alike
     trial_share: float = 0.2  # library: of the budget; the longer trials are cut so that they take half of it at most
     learned: Trainable = Trainable.weights  # library, fresh: how a skill is learned, `weights` or `adapter`
-    rank: int = 16  # library, fresh: of a skill
+    rank: int = 64  # library, fresh: of a skill at most; small networks lose nothing by it
     skill_lr: float = 1e-3  # library, fresh: learning rate of skills
     explore: float | None = None  # all: log σ with which every task begins; none: what the last one has left
     ewc: float = 10.0  # ewc: weight of the quadratic penalty, in units of KL to the old policy

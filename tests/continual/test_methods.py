@@ -177,6 +177,19 @@ def test_only_a_composition_that_fits_is_begun_with(
     assert method._best(1, [base]) is base
 
 
+def test_a_task_that_returns_is_begun_with_its_own_skill_without_a_margin(make_setup: MakeSetup) -> None:
+    method = method_class("library")(make_setup(config=MethodConfig(margin=0.1, fit=0.25)))
+    method.levels[0] = {"a": 12.0, "b": 200.0}
+    base, own, other = (
+        Tried(kind, mix, np.array([score]))
+        for kind, mix, score in (("base", {}, 6.0), ("skill", {"a": 1.0}, 12.0), ("skill", {"b": 1.0}, 14.0))
+    )
+    assert method._best(0, [base, own, other]) is base  # 0.1 * 200 are asked for
+    assert method._best(0, [base, own, other], alike=own.mix) is own
+    method.levels[0]["a"] = 60.0  # and 0.25 * (60 - 6) = 13.5 of what does a quarter of that elsewhere
+    assert method._best(0, [base, own, other], alike=own.mix) is base
+
+
 def test_finals_are_played_by_what_a_short_trial_left_open_the_most_alike_first() -> None:
     def tried(**scores: float) -> list[Tried]:
         return [Tried(kind, {}, np.array([score])) for kind, score in scores.items()]

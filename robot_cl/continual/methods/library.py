@@ -50,9 +50,10 @@ class SkillLibrary(Method):
     of the budget. The best does if it scores `reach` of the best that any skill of this library has reached on any
     task, and hardly more than its parts did on their own tasks: a task on which a skill does far better than at home is
     an easier one, not one that is mastered. Else a skill is learned on it, or on the base where it is hardly better
-    (`margin`) or gains little of what it gains at home (`fit`): what does not fit is a bad place to learn from. It is
-    published unless the composition alone did better beyond doubt: a few episodes tell little, and a skill thrown away
-    cannot be had again. Remembers a library on disk per seed, the routes, and how each task began.
+    (`margin`, not asked of the most alike) or gains little of what it gains at home (`fit`): what does not fit is a bad
+    place to learn from. It is published unless the composition alone did better beyond doubt: a few episodes tell
+    little, and a skill thrown away cannot be had again. Remembers a library on disk per seed, the routes, and how each
+    task began.
     """
 
     def __init__(self, setup: Setup):
@@ -90,20 +91,26 @@ class SkillLibrary(Method):
             asked = [options(found[p], sketch[p], p) for p in seeds]
             more, cost = self.trial(asked, stage)
             found, spent = [found[p] + more[p] for p in seeds], spent + cost
+        alike = [tried[1].mix if len(tried) > 1 else None for tried in found]
         finals = [[tried[0], *promising(tried[0], tried[1:], self.config.doubt)[: FINALISTS - 1]] for tried in found]
         if max(map(len, finals)) > 1:
             found, cost = self.trial([[(t.kind, t.mix) for t in tried] for tried in finals], stage, final=True)
             spent += cost
         else:
             found = finals
-        return Decision([self._route(stage, p, self._best(p, found[p])) for p in seeds], spent, sketch)
+        best = [self._best(p, found[p], alike[p]) for p in seeds]
+        return Decision([self._route(stage, p, best[p]) for p in seeds], spent, sketch)
 
-    def _best(self, p: int, tried: Sequence[Tried]) -> Tried:
-        """The best composition if it fits, else the base, which comes first."""
-        base, best = tried[0], ranked(tried)[0]
-        gain = self.config.fit * (self._home(p, best.mix) - base.score)  # of what it gains on the task it is from
-        gain = max(gain, self.config.margin * max(map(abs, self.levels[p].values()), default=0.0))
-        return best if best.mix and best.score > base.score + gain else base
+    def _best(self, p: int, tried: Sequence[Tried], alike: Mix | None = None) -> Tried:
+        """The best composition that fits, else the base, which comes first. Of what is played on the task that began
+        most alike no margin is asked: a task that returns is begun with its own skill."""
+        base, highest = tried[0], max(map(abs, self.levels[p].values()), default=0.0)
+        fitting = []
+        for t in tried[1:]:
+            gain = self.config.fit * (self._home(p, t.mix) - base.score)  # of what it gains on the task it is from
+            if t.score > base.score + max(gain, 0.0 if t.mix == alike else self.config.margin * highest):
+                fitting.append(t)
+        return ranked(fitting)[0] if fitting else base
 
     def _home(self, p: int, mix: Mix) -> float:
         """The best level of its parts on their own tasks."""
