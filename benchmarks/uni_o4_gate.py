@@ -75,6 +75,12 @@ def shaken(actor: StackedGaussianActor, level: float, seed: int) -> StackedGauss
     return copy
 
 
+def names_of(learner: UniO4) -> list[str]:
+    """What the candidates are, in their order."""
+    own = [f"accepted {m}" for m in range(learner.config.behaviours)]
+    return [*(f"clone after {n}" for n in EARLY), *own, *(f"accepted 0, noise {level}" for level in NOISE)]
+
+
 def ranking(
     learner: UniO4, actors: list[StackedGaussianActor], task: str, episodes: int
 ) -> tuple[Tensor, dict[int, Tensor]]:
@@ -117,7 +123,7 @@ def main() -> None:
     plan, names, episodes = table.Plan(args.sizes), args.datasets.split(","), 4
     if args.quick:
         plan, names, episodes = table.QUICK, ["halfcheetah-ppo"], 2
-    claims, rows = [], []
+    claims, rows, each = [], [], []
     for name in names:
         record = table.measure(plan, name, "uni_o4")
         learner, task = load_learner(plan.kept / record["run"]), DATASETS[name].task
@@ -125,6 +131,8 @@ def main() -> None:
         chance = [spearman(torch.rand(len(true), generator=torch.Generator().manual_seed(i)), true) for i in range(200)]
         correlations = {horizon: spearman(score, true) for horizon, score in found.items()}
         rows += [(name, h, len(true), c, float(true.min()), float(true.max())) for h, c in correlations.items()]
+        scores = found[learner.config.gate.horizon].tolist()
+        each += [(name, *one) for one in zip(names_of(learner), true.tolist(), scores, strict=True)]
         accepted = float((learner.gate.passed / learner.gate.made).mean())
         claims += [
             Claim(f"{name}: rank correlation of gate and true return", correlations[learner.config.gate.horizon], 0.6),
@@ -133,7 +141,8 @@ def main() -> None:
             Claim(f"{name}: share of candidates accepted", accepted, 0.7, at_least=False),
         ]
     print(markdown(("dataset", "horizon", "policies", "rank correlation", "worst return", "best return"), rows))
-    report("uni_o4_gate", claims, args.json, rows)
+    print(markdown(("dataset", "policy", "true return", "score of the gate"), each))
+    report("uni_o4_gate", claims, args.json, {"correlations": rows, "policies": each})
 
 
 if __name__ == "__main__":
