@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -124,15 +124,48 @@ def extract(module: nn.Module, member: int = 0, header: Header | None = None) ->
 
 
 @torch.no_grad()
-def with_gain(start: ModuleT, trained: nn.Module, rank: int) -> ModuleT:
+@torch.no_grad()
+def layer_inputs(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What each linear layer reads while the module reads x (P, N, width): layer name -> (P, N, d_in)."""
+    read: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, given: read.update({name: given[0]})
+
+    hooks = [layer.register_forward_pre_hook(note(name)) for name, _, _, layer in linear_layers(module)]
+    try:
+        module(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return read
+
+
+@torch.no_grad()
+def standing_for_one(x: Tensor) -> Tensor:
+    """v (P, d_in, 1) for which x v is nearest to 1 over inputs x (P, N, d_in): least squares with a small ridge."""
+    x = x.double()
+    moments, mean = x.mT @ x / x.shape[-2], x.mean(-2).unsqueeze(-1)
+    ridge = 1e-4 * moments.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] + 1e-9
+    return torch.linalg.solve(moments + ridge * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), mean)
+
+
+@torch.no_grad()
+def with_gain(start: ModuleT, trained: nn.Module, rank: int, inputs: Mapping[str, Tensor] | None = None) -> ModuleT:
     """`start`, changed in place: each linear layer with the adapter that brings it nearest to that of `trained`.
 
-    Both are bare and of one shape. Ranks are `rank` at most; singular values tell which matter (Eckart–Young).
+    Both are bare and of one shape. Ranks are `rank` at most; singular values tell which matter (Eckart–Young). An
+    adapter has no biases: given what the layers of `trained` read (`layer_inputs`), the change of a bias becomes the
+    change of weights that is nearest to it there.
     """
     goals = {name: layer for name, _, _, layer in linear_layers(trained)}
     for name, parent, attribute, layer in list(linear_layers(start)):
         gained = (cast(Tensor, goals[name].weight) - cast(Tensor, layer.weight)).detach()
         gained = gained.unsqueeze(0) if gained.dim() == 2 else gained  # (P, d_out, d_in)
+        if inputs is not None:
+            rise = (cast(Tensor, goals[name].bias) - cast(Tensor, layer.bias)).detach().view(len(gained), -1, 1)
+            one = standing_for_one(inputs[name].reshape(len(gained), -1, gained.shape[-1]))
+            gained = gained + rise @ one.mT.to(rise)
         kept = min(rank, *gained.shape[1:])
         U, S, Vh = torch.linalg.svd(gained.double(), full_matrices=False)
         root = S[:, :kept].sqrt().unsqueeze(-1)

@@ -17,7 +17,7 @@ from robot_cl.batch import Transitions
 from robot_cl.continual.actors import State, copied
 from robot_cl.continual.stage_worlds import stage_world
 from robot_cl.learners import learner_class
-from robot_cl.learners.base import START, Learner, LearnerConfig, Trainable
+from robot_cl.learners.base import SEEN, START, Learner, LearnerConfig, Trainable
 from sim.spec import Interface
 from sim.stream import Stage, Stream
 
@@ -173,7 +173,7 @@ class Method:
 def learner_values(learner: Learner) -> State:
     """Critics and running quantities of a learner, copied: what the next one on the same kind of task goes on from."""
     state = learner.state_dict()
-    skipped = ("nets.actor.", f"nets.{START}.", "extra.discounted")
+    skipped = ("nets.actor.", f"nets.{START}.", "extra.discounted", f"extra.{SEEN}")
     kept = {name: value for name, value in state.items() if name.startswith(("nets.", "extra."))}
     return {name: value.detach().clone() for name, value in kept.items() if not name.startswith(skipped)}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.actor import ActorConfig, StackedGaussianActor
-from policies.lora import attach, linear_layers, with_gain
+from policies.lora import attach, layer_inputs, linear_layers, with_gain
 from policies.networks import generators
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
@@ -22,13 +22,15 @@ from robot_cl.learners.replay import ReplayBuffer
 from robot_cl.learners.stacks import merged, repeated
 
 START = "start"  # of `nets`: the frozen actor whose weights train
+SEEN, SEEN_ROWS = "seen", 512  # of `extra`: observations of late (SEEN_ROWS, obs_dim, P), at which biases are folded
 Metrics = dict[str, Tensor]  # name -> (P,), one number per member
 Module = TypeVar("Module", bound=nn.Module)
 
 
 class Trainable(StrEnum):
-    """`full`: everything in the actor; `adapter`: low-rank factors on a frozen actor; `weights`: its weight matrices,
-    of whose change the best factors of that rank are published: as quick as all of it, and still a skill."""
+    """`full`: everything in the actor; `adapter`: low-rank factors on a frozen actor; `weights`: its weight matrices
+    (some learners: and its biases, see `folds_biases`), of whose change the best factors of that rank are published: as
+    quick as all of it, and still a skill."""
 
     full = "full"
     adapter = "adapter"
@@ -76,6 +78,7 @@ class Learner:
     """
 
     phases: ClassVar[tuple[str, ...]] = ("offline", "online")
+    folds_biases: ClassVar[bool] = False  # trainable=weights: whether biases train too, what they gain becoming weights
     kinds: ClassVar[tuple[str, ...]] = ("gaussian",)  # of actors it can train
 
     def __init__(
@@ -120,6 +123,8 @@ class Learner:
             if config.adapt_sigma and hasattr(actor, "log_std"):
                 actor.log_std.requires_grad_(True)
         self.add("actor", actor)
+        if config.trainable is Trainable.weights and self.folds_biases:
+            self.extra[SEEN] = torch.zeros(SEEN_ROWS, obs_dim, seeds, device=device)
         self.build()
 
     def build(self) -> None:
@@ -137,8 +142,9 @@ class Learner:
         elif self.config.trainable is Trainable.weights:
             actor.requires_grad_(False)
             for _, _, _, layer in linear_layers(actor):
-                assert isinstance(layer.weight, Tensor)
+                assert isinstance(layer.weight, Tensor) and isinstance(layer.bias, Tensor)
                 layer.weight.requires_grad_(True)
+                layer.bias.requires_grad_(self.folds_biases)
 
     @property
     def adapter_scale(self) -> float:
@@ -176,8 +182,16 @@ class Learner:
     def _adapted(self, trained: Any) -> Any:
         if self.config.trainable is Trainable.weights:
             start: Any = self.nets[START]
-            return with_gain(repeated(start, self.seeds), trained, self.config.rank)
+            seen = self.extra.get(SEEN)
+            inputs = None if seen is None else layer_inputs(trained, seen.permute(2, 0, 1))
+            return with_gain(repeated(start, self.seeds), trained, self.config.rank, inputs)
         return trained if self.config.trainable is Trainable.adapter else None
+
+    def see(self, obs: Tensor) -> None:
+        """Remember some of the latest observations (P, N, obs_dim), where biases that train will be folded."""
+        if SEEN in self.extra:
+            rows = torch.linspace(0, obs.shape[1] - 1, SEEN_ROWS, device=obs.device).long()
+            self.extra[SEEN].copy_(obs[:, rows].permute(1, 2, 0))
 
     def optimiser(self, modules: Iterable[nn.Module], lr: float, clip: float | None = None) -> FlatAdam:
         """Adam over the trainable parameters of `modules`: of an actor with adapters, only theirs."""

@@ -72,6 +72,7 @@ class PPO(Learner):
     """
 
     phases: ClassVar[tuple[str, ...]] = ("online",)
+    folds_biases: ClassVar[bool] = True
     config: PPOConfig
 
     def build(self) -> None:
@@ -129,6 +130,7 @@ class PPO(Learner):
         self._widen()
         if self.average is not None:
             self.average.follow()
+        self.see(fresh.obs.flatten(1, 2))
         self.step += 1
         return metrics
 

@@ -51,6 +51,7 @@ class UniO4(PPO):
     """
 
     phases: ClassVar[tuple[str, ...]] = ("offline", "online")
+    folds_biases: ClassVar[bool] = False  # candidates are compared as they are, not as they would be published
     config: UniO4Config
 
     def build(self) -> None:
