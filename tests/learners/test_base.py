@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from policies.actor import ActorConfig, StackedGaussianActor
+from policies.actor import ActorConfig, Distribution, StackedGaussianActor
 from policies.critics import CriticConfig
 from policies.lora import base_digest, extract
 from policies.networks import generators
@@ -99,9 +99,9 @@ def test_state_of_other_options_is_refused_by_name(transitions):
         build("iql", seeds=2).load_state_dict(state)
 
 
-def trained_actor(members: int = 1) -> StackedGaussianActor:
+def trained_actor(members: int = 1, config: ActorConfig = TINY) -> StackedGaussianActor:
     normalizer = Normalizer(4).fit(torch.arange(40.0).view(10, 4).sin())
-    return StackedGaussianActor(4, 2, generators(3, members), TINY, normalizer)
+    return StackedGaussianActor(4, 2, generators(3, members), config, normalizer)
 
 
 def test_an_adapter_trains_on_a_frozen_policy_and_is_published_inside_the_weights(transitions):
@@ -138,6 +138,21 @@ def test_weights_train_alone_and_the_best_of_what_they_gained_is_published_as_a_
         gained = extract(published, 1).delta(name)
         gap = (extract(thin.adapted(), 1).delta(name) - gained).norm()
         torch.testing.assert_close(gap, torch.linalg.svdvals(gained)[1:].norm(), rtol=1e-3, atol=1e-5)
+
+
+def test_biases_that_trained_are_published_as_weights_of_the_same_base(transitions):
+    source, data = trained_actor(config=ActorConfig((16, 16), distribution=Distribution.gaussian)), transitions(200)
+    config = PPOConfig(trainable=Trainable.weights, rank=16, lr=1e-2, minibatch=16)
+    learner = learner_class("ppo")(config, 4, 2, 2, actor=source)
+    before = {key: value.clone() for key, value in learner.state_dict().items()}
+    run(learner, data, 20)
+    layers = learner.actor.net.layers
+    assert all(not torch.equal(layer.bias, before[f"nets.actor.net.layers.{i}.bias"]) for i, layer in enumerate(layers))
+    assert base_digest(learner.adapted(), 1) == base_digest(source)
+    wanted = learner.actor.mode(data.obs)
+    folded = (learner.policy().mode(data.obs) - wanted).norm()
+    del learner.extra["seen"]
+    assert folded < 0.7 * (learner.policy().mode(data.obs) - wanted).norm()
 
 
 def test_a_learner_of_weights_comes_back_and_gives_no_start_away(transitions):
