@@ -185,7 +185,6 @@ class GenerativeActor(nn.Module):
             "normalizer": {"clip": self.normalizer.clip, "eps": self.normalizer.eps, "shared": shared},
         }
 
-
     @staticmethod
     def from_spec(spec: dict[str, Any]) -> GenerativeActor:
         return generative_from_spec(spec)

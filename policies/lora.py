@@ -129,10 +129,11 @@ def layer_inputs(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """What each linear layer reads while the module reads x (P, N, width): layer name -> (P, N, d_in)."""
     read: dict[str, Tensor] = {}
 
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, given: read.update({name: given[0]})
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _, given, __: read.update({name: given[0]})
 
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, _, _, layer in linear_layers(module)]
+    # Hooks on what a layer gives, not on what it is given: these make a network call its layers one by one.
+    hooks = [layer.register_forward_hook(note(name)) for name, _, _, layer in linear_layers(module)]
     try:
         module(x)
     finally:

@@ -169,21 +169,22 @@ def test_every_linear_layer_is_found_once_under_a_stable_name(base):
     assert [layer_shape(layer) for *_, layer in linear_layers(base)] == shapes
 
 
-def test_what_biases_gained_becomes_weights_where_the_inputs_were():
+@pytest.mark.parametrize("width", [16, 80])  # without and with products that go to the faster library
+def test_what_biases_gained_becomes_weights_where_the_inputs_were(width):
     rng = torch.Generator().manual_seed(3)
-    start = StackedMLP(5, (16, 16), 2, generators(0, 2), "tanh")
+    start = StackedMLP(5, (width, width), 2, generators(0, 2), "tanh")
     trained = copy.deepcopy(start)
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
-    seen = torch.randn(2, 300, 5, generator=rng)
+    seen = torch.randn(2, 400, 5, generator=rng)
     seen[..., 0] = 1.0  # the first layer reads a constant, so that nothing is lost there
     inputs = layer_inputs(trained, seen)
-    assert [x.shape for x in inputs.values()] == [(2, 300, 5), (2, 300, 16), (2, 300, 16)]
+    assert [x.shape for x in inputs.values()] == [(2, 400, 5), (2, 400, width), (2, 400, width)]
     first = standing_for_one(inputs["layers.0"])
     torch.testing.assert_close(first.squeeze(-1), torch.eye(5)[0].double().expand(2, 5), atol=2e-3, rtol=0.0)
     wanted = trained(seen)
-    folded, without = (with_gain(copy.deepcopy(start), trained, 16, x)(seen) for x in (inputs, None))
+    folded, without = (with_gain(copy.deepcopy(start), trained, width, x)(seen) for x in (inputs, None))
     assert (folded - wanted).norm() < 0.3 * (without - wanted).norm()
-    elsewhere = with_gain(copy.deepcopy(start), trained, 16, layer_inputs(trained, seen - 3.0))(seen)
+    elsewhere = with_gain(copy.deepcopy(start), trained, width, layer_inputs(trained, seen - 3.0))(seen)
     assert (folded - wanted).norm() < (elsewhere - wanted).norm()
