@@ -74,15 +74,8 @@ class SkillCard:
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    "header": dict,
-    "ranks": dict,
-    "interface": dict,
-    "datasets": dict,
-    "scores": dict,
-    "parents": list,
-    "seed": int,
-    "control_dt": (int, float),
-    "created": (int, float),
+    "header": dict, "ranks": dict, "interface": dict, "datasets": dict, "scores": dict, "parents": list,
+    "seed": int, "control_dt": (int, float), "created": (int, float),
     "spread": (int, float),
 }  # every other field is text
 

@@ -185,6 +185,7 @@ class GenerativeActor(nn.Module):
             "normalizer": {"clip": self.normalizer.clip, "eps": self.normalizer.eps, "shared": shared},
         }
 
+
     @staticmethod
     def from_spec(spec: dict[str, Any]) -> GenerativeActor:
         return generative_from_spec(spec)

@@ -193,3 +193,4 @@ class Mixture(nn.Module):
         eye = torch.eye(self.num_skills, device=self.mixed[0].down.device, dtype=self.mixed[0].down.dtype)
         # Not repeat_interleave: its translation to ONNX is wrong for a batch of unknown size.
         return eye.unsqueeze(1).expand(-1, batch, -1).reshape(-1, self.num_skills)
+

@@ -116,7 +116,9 @@ class StackedMLP(nn.Module):
         self.d_in, self.hidden, self.d_out = d_in, tuple(hidden), d_out
         widths = [d_in, *hidden]
         gain = math.sqrt(2.0)
-        self.layers = nn.ModuleList(StackedLinear(a, b, rngs, init, gain) for a, b in itertools.pairwise(widths))
+        self.layers = nn.ModuleList(
+            StackedLinear(a, b, rngs, init, gain) for a, b in itertools.pairwise(widths)
+        )
         self.layers.append(StackedLinear(widths[-1], d_out, rngs, init, out_gain))
         self.norms = nn.ModuleList(StackedLayerNorm(w, self.population) for w in hidden) if layer_norm else None
 
