@@ -124,7 +124,6 @@ def extract(module: nn.Module, member: int = 0, header: Header | None = None) ->
 
 
 @torch.no_grad()
-@torch.no_grad()
 def layer_inputs(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """What each linear layer reads while the module reads x (P, N, width): layer name -> (P, N, d_in)."""
     read: dict[str, Tensor] = {}

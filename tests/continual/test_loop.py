@@ -19,6 +19,7 @@ import yaml
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.continual import summary
+from robot_cl.continual.actors import side_by_side
 from robot_cl.continual.change import ChangeWatch
 from robot_cl.continual.detector import DetectorConfig
 from robot_cl.continual.hidden import HiddenLibrary, run_hidden
@@ -177,6 +178,17 @@ def test_after_a_false_alarm_learning_goes_on_and_after_a_true_one_begins_anew(m
     method.leave(learner, 200)
     anew, _ = method.meet(other)
     assert anew is not learner and len(method.contexts) == 2 and method.trained == {"context-1": 200}
+
+
+def test_where_nobody_says_which_task_it_is_the_best_of_whole_episodes_goes_on(make_setup: MakeSetup) -> None:
+    method = HiddenLibrary(make_setup(seeds=1, config=MethodConfig(trial_worlds=2, trial_steps=40)))
+    here = method.setup.stream.stages[0]
+    learner, _ = method.meet(here)
+    assert learner is not None
+    improve(method, learner, here)
+    actors = side_by_side([method._composed([{}]), method.current(-1, learner), method.policy(0)])
+    base, present, chosen = method._scores(method._play(actors, here, None), here).mean(-1)
+    assert base != present and chosen == pytest.approx(max(base, present))
 
 
 def improve(method: HiddenLibrary, learner: Learner, stage: Stage) -> None:
