@@ -8,6 +8,7 @@ from policies.actor import ActorConfig, Distribution, Sigma, StackedGaussianActo
 from policies.critics import CriticConfig
 from policies.networks import generators
 from policies.normalizer import Normalizer
+from robot_cl.learners.averaging import PolicyAverage
 from robot_cl.learners.ppo import PPO, PPOConfig, discounted_returns, gae
 
 SMALL = {
@@ -209,3 +210,17 @@ def test_every_epoch_of_many_ends_within_reach(transitions):
 def divergence(learner, rows):
     log_ratio = learner.actor.log_prob(*learner.actor.heads(rows[..., :4]), rows[..., 4:6]) - rows[..., 6]
     return (log_ratio.exp() - 1.0 - log_ratio).mean().item()
+
+
+def test_the_average_of_policies_keeps_its_decay_and_is_what_is_published():
+    learner = PPO(PPOConfig(**SMALL, average=0.9), 3, 1, 2)
+    before, one = PolicyAverage(learner, 0.9), learner.actor.net.layers[0].weight
+    start = one.detach().clone()
+    before.begin()
+    with torch.no_grad():
+        one += 1.0
+    before.follow()
+    torch.testing.assert_close(before.policy.net.layers[0].weight, start + 0.1)
+    assert learner.published is learner.actor  # nothing was learned yet
+    learner.step = 1
+    assert learner.published is learner.average.policy
