@@ -142,17 +142,17 @@ def test_weights_train_alone_and_the_best_of_what_they_gained_is_published_as_a_
 
 def test_biases_that_trained_are_published_as_weights_of_the_same_base(transitions):
     source, data = trained_actor(config=ActorConfig((16, 16), distribution=Distribution.gaussian)), transitions(200)
-    config = PPOConfig(trainable=Trainable.weights, rank=16, lr=1e-2, minibatch=16)
+    config = PPOConfig(trainable=Trainable.weights, rank=16, lr=1e-3, minibatch=16)
     learner = learner_class("ppo")(config, 4, 2, 2, actor=source)
     before = {key: value.clone() for key, value in learner.state_dict().items()}
-    run(learner, data, 20)
+    run(learner, data, 3)
     layers = learner.actor.net.layers
     assert all(not torch.equal(layer.bias, before[f"nets.actor.net.layers.{i}.bias"]) for i, layer in enumerate(layers))
     assert base_digest(learner.adapted(), 1) == base_digest(source)
-    wanted = learner.actor.mode(data.obs)
-    folded = (learner.policy().mode(data.obs) - wanted).norm()
-    del learner.extra["seen"]
-    assert folded < 0.7 * (learner.policy().mode(data.obs) - wanted).norm()
+    folded, wanted = (actor(data.obs)[0] for actor in (learner.policy(), learner.actor))
+    del learner.extra["seen"]  # without them biases are left out
+    without = learner.policy()(data.obs)[0]
+    assert (folded - wanted).norm() < 0.4 * (without - wanted).norm()
 
 
 def test_a_learner_of_weights_comes_back_and_gives_no_start_away(transitions):
