@@ -210,7 +210,9 @@ class _Seed:
         taken = fresh.reward.numel()
         if self.watch.see(fresh):
             self.alarms.append(Alarm(self.total + steps, k, steps))
-            return taken + self.method.leave(self.learner, self.trained) + self._meet(stage)
+            taken += self.method.leave(self.learner, self.trained) + self._meet(stage)
+            collector.begin(seed + 1)  # after the trials; what the old policy had come to may be lying on its back
+            return taken
         if self.learner is not None:
             self.learner.update_online(fresh, None)
         self.trained += taken

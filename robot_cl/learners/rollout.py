@@ -31,8 +31,12 @@ class Collector:
 
     def __init__(self, world: Any, seeds: int, seed: int):
         self.world, self.seeds, self.worlds = world, seeds, world.num_worlds // seeds
-        self.obs: np.ndarray = world.reset(seed=seed * self.worlds)
-        self.returns: list[list[float]] = [[] for _ in range(seeds)]
+        self.begin(seed)
+
+    def begin(self, seed: int) -> None:
+        """All worlds anew, from the seeds of a collector made with `seed`."""
+        self.obs: np.ndarray = self.world.reset(seed=seed * self.worlds)
+        self.returns: list[list[float]] = [[] for _ in range(self.seeds)]
 
     def collect(self, learner: Explorer, horizon: int) -> Transitions:
         """`horizon` control steps in every world -> (P, horizon, W) on the CPU, actions as `explore` gave them."""
