@@ -24,12 +24,13 @@ from robot_cl.continual.change import ChangeWatch
 from robot_cl.continual.detector import DetectorConfig
 from robot_cl.continual.hidden import HiddenLibrary, _Seed, run_hidden
 from robot_cl.continual.loop import Measuring, run_method
-from robot_cl.continual.method import MethodConfig, Setup
+from robot_cl.continual.method import SEEDS_PER_STAGE, MethodConfig, Setup
 from robot_cl.continual.route import Tried
 from robot_cl.continual.run import is_continual, proceed, read_continual
 from robot_cl.continual.stage_training import saved
 from robot_cl.continual.stage_worlds import score, stage_world
 from robot_cl.learners.base import Learner
+from robot_cl.learners.rollout import Collector
 from sim.stream import Stage
 
 QUICK = Measuring(episodes=2, points=1, curve_episodes=1, save_every=64)
@@ -195,6 +196,21 @@ def test_steps_are_counted_on_after_a_false_alarm_and_anew_after_a_true_one(make
         assert life.trained == trained
 
 
+def test_after_an_alarm_every_world_begins_an_episode(make_setup: MakeSetup) -> None:
+    setup = make_setup(seeds=1)
+    stage, life = setup.stream.stages[0], _Seed(setup, QUICK)
+    life.watch = ChangeWatch(Normalizer(4), 2, config=DetectorConfig(window=4, warmup=2, drift=0.0, threshold=1e-9), updates=1)
+    life._meet(stage)
+    collector, begun = Collector(stage_world([stage] * 4), 1, 3), list[bool]()
+    for _ in range(8):
+        alarms = len(life.alarms)
+        life._round(collector, stage, 0, 0)
+        start = Collector(stage_world([stage] * 4), 1, setup.seed + SEEDS_PER_STAGE + 1).obs
+        begun.append(bool((collector.obs == start).all()))
+        assert begun[-1] == (len(life.alarms) > alarms)
+    assert any(begun) and not all(begun)
+
+
 def test_where_nobody_says_which_task_it_is_the_best_of_whole_episodes_goes_on(make_setup: MakeSetup) -> None:
     method = HiddenLibrary(make_setup(seeds=1, config=MethodConfig(trial_worlds=2, trial_steps=40)))
     here = method.setup.stream.stages[0]
@@ -216,8 +232,6 @@ def improve(method: HiddenLibrary, learner: Learner, stage: Stage) -> None:
 
 
 def test_a_changed_world_is_noticed_by_the_errors_of_a_model_of_the_old_one(make_setup: MakeSetup) -> None:
-    from robot_cl.learners.rollout import Collector
-
     setup = make_setup(seeds=1)
     learner = method_learner(setup)
     config = DetectorConfig(threshold=10.0, window=4, warmup=12, memory=0.9)
