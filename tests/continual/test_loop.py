@@ -199,7 +199,9 @@ def test_steps_are_counted_on_after_a_false_alarm_and_anew_after_a_true_one(make
 def test_after_an_alarm_every_world_begins_an_episode(make_setup: MakeSetup) -> None:
     setup = make_setup(seeds=1)
     stage, life = setup.stream.stages[0], _Seed(setup, QUICK)
-    life.watch = ChangeWatch(Normalizer(4), 2, config=DetectorConfig(window=4, warmup=2, drift=0.0, threshold=1e-9), updates=1)
+    life.watch = ChangeWatch(
+        Normalizer(4), 2, config=DetectorConfig(window=4, warmup=2, drift=0.0, threshold=1e-9), updates=1
+    )
     life._meet(stage)
     collector, begun = Collector(stage_world([stage] * 4), 1, 3), list[bool]()
     for _ in range(8):
