@@ -222,7 +222,7 @@ class Run:
     def _open_worlds(self) -> None:
         c, plan = self.config, self.plan
         rows, rounds = c.seeds * (c.num_worlds or 1), plan.horizon * (c.num_worlds or 1)
-        self.collector = Collector(open_world(c, rows), c.seeds, c.seed)
+        self.collector = Collector(open_world(c, rows), c.seeds, c.seed, self.learner.heard)
         if not plan.on_policy:
             widths = self.interface.obs_dim, self.interface.act_dim
             capacity = min(plan.capacity, -(-c.online // rounds) * rounds)  # a shorter run fills no more

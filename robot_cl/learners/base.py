@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.learners.draws import Draws
 from robot_cl.learners.graph import Captured
+from robot_cl.learners.incumbent import Incumbent
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.replay import ReplayBuffer
 from robot_cl.learners.stacks import merged, repeated
@@ -100,6 +102,7 @@ class Learner:
         self.rng = generators(seed, seeds)
         self.draws, self.captured = Draws(self.rng, device), Captured(self)
         self.opts: dict[str, FlatAdam] = {}
+        self.incumbent: Incumbent | None = None
         self.extra: dict[str, Tensor] = {}
         self.nets = nn.ModuleDict()
         if config.trainable is not Trainable.full and actor is None:
@@ -168,7 +171,12 @@ class Learner:
 
     @property
     def published(self) -> StackedGaussianActor:
-        """What is evaluated and saved: the actor, or an average of those that it was."""
+        """What is evaluated and saved: the candidate, or online an incumbent that it has yet to beat."""
+        return self.candidate if self.incumbent is None or not self.incumbent.begun else self.incumbent.published
+
+    @property
+    def candidate(self) -> StackedGaussianActor:
+        """What learning has come to: the actor, or an average of those that it was."""
         return self.actor
 
     def policy(self) -> StackedGaussianActor:
@@ -243,7 +251,16 @@ class Learner:
         """
         actor = actor or self.actor
         mean, log_std = actor(obs)
-        return actor.sample(mean, log_std, noise)[0].clamp(-1.0, 1.0)
+        return self.tried(obs, actor.sample(mean, log_std, noise)[0].clamp(-1.0, 1.0))
+
+    def tried(self, obs: Tensor, action: Tensor) -> Tensor:
+        """`action`, but where an incumbent or a challenger plays instead, without noise."""
+        return action if self.incumbent is None else self.incumbent.act(obs, action)
+
+    def heard(self, ended: np.ndarray, returns: np.ndarray) -> None:
+        """Episodes of the worlds learned in that are over (P, W) bool, and their returns."""
+        if self.incumbent is not None:
+            self.incumbent.heard(ended, returns)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that is remembered, as one flat dict of tensors."""
@@ -294,6 +311,8 @@ class Learner:
             saved = state.get(f"extra.{name}")
             if saved is not None and saved.shape == value.shape:
                 value.copy_(saved)
+        if self.incumbent is not None:
+            self.incumbent.begin_anew()
 
 
 def _repeat(value: Tensor, like: Tensor) -> Tensor | None:

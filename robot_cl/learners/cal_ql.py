@@ -66,8 +66,8 @@ class CalQL(Learner):
         self.warm = WarmStart(self, self.config)
 
     @property
-    def published(self) -> StackedGaussianActor:
-        return self.warm.published
+    def candidate(self) -> StackedGaussianActor:
+        return self.warm.candidate
 
     def plan(self) -> OnlinePlan:
         return online_plan(self.config, self.config.offline_share)

@@ -14,6 +14,7 @@ from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.learners.averaging import PolicyAverage
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
+from robot_cl.learners.incumbent import Incumbent, IncumbentConfig
 
 HALVINGS = 10  # after an epoch, at most
 MAX_LOG_RATIO = 20.0  # in nats; beyond it a narrow policy's ratio overflows, and there is nothing to learn from
@@ -49,6 +50,7 @@ class PPOConfig(LearnerConfig):
     least_log_std: float | None = None  # smallest log σ after the first rollout; a clone may be too sure to explore
     scale_reward: bool = True  # divide rewards by the running deviation of the discounted return
     average: float = 0.0  # weight of the past in the exponential average of policies, per rollout, that is published
+    incumbent: IncumbentConfig = field(default_factory=IncumbentConfig)  # what is published, from a good policy on
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,9 +89,11 @@ class PPO(Learner):
         self.extra["reward_scale"] = torch.zeros(())  # of a loaded V; zero: follow the running deviation
         self._minibatch: Tensor | None = None
         self.average = PolicyAverage(self, c.average) if c.average else None
+        if c.incumbent.trials:
+            self.incumbent = Incumbent(self, c.incumbent, lambda: self.candidate)
 
     @property
-    def published(self) -> StackedGaussianActor:
+    def candidate(self) -> StackedGaussianActor:
         return self.actor if self.average is None or not self.rollouts else self.average.policy
 
     def new_normalizer(self) -> Normalizer:
@@ -112,11 +116,11 @@ class PPO(Learner):
         actor = actor or self.actor
         actor.config = self.actor.config
         mean, log_std = actor(obs)
-        return actor.sample(mean, log_std, noise)[0]
+        return self.tried(obs, actor.sample(mean, log_std, noise)[0])
 
     def update_online(self, fresh: Transitions, offline: Transitions | None = None) -> Metrics:
         """One rollout (P, T, W)."""
-        fresh = fresh.to(self.device)
+        fresh = (fresh if self.incumbent is None else self.incumbent.learned_from(fresh)).to(self.device)
         norm = self.actor.normalizer
         if not norm.frozen and not norm.count.item():
             norm.update(fresh.obs)  # the first policy hardly looks at its input; there is nothing else to start from

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from policies.policy import Policy
 from robot_cl.batch import Transitions, row_width
+
+Listener = Callable[[np.ndarray, np.ndarray], None]
 
 
 class Explorer(Protocol):
@@ -29,8 +32,10 @@ class Collector:
     World i of the run draws from seed·W + i: a stack's member p meets the worlds that a lone run seeded seed + p meets.
     """
 
-    def __init__(self, world: Any, seeds: int, seed: int):
+    def __init__(self, world: Any, seeds: int, seed: int, listener: Listener | None = None):
+        """`listener` is told which episodes are over (P, W) bool, and the returns, whenever some are."""
         self.world, self.seeds, self.worlds = world, seeds, world.num_worlds // seeds
+        self.listener = listener
         self.begin(seed)
 
     def begin(self, seed: int) -> None:
@@ -57,6 +62,9 @@ class Collector:
             ended = terminated | truncated
             if ended.any():
                 self._note(np.flatnonzero(ended), info["episode_return"])
+                if self.listener is not None:
+                    by_seed = self.seeds, self.worlds
+                    self.listener(ended.reshape(by_seed), info["episode_return"].reshape(by_seed))
         stacked = torch.from_numpy(packed).view(horizon, self.seeds, self.worlds, -1).transpose(0, 1)
         return Transitions.unpack(stacked, obs_dim, act_dim)
 

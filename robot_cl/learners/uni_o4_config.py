@@ -12,6 +12,7 @@ from dynamics.fit import FitConfig
 from policies.actor import ActorConfig, Sigma
 from policies.critics import CriticConfig
 from robot_cl.learners.gate import GateConfig, Score
+from robot_cl.learners.incumbent import IncumbentConfig
 from robot_cl.learners.ppo import PPOConfig
 from robot_cl.learners.uni_o4_losses import Compat
 
@@ -83,6 +84,7 @@ class UniO4Config(PPOConfig):
     average: float = 0.95  # weight of the past in the average of policies that is published, per rollout; published 0
     least_log_std: float | None = -2.3  # smallest log σ online, σ = 0.1
     value_warmup: int = 2  # first rollouts that train V alone
+    incumbent: IncumbentConfig = field(default_factory=lambda: IncumbentConfig(trials=3))  # what is published online
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,6 +13,7 @@ from torch import Tensor
 from policies.actor import ActorConfig, Sigma, StackedGaussianActor
 from policies.critics import polyak
 from robot_cl.learners.base import Learner, Metrics
+from robot_cl.learners.incumbent import Incumbent, IncumbentConfig
 from robot_cl.learners.sac import CloningConfig, Temperature, actor_lr
 
 ANCHOR, WEIGHT, PART, SINCE = "anchor", "anchor_weight", "anchored_part", "anchored_since"
@@ -45,6 +46,7 @@ class WarmStartConfig(CloningConfig):
     anchor_tau: float = 3e-4  # how far the anchor moves to the policy per update of it, 0: not at all
     anchor: float = 1.0  # start of the weight per nat that holds it there
     anchor_lr: float = 3e-3  # Adam's learning rate of that weight, 0: it stays
+    incumbent: IncumbentConfig = field(default_factory=lambda: IncumbentConfig(trials=3))  # what is published online
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,8 +67,8 @@ class WarmStart:
 
     The policy is held within a few nats of it: a trust region in the form of a penalty whose weight adapts, as SAC's
     temperature does (Abdolmaleki et al. 2018, "Maximum a Posteriori Policy Optimisation"), around the average instead
-    of the last policy. The average is also what is published. Remembers all of it in the learner, so that it is saved
-    and captured with it.
+    of the last policy. The average is also what challenges the incumbent (see incumbent.py), and is published where
+    there is none. Remembers all of it in the learner, so that it is saved and captured with it.
     """
 
     def __init__(self, learner: Learner, config: WarmStartConfig):
@@ -78,9 +80,11 @@ class WarmStart:
         self.weight = learner.add(WEIGHT, Temperature(learner.seeds, config.anchor))
         learner.opts[WEIGHT] = learner.optimiser([self.weight], config.anchor_lr)
         self.apart: Tensor | None = None  # (P,) nats at the last update
+        if config.incumbent.trials:
+            learner.incumbent = Incumbent(learner, config.incumbent, lambda: self.candidate)
 
     @property
-    def published(self) -> StackedGaussianActor:
+    def candidate(self) -> StackedGaussianActor:
         follows = self.config.anchor_tau > 0.0 and int(self.learner.extra[PART]) != Part.clones
         return self.policy if follows else self.learner.actor
 

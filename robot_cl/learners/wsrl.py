@@ -42,8 +42,8 @@ class WSRL(Learner):
         self.warm = WarmStart(self, self.config)
 
     @property
-    def published(self) -> StackedGaussianActor:
-        return self.warm.published
+    def candidate(self) -> StackedGaussianActor:
+        return self.warm.candidate
 
     def plan(self) -> OnlinePlan:
         return sac.online_plan(self.config)

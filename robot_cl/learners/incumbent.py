@@ -1,0 +1,241 @@
+"""What is published online: a policy that stays until another one has surely earned more, in the same world."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.actor import StackedGaussianActor
+from robot_cl.batch import Transitions
+
+if TYPE_CHECKING:
+    from robot_cl.learners.base import Learner
+
+
+class Role(IntEnum):
+    """Who plays the present episode of a world."""
+
+    explores = 0  # the learner, with its noise
+    incumbent = 1
+    challenger = 2
+
+
+@dataclass
+class IncumbentConfig:
+    """Options of what is published online; see `Incumbent`."""
+
+    trials: int = 0  # episodes of a challenger before it can take over, at most twice as many; 0: the last is published
+    rest: int = 3  # exploring episodes between two challengers, where a seed has one world
+    deviations: float = 2.0  # standard errors by which a challenger must have earned more
+
+    def __post_init__(self) -> None:
+        if self.trials < 0 or self.trials == 1 or self.rest < 0 or self.deviations < 0.0:
+            raise ValueError(
+                f"incumbent.trials is {self.trials}, rest {self.rest} and deviations {self.deviations}; expected 0 or "
+                "more, trials not 1: a single episode does not tell how much they vary"
+            )
+
+
+class Incumbent:
+    """The policy that a run came online with, or the last one that surely earned more than its predecessor.
+
+    A learner that goes on from a good policy may lose it, and what it has come to cannot be told from its values. So
+    some of the training's own episodes are played without noise, by the incumbent and by a challenger: a copy of what
+    would be published else, at the time it was taken. A challenger is given up as soon as it has earned less in the
+    mean, and takes over when it has earned more by `deviations` standard errors; that is safe policy improvement in the
+    sense of Thomas et al. 2015, "High Confidence Policy Improvement", on policy and with a t-statistic. Neither changes
+    meanwhile and the world does not either, so their records stay true. The incumbent's is filled up to twice `trials`,
+    because that with which it took over is a lucky one.
+
+    With one world per seed episodes take turns; with several the last ones are kept for this, and what is collected
+    there is no experience of the learner's policy (`learned_from`). Policies are on the host, where worlds are stepped.
+    Remembers the two policies, who plays in each world, and the records, all in the learner, so that they are saved
+    with it.
+    """
+
+    def __init__(self, learner: Learner, config: IncumbentConfig, candidate: Callable[[], StackedGaussianActor]):
+        """`candidate` gives what would be published without an incumbent."""
+        self.learner, self.config, self.candidate = learner, config, candidate
+        self.policies = {role: self._copy(role.name) for role in (Role.incumbent, Role.challenger)}
+        P, extra = learner.seeds, learner.extra
+        extra["trial_roles"] = torch.zeros(P, 0, dtype=torch.int64)  # (P, W), no worlds before the first step
+        extra["trial_records"] = torch.zeros(P, 2, 3, dtype=torch.float64)  # of both: episodes, Σ return, Σ return²
+        extra["trial_counts"] = torch.zeros(P, 4, dtype=torch.int64)  # see Counts
+
+    def _copy(self, name: str) -> StackedGaussianActor:
+        """A policy beside the learner's, whatever device that is on, with statistics of its own."""
+        policy = copy.deepcopy(self.learner.actor).cpu().requires_grad_(False)
+        self.learner.nets[name] = policy
+        return policy
+
+    @property
+    def roles(self) -> Tensor:
+        return self.learner.extra["trial_roles"]
+
+    @property
+    def records(self) -> Tensor:
+        return self.learner.extra["trial_records"]
+
+    @property
+    def begun(self) -> bool:
+        return self.roles.shape[1] > 0
+
+    @property
+    def played(self) -> Tensor:
+        """Episodes without noise so far, (P,): what was spent to choose what is published."""
+        return self.learner.extra["trial_counts"][:, 2]
+
+    @property
+    def taken_over(self) -> Tensor:
+        """Challengers that became the incumbent, (P,)."""
+        return self.learner.extra["trial_counts"][:, 3]
+
+    @property
+    def published(self) -> StackedGaussianActor:
+        policy, device = self.policies[Role.incumbent], self.learner.device
+        return policy if torch.device(device).type == "cpu" else copy.deepcopy(policy).to(device)
+
+    def begin_anew(self) -> None:
+        """Forget the trials of a run that is continued."""
+        P = self.learner.seeds
+        self.learner.extra["trial_roles"] = torch.zeros(P, 0, dtype=torch.int64)
+        self.records.zero_()
+        self.learner.extra["trial_counts"].zero_()
+
+    # Acting
+
+    def kept(self, worlds: int) -> int:
+        """Of so many worlds per seed, the number of those at the end in which nothing else happens."""
+        return min(self.config.trials, worlds // 4)
+
+    def learned_from(self, fresh: Transitions) -> Transitions:
+        """Of a rollout (P, T, W) the part that the learner's policy played."""
+        worlds = fresh.reward.shape[2]
+        rows = fresh.pack()[:, :, : worlds - self.kept(worlds)]
+        return Transitions.unpack(rows, fresh.obs_dim, fresh.act_dim)
+
+    def act(self, obs: Tensor, action: Tensor) -> Tensor:
+        """`action` (P, W, act_dim) at obs (P, W, obs_dim), in worlds on trial replaced by what is tried there."""
+        if not self.begun:
+            self._begin(obs.shape[1])
+        for role, policy in self.policies.items():
+            here = self.roles == role
+            if here.any():
+                tried = policy.mode(obs.cpu()).to(action.device)
+                action = torch.where(here.unsqueeze(-1).to(action.device), tried, action)
+        return action
+
+    def _begin(self, worlds: int) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for p in range(self.learner.seeds):
+                self._take(Role.incumbent, p, self.candidate())
+            self.learner.extra["trial_roles"] = torch.zeros(self.learner.seeds, worlds, dtype=torch.int64)
+            self.roles[:, worlds - (self.kept(worlds) or 1) :] = Role.incumbent
+
+    # Judging
+
+    def heard(self, ended: np.ndarray, returns: np.ndarray) -> None:
+        """Episodes that are over (P, W) bool, and what they earned."""
+        over = [(int(p), int(w)) for p, w in np.argwhere(ended)]
+        with torch.no_grad():
+            last = [self._over(p, w, float(returns[p, w])) for p, w in over]
+            for (p, w), role in zip(over, last, strict=True):
+                self.roles[p, w] = self._next(p, w, role)
+
+    def _over(self, p: int, w: int, earned: float) -> Role:
+        """Note an episode and judge by it; who played it."""
+        role, counts = Role(int(self.roles[p, w])), self.learner.extra["trial_counts"][p]
+        if role is Role.explores:
+            counts[Counts.rested] += 1
+        else:
+            self.records[p, role - 1] += torch.tensor([1.0, earned, earned * earned], dtype=torch.float64)
+            counts[Counts.played] += 1
+        self.roles[p, w] = Role.explores  # not yet playing anything else
+        if role is Role.challenger:
+            self._judge(p)
+        return role
+
+    def _judge(self, p: int) -> None:
+        """Take over, give up, or go on."""
+        counts = self.learner.extra["trial_counts"][p]
+        gain, error = gained(*self.records[p])
+        tried = int(self.records[p, 1, 0])
+        if tried >= self.config.trials and gain > self.config.deviations * error:
+            self._take(Role.incumbent, p, self.policies[Role.challenger])
+            self.records[p, 0] = self.records[p, 1]
+            counts[Counts.won] += 1
+        elif gain > 0.0 and tried < 2 * self.config.trials:
+            return
+        counts[Counts.trying], counts[Counts.rested] = 0, 0
+        self.roles[p][self.roles[p] != Role.explores] = Role.explores  # what else is being played no longer counts
+
+    def _next(self, p: int, w: int, last: Role) -> Role:
+        """Who plays the next episode of a world."""
+        worlds, counts, least = self.roles.shape[1], self.learner.extra["trial_counts"][p], self.config.trials
+        kept = self.kept(worlds)
+        if w < worlds - (kept or 1):
+            return Role.explores
+        known, tried = ((self.roles[p] == role).sum() + self.records[p, role - 1, 0] for role in self.policies)
+        if known < least or (last is Role.challenger and not counts[Counts.trying] and known < 2 * least):
+            return Role.incumbent
+        if not counts[Counts.trying]:
+            if not kept and counts[Counts.rested] < self.config.rest:
+                return Role.explores
+            if not self._challenge(p):
+                return Role.incumbent if kept else Role.explores
+            return Role.challenger
+        return Role.challenger if tried < 2 * least else Role.incumbent
+
+    def _challenge(self, p: int) -> bool:
+        """Whether there is something new to try, which is then on trial."""
+        self._take(Role.challenger, p, self.candidate())
+        both = zip(*(policy.parameters() for policy in self.policies.values()), strict=True)
+        if all(torch.equal(mine[p], theirs[p]) for mine, theirs in both):
+            return False
+        self.records[p, 1] = 0.0
+        self.learner.extra["trial_counts"][p, Counts.trying] = 1
+        return True
+
+    def _take(self, role: Role, p: int, source: StackedGaussianActor) -> None:
+        """Member p of a policy becomes that of `source`, its statistics included where each member has its own."""
+        policy = self.policies[role]
+        policy.config = source.config
+        for mine, theirs in zip(policy.parameters(), source.parameters(), strict=True):
+            mine[p].copy_(theirs[p])
+        for mine, theirs in zip(policy.buffers(), source.buffers(), strict=True):
+            if policy.normalizer.population is not None and mine.dim() == 3:
+                mine[p].copy_(theirs[p])
+            else:
+                mine.copy_(theirs)
+
+
+class Counts(IntEnum):
+    """Columns of `trial_counts`."""
+
+    rested = 0  # exploring episodes since the last trial
+    trying = 1  # whether a challenger is on trial
+    played = 2
+    won = 3
+
+
+def gained(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """Mean return of the other less that of the one, and its standard error with a common variance (Student's t).
+
+    Both are [episodes, Σ return, Σ return²]; with fewer than two of either the error is infinite.
+    """
+    (n, total, squares), (m, others, other_squares) = one.tolist(), other.tolist()
+    if min(n, m) < 1:
+        return 0.0, math.inf
+    gain = others / m - total / n
+    if min(n, m) < 2:
+        return gain, math.inf
+    spread = max(squares - total**2 / n, 0.0) + max(other_squares - others**2 / m, 0.0)
+    return gain, math.sqrt(spread / (n + m - 2) * (1.0 / n + 1.0 / m))
