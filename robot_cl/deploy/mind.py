@@ -29,9 +29,11 @@ class Thought:
 
 
 class Mind:
-    """Remembers the last action, how many answers in a row were late, skill weights now and wanted, actions taken.
+    """Remembers the last action, the policy's last word before a stage changed it, how many answers in a row were late,
+    skill weights now and wanted, actions taken.
 
-    The policy is asked at every `every`-th tick; in between its last action holds.
+    The policy is asked at every `every`-th tick; in between its last action holds. Stage and guard see every
+    observation, also where the policy was late: what they think of a robot is what each step changed.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Mind:
         self.wanted = self.weights.copy()
         self._taken: list[np.ndarray] = []
         self._last: np.ndarray | None = None
+        self._planned: np.ndarray | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -56,7 +59,7 @@ class Mind:
             self.guard.reset()
         if self.stage is not None:
             self.stage.reset()
-        self._last, self._late, self._tick = None, 0, 0
+        self._last, self._planned, self._late, self._tick = None, None, 0, 0
         self._taken.clear()
 
     def adopt(self, policy: Policy, contract: Contract, guard: Guard | None, stage: Stage | None) -> None:
@@ -94,24 +97,27 @@ class Mind:
         return self._ask(obs, now, mode)
 
     def _ask(self, obs: np.ndarray, now: float, mode: Mode) -> Thought:
-        taken = mean_of(self._taken)
+        taken, deadline = mean_of(self._taken), now + self.config.deadline * self.period
         self._taken.clear()
         try:
-            action = self.caller.call(obs, self._slewed(), now + self.config.deadline * self.period)
+            answer = self.caller.call(obs, self._slewed(), deadline)
+            self.stats.add("policy", self.clock.now() - now)
+            planned = self._planned if answer is None else answer
+            if planned is None:
+                return Thought(obs, None, *self._lateness(True))
+            action = planned if self.stage is None else np.asarray(self.stage(obs, planned, taken))
+            if action.shape != (self.contract.act_dim,) or not all_finite(action):
+                return Thought(obs, doubt="the policy's action is not finite")
+            watched = self.guard is not None and mode in DRIVING | {Mode.SHADOW}
+            alarm = watched and self.guard.alarm(obs, action, taken)  # type: ignore[union-attr]
         except Exception as problem:  # whatever a policy raises, the robot must be held
             return Thought(obs, doubt=f"the policy failed ({type(problem).__name__})")
-        self.stats.add("policy", self.clock.now() - now)
-        if action is None:
-            return self._late_answer(obs)
-        self._late = 0
-        if self.stage is not None:
-            action = np.asarray(self.stage(obs, action, taken))
-        if action.shape != (self.contract.act_dim,) or not all_finite(action):
-            return Thought(obs, doubt="the policy's action is not finite")
-        self._last = action
-        if self.guard is not None and mode in DRIVING | {Mode.SHADOW} and self.guard.alarm(obs, action, taken):
-            return Thought(obs, action, "the guard finds this unlike anything it was calibrated on")
-        return Thought(obs, action)
+        overdue = self.stage is not None and self.clock.now() > deadline
+        doubt, lasting = self._lateness(answer is None or overdue)
+        self._planned, self._last = planned, action
+        if alarm and not doubt:
+            doubt = "the guard finds this unlike anything it was calibrated on"
+        return Thought(obs, action, doubt, lasting)
 
     def _slewed(self) -> np.ndarray | None:
         """Skill weights one step nearer to those wanted; None where there are no skills."""
@@ -121,12 +127,12 @@ class Mind:
         self.weights = slew(self.weights, self.wanted, step)
         return self.weights
 
-    def _late_answer(self, obs: np.ndarray) -> Thought:
-        """The last action again, and a doubt after several in a row."""
-        self._late += 1
-        self.stats.events["late_action"] += 1
+    def _lateness(self, late: bool) -> tuple[str, bool]:
+        """A doubt after several late actions in a row, and whether they are so many that it lasts."""
+        self._late = self._late + 1 if late else 0
+        self.stats.events["late_action"] += late
         doubt = f"{self._late} late actions in a row" if self._late >= self.config.late_hold else ""
-        return Thought(obs, self._last, doubt, self._late >= self.config.late_damp)
+        return doubt, self._late >= self.config.late_damp
 
 
 def mean_of(taken: list[np.ndarray]) -> np.ndarray | None:

@@ -37,6 +37,7 @@ class RunnerConfig:
     late_damp: int = 10  # late actions in a row before DAMP
     max_speed: float = 1.0  # share of the robot's speed limits
     remote_start: bool = False  # whether orders over the network may enable and start
+    armed: bool = True  # False: nothing is ever sent, because whoever orders it is refused
 
     def __post_init__(self) -> None:
         positive = {"damp_s": self.damp_s, "deadline": self.deadline, "late_hold": self.late_hold}
@@ -85,6 +86,7 @@ class Step:
     age: float
     goals: np.ndarray | None = None
     weights: np.ndarray | None = None
+    refusal: str = ""  # why orders of this tick were not carried out
 
 
 class Listener(Protocol):

@@ -179,14 +179,18 @@ class ObservationBuilder:
         """Forget past samples; the next one fills the history."""
         self._past: np.ndarray | None = None
 
-    def set_goal(self, name: str, value: float) -> None:
-        """Raises LookupError for an unknown goal, ValueError outside its range."""
-        if name not in self.goals:
-            raise LookupError(f"there is no goal {name!r}, {near(name, self.goals)}")
-        goal = self.spec.goals[name]
-        if not (math.isfinite(value) and goal.low <= value <= goal.high):
-            raise ValueError(f"goal {name!r} must lie in [{goal.low:g}, {goal.high:g}], got {value}")
-        self.goals[name] = value
+    def set_goals(self, values: Mapping[str, float]) -> None:
+        """All of them or none: half of a new goal is a place nobody asked for.
+
+        Raises LookupError for an unknown goal, ValueError outside its range.
+        """
+        for name, value in values.items():
+            if name not in self.goals:
+                raise LookupError(f"there is no goal {name!r}, {near(name, self.goals)}")
+            goal = self.spec.goals[name]
+            if not (math.isfinite(value) and goal.low <= value <= goal.high):
+                raise ValueError(f"goal {name!r} must lie in [{goal.low:g}, {goal.high:g}], got {value}")
+        self.goals.update(values)
 
     def build(self, values: np.ndarray) -> np.ndarray:
         """values (n_signals,) -> obs (1, obs_dim) float32, NaN where a signal is NaN."""

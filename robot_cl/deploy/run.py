@@ -100,8 +100,9 @@ def run(
     recorder = None
     try:
         config = RunnerConfig(
-            stale_s=options.stale, ramp_s=options.ramp, max_speed=options.max_speed, remote_start=options.remote_start
-        )
+            stale_s=options.stale, ramp_s=options.ramp, max_speed=options.max_speed,
+            remote_start=options.remote_start, armed=options.armed,
+        )  # fmt: skip
         guard = guard_of(bundle) if options.guard else None
         stage = stage or (load_flow(bundle, policy.contract) if options.flow else None)
         recorder = Recorder(path, policy.contract, spec) if path else None
@@ -146,7 +147,7 @@ def _drive(
 
 
 class _Teller:
-    """Says every change of mode."""
+    """Says every change of mode, and why an order was refused."""
 
     def __init__(self, say: Say):
         self.say, self.last = say, Mode.DISABLED
@@ -155,6 +156,8 @@ class _Teller:
         if step.mode is not self.last:
             self.last = step.mode
             self.say(f"{step.mode}: {step.reason}")
+        if step.refusal:
+            self.say(f"refused: {step.refusal}")
 
 
 class _Display:

@@ -67,11 +67,11 @@ class Runner:
         self._needed = np.array([transport.spec.signal_index[s] for s in sorted(needed)], dtype=np.intp)
         self.mode, self.reason, self.since = Mode.DISABLED, "not enabled yet", clock.now()
         self.history: deque[tuple[float, Mode, str]] = deque(maxlen=HISTORY)
-        self.refusal = ""
+        self.refusal, self._untold = "", list[str]()
         self._orders: deque[Order] = deque()
         self._stop, self._finish = threading.Event(), threading.Event()
         self.offered: dict[str, Whole] = {}
-        self._next: Whole | None = None
+        self._next: deque[Whole] = deque(maxlen=1)
         self._values = np.full(len(transport.spec.signals), np.nan)
         self._usable = -np.inf  # when the last usable state was heard
         self._source: object = None
@@ -79,7 +79,9 @@ class Runner:
         self._blend_at = 0.0
 
     def enable(self) -> None:
-        """DISABLED or DAMP -> HOLD. Raises ValueError: no fresh, finite state, or a joint outside its box."""
+        """DISABLED or DAMP -> HOLD. Raises ValueError: no fresh, finite state, a joint outside its box, not armed."""
+        if not self.config.armed:
+            raise ValueError("this run only watches; end it and run with armed=true to drive the robot")
         if self.mode not in (Mode.DISABLED, Mode.DAMP):
             raise ValueError(f"enable needs a disabled or damped robot, this one is in {self.mode}")
         state = self._fresh_state()
@@ -111,9 +113,14 @@ class Runner:
         self._stop.set()
 
     def reset(self) -> None:
-        """Any mode that is not driving -> DISABLED: nothing more is sent."""
+        """Any mode that is not driving -> DISABLED: nothing more is sent, so the last word is the stop command.
+
+        Raises ValueError while driving, or if the stop command cannot be sent.
+        """
         if self.mode in DRIVING:
             raise ValueError(f"reset needs a robot that is not driving, this one is in {self.mode}")
+        if self.mode in SENDING and not self._sent(self.actuation.stop(self._values)):
+            raise ValueError(f"the stop command could not be sent ({self.refusal}), so {self.mode} goes on")
         self._stop.clear()
         self._enter(Mode.DISABLED, "reset by the operator")
 
@@ -137,12 +144,14 @@ class Runner:
         From any thread, with a policy that is loaded already. Raises ValueError for another interface.
         """
         self._check_interface(contract)
-        self._next = policy, contract, guard, stage
+        self._next.append((policy, contract, guard, stage))
 
     def _check_interface(self, contract: Contract) -> None:
+        mine, theirs = ([(t.history, t.scale, t.clip) for t in c.observation] for c in (self.contract, contract))
         difference = self.contract.interface.difference(contract.interface)
-        if difference or [t.history for t in contract.observation] != [t.history for t in self.contract.observation]:
-            raise ValueError(f"the new policy has another interface: {difference or 'other histories'}")
+        if difference or mine != theirs:
+            what = difference or "observations of other history, scale or clip"
+            raise ValueError(f"the new policy has another interface: {what}")
 
     def finish(self) -> None:
         """End `run` after the present tick, with a stop command. From any thread or signal handler."""
@@ -212,6 +221,7 @@ class Runner:
 
     def _send(self, began: float, thought: Thought) -> None:
         """The command of the present mode to the robot, if it sends one, and the step to the listeners."""
+        refusals, self._untold = self._untold, []
         command = self._command(thought.action)
         if command is not None and self.mode in SENDING and not self._sent(command):
             self._doubt("a command could not be sent", began)
@@ -223,16 +233,16 @@ class Runner:
             self.mind.note(taken)
         step = Step(
             began, self.mode, self.reason, self._values, thought.obs, thought.action, command, taken, age,
-            np.array(list(self.mind.builder.goals.values())), self.mind.weights,
+            np.array(list(self.mind.builder.goals.values())), self.mind.weights, "; ".join(refusals),
         )  # fmt: skip
         for listener in self.listeners:
             listener.step(step)
 
     def _obey(self) -> None:
         """Carry out orders, from the network only those allowed; a wrong one is counted and changes nothing."""
-        if self._next is not None:
-            self.mind.adopt(*self._next)
-            self._next, self._blend_from, self._blend_at = None, self.actuation.previous, self.clock.now()
+        if self._next:
+            self.mind.adopt(*self._next.popleft())
+            self._blend_from, self._blend_at = self.actuation.previous, self.clock.now()
         for text in self.transport.messages():
             try:
                 order = parse_order(text)
@@ -247,6 +257,7 @@ class Runner:
             except (ValueError, LookupError) as problem:
                 self.stats.events["refused_order"] += 1
                 self.refusal = str(problem)
+                self._untold.append(self.refusal)
 
     def _carry_out(self, order: Order) -> None:
         if order.verb == "skills":
@@ -256,8 +267,7 @@ class Runner:
                 raise LookupError(f"no policy {order.name!r} was loaded, {near(order.name, self.offered)}")
             self.swap(*self.offered[order.name])
         elif order.verb == "goal":
-            for name, value in order.values.items():
-                self.mind.builder.set_goal(name, value)
+            self.mind.builder.set_goals(order.values)
         elif order.verb == "hold":
             if self.mode in DRIVING:
                 self._enter(Mode.HOLD, "hold ordered")

@@ -116,6 +116,7 @@ def test_a_run_on_loopback_drives_or_shadows_records_and_obeys(
         ready.wait(20)
         yield "nonsense"
         yield "skills fly=1"
+        yield from () if armed else ("reset", "enable", "start")
         yield "stop"
 
     log_path = tmp_path / "a.mcap"
@@ -128,7 +129,7 @@ def test_a_run_on_loopback_drives_or_shadows_records_and_obeys(
         assert modes[:2] == ["hold", "ramp"] and modes[-1] == "estop" and "active" in modes
         assert np.isfinite(log.command[log.mode == "ramp"]).all()
     else:
-        assert modes == ["shadow", "disabled"]
+        assert modes == ["shadow", "disabled"] and "this run only watches" in " ".join(told)
     assert report.dropped == 0 and report.statistics["tick_p50_ms"] > 0
 
 

@@ -128,6 +128,58 @@ def test_operators_over_the_network_may_stop_but_not_start(make_rig: MakeRig) ->
     assert remote.go(0.5).runner.mode is Mode.ACTIVE
 
 
+def test_a_run_that_is_not_armed_cannot_be_talked_into_driving(make_rig: MakeRig) -> None:
+    rig = make_rig(config=RunnerConfig(armed=False, remote_start=True))
+    rig.runner.shadow()
+    for text in ("reset", "enable", "start"):
+        rig.runner.order(text)
+        rig.loopback.say(text)
+    rig.go(0.5)
+    assert rig.runner.mode is Mode.DISABLED and rig.loopback.sent == []
+    with pytest.raises(ValueError, match="only watches"):
+        rig.runner.enable()
+
+
+def test_a_goal_is_set_whole_or_not_at_all_and_a_refusal_is_told_once(make_rig: MakeRig, arm_dict: dict) -> None:
+    class Told:
+        def step(self, step: Step) -> None:
+            heard.append(step.refusal)
+
+    heard: list[str] = []
+    arm_dict["goals"] = {"x": {"unit": "m", "start": 0.0, "low": -1.0, "high": 1.0}, "y": {"unit": "m", "start": 0.0,
+                         "low": -1.0, "high": 1.0}}  # fmt: skip
+    rig = make_rig(spec=robot_from_dict(arm_dict), listeners=(Told(),)).drive(0.3)
+    rig.runner.order("goal x=0.5 y=99")
+    rig.go(0.5)
+    assert rig.runner.mind.builder.goals == {"x": 0.0, "y": 0.0}
+    assert [text for text in heard if text] == ["goal 'y' must lie in [-1, 1], got 99.0"]
+    rig.runner.order("goal x=0.5 y=-0.5")
+    rig.go(0.6)
+    assert rig.runner.mind.builder.goals == {"x": 0.5, "y": -0.5}
+
+
+def test_the_last_word_before_a_reset_is_the_stop_command(make_rig: MakeRig, arm_dict: dict) -> None:
+    for channel in arm_dict["command"][0]["channels"]:
+        channel["stop"] = 0.25
+    rig = make_rig(spec=robot_from_dict(arm_dict)).drive(1.0)
+    rig.runner.order("hold")
+    rig.go(1.1)
+    assert (rig.commands[-1] != 0.25).all()
+    write = rig.loopback.write
+
+    def refuse(command: np.ndarray) -> None:
+        raise OSError("the cable is out")
+
+    rig.loopback.write = refuse
+    with pytest.raises(ValueError, match="the cable is out"):
+        rig.runner.reset()
+    assert rig.runner.mode is Mode.HOLD, "a robot that was not told to stop is not let go"
+    rig.loopback.write = write
+    rig.runner.order("reset")
+    rig.go(1.2)
+    assert rig.runner.mode is Mode.DISABLED and rig.commands[-1].tolist() == [0.25, 0.25]
+
+
 def test_orders_at_this_machine_are_checked_when_given(make_rig: MakeRig) -> None:
     rig = make_rig().drive(0.3)
     with pytest.raises(LookupError, match="did you mean 'hold'"):
@@ -221,6 +273,9 @@ def test_a_policy_of_another_interface_is_not_swapped_in(
     contract = Contract("0" * 64, 0, "t", 0.01, faster.digest, *terms_from_interface(faster))
     with pytest.raises(ValueError, match="another interface"):
         rig.runner.swap(bundle, contract)
+    terms = tuple(dataclasses.replace(t, scale=10.0) for t in bundle.contract.observation)
+    with pytest.raises(ValueError, match="scale"):
+        rig.runner.swap(bundle, dataclasses.replace(bundle.contract, observation=terms))
 
 
 def test_a_guard_that_alarms_holds(make_rig: MakeRig) -> None:
@@ -257,6 +312,77 @@ def test_a_stage_changes_the_action_and_its_nan_holds(make_rig: MakeRig) -> None
     assert stage.taken[0] is None and stage.episodes == 2
     np.testing.assert_allclose(stage.taken[-1], rig.runner.actuation.to_action(rig.commands[-2]))
     assert make_rig(stage=Times(math.nan)).drive(0.5).runner.mode is Mode.HOLD
+
+
+class Late:
+    """Answers 0.3, and takes longer than its deadline at the calls in `when`."""
+
+    obs_dim, act_dim, calls, clock = 4, 2, 0, None
+
+    def __init__(self, *when: int):
+        self.when = when
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        if self.calls in self.when:
+            self.clock.advance(0.9 * DT)
+        return np.full((1, 2), 0.3, np.float32)
+
+    def reset(self, rows: np.ndarray | None = None) -> None:
+        pass
+
+
+def test_a_stage_sees_every_observation_also_where_the_policy_was_late(make_rig: MakeRig) -> None:
+    class Watching:
+        def __call__(self, obs: np.ndarray, action: np.ndarray, taken: np.ndarray | None) -> np.ndarray:
+            seen.append((obs.copy(), action.copy(), taken))
+            return action
+
+        def reset(self) -> None:
+            seen.clear()
+
+    seen: list[Any] = []
+    steps: list[Step] = []
+
+    class Notes:
+        def step(self, step: Step) -> None:
+            steps.append(step)
+
+    policy = Late(10, 11)
+    rig = make_rig(policy=policy, stage=Watching(), listeners=(Notes(),))
+    policy.clock = rig.clock
+    rig.drive(0.6)
+    assert rig.runner.mode is Mode.ACTIVE and rig.runner.stats.events["late_action"] == 2
+    assert len(seen) == len(steps) == policy.calls
+    for (_, action, taken), step in zip(seen[1:], steps, strict=False):
+        np.testing.assert_array_equal(taken, step.taken)
+        assert action.tolist() == [np.float32(0.3)] * 2, "while it is late, its last word goes on"
+
+
+def test_a_stage_that_is_slow_or_raises_holds(make_rig: MakeRig) -> None:
+    class Slow:
+        calls = 0
+
+        def __init__(self, after: int, fail: bool):
+            self.after, self.fail = after, fail
+
+        def __call__(self, obs: np.ndarray, action: np.ndarray, taken: np.ndarray | None) -> np.ndarray:
+            self.calls += 1
+            if self.calls > self.after:
+                if self.fail:
+                    raise RuntimeError("out of memory")
+                rig.clock.advance(0.9 * DT)
+            return action
+
+        def reset(self) -> None:
+            pass
+
+    for fail, reason in ((True, "RuntimeError"), (False, "late actions in a row")):
+        rig = make_rig(stage=Slow(20, fail))
+        rig.drive(1.2)
+        assert rig.first("hold") == pytest.approx(20 * DT if fail else 22.9 * DT, abs=1e-6)
+        assert reason in rig.runner.reason
+        rig.check_box()
 
 
 def test_run_ends_with_a_stop_command_also_on_a_signal(make_rig: MakeRig) -> None:
