@@ -97,7 +97,7 @@ class Method:
         return not self.uses_data and self.start is None
 
 
-NEAR_A_CLONE = ("max_kl", "least_log_std", "average")
+NEAR_A_CLONE = ("max_kl", "least_log_std", "average", "incumbent")
 ONLINE_OPTIONS = ("horizon", "minibatch", "epochs", "clip", "entropy", "lr", "critic_lr", *NEAR_A_CLONE)
 
 

@@ -59,7 +59,7 @@ class OnlinePlan:
 
     Each round collects `horizon` steps in every world. On-policy, these are `fresh` as (P, horizon, worlds). Else they
     go to a replay buffer, and once it holds `warmup` steps, `updates` updates per collected step follow, each with
-    batches (P, batch) of which the share `offline_share` comes from the dataset.
+    `batches` batches (P, batch) as one, of which the share `offline_share` comes from the dataset.
     """
 
     horizon: int = 1
@@ -69,6 +69,7 @@ class OnlinePlan:
     warmup: int = 0
     capacity: int = 1_000_000
     offline_share: float = 0.0
+    batches: int = 1
 
 
 class Learner:
@@ -171,13 +172,13 @@ class Learner:
 
     @property
     def published(self) -> StackedGaussianActor:
-        """What is evaluated and saved: the candidate, or online an incumbent that it has yet to beat."""
-        return self.candidate if self.incumbent is None or not self.incumbent.begun else self.incumbent.published
+        """What is evaluated and saved: the first candidate, or online an incumbent that one has yet to beat."""
+        return self.candidates[0] if self.incumbent is None or not self.incumbent.begun else self.incumbent.published
 
     @property
-    def candidate(self) -> StackedGaussianActor:
-        """What learning has come to: the actor, or an average of those that it was."""
-        return self.actor
+    def candidates(self) -> tuple[StackedGaussianActor, ...]:
+        """What learning has come to, the first to be published: the actor, or an average of those that it was first."""
+        return (self.actor,)
 
     def policy(self) -> StackedGaussianActor:
         """The actor to publish: itself, or a copy with its adapters added to the weights."""

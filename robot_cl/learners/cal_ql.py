@@ -66,8 +66,8 @@ class CalQL(Learner):
         self.warm = WarmStart(self, self.config)
 
     @property
-    def candidate(self) -> StackedGaussianActor:
-        return self.warm.candidate
+    def candidates(self) -> tuple[StackedGaussianActor, ...]:
+        return self.warm.candidates
 
     def plan(self) -> OnlinePlan:
         return online_plan(self.config, self.config.offline_share)

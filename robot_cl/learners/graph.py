@@ -108,7 +108,9 @@ class Updates:
     def __init__(self, learner: Learner, sampler: Sampler | None, buffer: ReplayBuffer | None, batch: int):
         """`batch` transitions per update and member; online, the share that the learner's plan says is old."""
         self.learner, self.sampler, self.buffer, self.batch = learner, sampler, buffer, batch
-        self.old = round(batch * learner.plan().offline_share) if sampler else 0
+        plan = learner.plan()
+        self.old = round(batch * plan.batches * plan.offline_share) if sampler else 0
+        self.fresh = batch * plan.batches - self.old
 
     def offline(self) -> Metrics:
         return self._run("offline", self._offline)
@@ -131,7 +133,7 @@ class Updates:
     def _online(self) -> Metrics:
         assert self.buffer is not None
         draws = self.learner.draws
-        fresh = self.buffer.take(draws.rows(self.buffer, self.batch - self.old))
+        fresh = self.buffer.take(draws.rows(self.buffer, self.fresh))
         old = self.sampler.take(draws.rows(self.sampler, self.old)) if self.sampler and self.old else None
         return self.learner.update_online(fresh, old)
 

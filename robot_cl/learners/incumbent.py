@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ from robot_cl.batch import Transitions
 if TYPE_CHECKING:
     from robot_cl.learners.base import Learner
 
+Candidates = Callable[[], Sequence[StackedGaussianActor]]
+
 
 class Role(IntEnum):
     """Who plays the present episode of a world."""
@@ -26,6 +28,16 @@ class Role(IntEnum):
     explores = 0  # the learner, with its noise
     incumbent = 1
     challenger = 2
+
+
+class Counts(IntEnum):
+    """Columns of what is counted for each seed."""
+
+    rested = 0  # exploring episodes since the last trial
+    trying = 1  # whether a challenger is on trial
+    tried = 2  # challengers so far
+    won = 3  # of these, that became the incumbent
+    played = 4  # episodes without noise so far
 
 
 @dataclass
@@ -48,12 +60,12 @@ class Incumbent:
     """The policy that a run came online with, or the last one that surely earned more than its predecessor.
 
     A learner that goes on from a good policy may lose it, and what it has come to cannot be told from its values. So
-    some of the training's own episodes are played without noise, by the incumbent and by a challenger: a copy of what
-    would be published else, at the time it was taken. A challenger is given up as soon as it has earned less in the
-    mean, and takes over when it has earned more by `deviations` standard errors; that is safe policy improvement in the
-    sense of Thomas et al. 2015, "High Confidence Policy Improvement", on policy and with a t-statistic. Neither changes
-    meanwhile and the world does not either, so their records stay true. The incumbent's is filled up to twice `trials`,
-    because that with which it took over is a lucky one.
+    some of the training's own episodes are played without noise, by the incumbent and by a challenger: a copy of one of
+    the learner's candidates, in turn, as it was at that time. A challenger is given up as soon as it has earned less in
+    the mean, and takes over when it has earned more by `deviations` standard errors; that is safe policy improvement in
+    the sense of Thomas et al. 2015, "High Confidence Policy Improvement", on policy and with a t-statistic. Neither
+    changes meanwhile and the world does not either, so their records stay true. The incumbent's is filled up to twice
+    `trials`, because that with which it took over is a lucky one.
 
     With one world per seed episodes take turns; with several the last ones are kept for this, and what is collected
     there is no experience of the learner's policy (`learned_from`). Policies are on the host, where worlds are stepped.
@@ -61,14 +73,14 @@ class Incumbent:
     with it.
     """
 
-    def __init__(self, learner: Learner, config: IncumbentConfig, candidate: Callable[[], StackedGaussianActor]):
-        """`candidate` gives what would be published without an incumbent."""
-        self.learner, self.config, self.candidate = learner, config, candidate
+    def __init__(self, learner: Learner, config: IncumbentConfig, candidates: Candidates):
+        """`candidates` gives what could be published; the first one was, before anything was learned online."""
+        self.learner, self.config, self.candidates = learner, config, candidates
         self.policies = {role: self._copy(role.name) for role in (Role.incumbent, Role.challenger)}
         P, extra = learner.seeds, learner.extra
         extra["trial_roles"] = torch.zeros(P, 0, dtype=torch.int64)  # (P, W), no worlds before the first step
         extra["trial_records"] = torch.zeros(P, 2, 3, dtype=torch.float64)  # of both: episodes, Σ return, Σ return²
-        extra["trial_counts"] = torch.zeros(P, 4, dtype=torch.int64)  # see Counts
+        extra["trial_counts"] = torch.zeros(P, len(Counts), dtype=torch.int64)
 
     def _copy(self, name: str) -> StackedGaussianActor:
         """A policy beside the learner's, whatever device that is on, with statistics of its own."""
@@ -91,12 +103,12 @@ class Incumbent:
     @property
     def played(self) -> Tensor:
         """Episodes without noise so far, (P,): what was spent to choose what is published."""
-        return self.learner.extra["trial_counts"][:, 2]
+        return self.learner.extra["trial_counts"][:, Counts.played]
 
     @property
     def taken_over(self) -> Tensor:
         """Challengers that became the incumbent, (P,)."""
-        return self.learner.extra["trial_counts"][:, 3]
+        return self.learner.extra["trial_counts"][:, Counts.won]
 
     @property
     def published(self) -> StackedGaussianActor:
@@ -136,7 +148,7 @@ class Incumbent:
     def _begin(self, worlds: int) -> None:
         with torch.inference_mode(False), torch.no_grad():
             for p in range(self.learner.seeds):
-                self._take(Role.incumbent, p, self.candidate())
+                self._take(Role.incumbent, p, self.candidates()[0])
             self.learner.extra["trial_roles"] = torch.zeros(self.learner.seeds, worlds, dtype=torch.int64)
             self.roles[:, worlds - (self.kept(worlds) or 1) :] = Role.incumbent
 
@@ -196,12 +208,14 @@ class Incumbent:
 
     def _challenge(self, p: int) -> bool:
         """Whether there is something new to try, which is then on trial."""
-        self._take(Role.challenger, p, self.candidate())
+        counts, candidates = self.learner.extra["trial_counts"][p], self.candidates()
+        self._take(Role.challenger, p, candidates[int(counts[Counts.tried]) % len(candidates)])
         both = zip(*(policy.parameters() for policy in self.policies.values()), strict=True)
         if all(torch.equal(mine[p], theirs[p]) for mine, theirs in both):
             return False
         self.records[p, 1] = 0.0
-        self.learner.extra["trial_counts"][p, Counts.trying] = 1
+        counts[Counts.trying] = 1
+        counts[Counts.tried] += 1
         return True
 
     def _take(self, role: Role, p: int, source: StackedGaussianActor) -> None:
@@ -215,15 +229,6 @@ class Incumbent:
                 mine[p].copy_(theirs[p])
             else:
                 mine.copy_(theirs)
-
-
-class Counts(IntEnum):
-    """Columns of `trial_counts`."""
-
-    rested = 0  # exploring episodes since the last trial
-    trying = 1  # whether a challenger is on trial
-    played = 2
-    won = 3
 
 
 def gained(one: Tensor, other: Tensor) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar
 
@@ -45,6 +45,7 @@ class MOORLConfig(SACConfig):
     inner: int = 5  # K, updates of the fast weights per meta step
     meta: float = 0.5  # ε, how far the meta-parameters move to the fast ones
     offline_share: float = 0.5  # of each batch
+    whole_batches: bool = False  # both buffers give a whole batch, unless tasks=joined; false: they share one
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +95,9 @@ class MOORL(Learner):
             copy_into(self.fast.target, self.critic)
 
     def plan(self) -> OnlinePlan:
-        return online_plan(self.config, self.config.offline_share)
+        plan = online_plan(self.config, self.config.offline_share)
+        whole = self.config.whole_batches and self.config.tasks is not Tasks.joined
+        return replace(plan, batches=2) if whole else plan
 
     def graph_key(self, online: bool = False) -> tuple[bool, bool]:
         """Whether the next update opens and whether it closes a meta step."""

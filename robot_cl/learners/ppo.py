@@ -90,11 +90,11 @@ class PPO(Learner):
         self._minibatch: Tensor | None = None
         self.average = PolicyAverage(self, c.average) if c.average else None
         if c.incumbent.trials:
-            self.incumbent = Incumbent(self, c.incumbent, lambda: self.candidate)
+            self.incumbent = Incumbent(self, c.incumbent, lambda: self.candidates)
 
     @property
-    def candidate(self) -> StackedGaussianActor:
-        return self.actor if self.average is None or not self.rollouts else self.average.policy
+    def candidates(self) -> tuple[StackedGaussianActor, ...]:
+        return (self.actor,) if self.average is None or not self.rollouts else (self.average.policy, self.actor)
 
     def new_normalizer(self) -> Normalizer:
         return Normalizer(self.obs_dim, population=self.seeds)

@@ -81,12 +81,12 @@ class WarmStart:
         learner.opts[WEIGHT] = learner.optimiser([self.weight], config.anchor_lr)
         self.apart: Tensor | None = None  # (P,) nats at the last update
         if config.incumbent.trials:
-            learner.incumbent = Incumbent(learner, config.incumbent, lambda: self.candidate)
+            learner.incumbent = Incumbent(learner, config.incumbent, lambda: self.candidates)
 
     @property
-    def candidate(self) -> StackedGaussianActor:
+    def candidates(self) -> tuple[StackedGaussianActor, ...]:
         follows = self.config.anchor_tau > 0.0 and int(self.learner.extra[PART]) != Part.clones
-        return self.policy if follows else self.learner.actor
+        return (self.policy, self.learner.actor) if follows else (self.learner.actor,)
 
     def part(self, online: bool) -> Part:
         """Of the next update."""

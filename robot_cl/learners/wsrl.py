@@ -42,8 +42,8 @@ class WSRL(Learner):
         self.warm = WarmStart(self, self.config)
 
     @property
-    def candidate(self) -> StackedGaussianActor:
-        return self.warm.candidate
+    def candidates(self) -> tuple[StackedGaussianActor, ...]:
+        return self.warm.candidates
 
     def plan(self) -> OnlinePlan:
         return sac.online_plan(self.config)

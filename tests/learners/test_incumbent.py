@@ -26,9 +26,10 @@ def off_policy(seeds=1, **options):
     return WSRL(config, 4, 2, seeds, actor=policy)
 
 
-def on_policy(seeds=1, worlds=8, obs_dim=4, act_dim=2, **options):
-    config = PPOConfig(actor=SHAPE, critic=CRITIC, minibatch=16, epochs=1, incumbent=IncumbentConfig(trials=2))
-    learner = PPO(config, obs_dim, act_dim, seeds, **options)
+def on_policy(seeds=1, worlds=8, obs_dim=4, act_dim=2, seed=0, **options):
+    options = {"minibatch": 16, "epochs": 1} | options
+    config = PPOConfig(actor=SHAPE, critic=CRITIC, incumbent=IncumbentConfig(trials=2), **options)
+    learner = PPO(config, obs_dim, act_dim, seeds, seed)
     step(learner, worlds)
     return learner
 
@@ -42,7 +43,7 @@ def step(learner, worlds=1):
 def move(learner, by=0.1):
     """What learning does to what would be published."""
     with torch.no_grad():
-        for p in learner.candidate.parameters():
+        for p in learner.candidates[0].parameters():
             p.add_(by)
 
 
@@ -87,7 +88,7 @@ def test_the_loaded_policy_is_published_until_a_challenger_has_surely_earned_mor
     move(learner)
     until(learner, Role.challenger, earned=100.0)
     assert torch.equal(weights(learner.policy()), first)
-    tried = weights(learner.candidate)
+    tried = weights(learner.candidates[0])
     move(learner)  # goes on learning meanwhile: what is on trial does not change
     episode(learner, 130.0)
     assert torch.equal(weights(learner.policy()), first)
@@ -120,7 +121,7 @@ def test_what_plays_on_trial_has_no_noise_and_what_explores_has():
     assert not torch.allclose(step(learner), learner.actor.mode(obs))
     move(learner)
     until(learner, Role.challenger)
-    tried = learner.candidate.mode(obs)
+    tried = learner.candidates[0].mode(obs)
     move(learner)
     torch.testing.assert_close(step(learner), tried)
 
@@ -148,6 +149,18 @@ def test_members_are_tried_apart():
     assert learner.incumbent.taken_over.tolist() == [1, 0]
     changed = [not torch.equal(weights(learner.policy().member(p)), old) for p, old in enumerate(before)]
     assert changed == [True, False]
+
+
+def test_candidates_are_tried_in_turn(transitions):
+    learner = on_policy(worlds=8, average=0.5)
+    tried = []
+    for k in range(8):
+        learner.update_online(transitions(1, 8, 8, seed=k))
+        episode(learner, -1.0, 8)
+        if learner.incumbent.roles[0, -1] == Role.challenger:
+            challenger = weights(learner.incumbent.policies[Role.challenger])
+            tried.append([torch.equal(challenger, weights(policy)) for policy in learner.candidates])
+    assert tried[:4] == [[True, False], [False, True]] * 2
 
 
 def test_without_learning_nothing_is_tried():
