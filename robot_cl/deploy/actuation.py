@@ -29,7 +29,7 @@ class Actuation:
         self.spec, self._order = spec, np.array(channel_order(contract, spec), dtype=np.intp)
         self._interface = contract.interface
         channels = spec.channels
-        speedy = np.array([c.unit.endswith("/s") for c in channels])
+        speedy = np.array([c.is_speed for c in channels])
         scale = np.where(speedy, max_speed, 1.0)
         self.low = np.array([c.low for c in channels]) * scale
         self.high = np.array([c.high for c in channels]) * scale
@@ -44,6 +44,9 @@ class Actuation:
         self.kp, self.kd = (np.array([getattr(c, g) or 0.0 for c in channels]) for g in ("kp", "kd"))
         self._plans = {kind: [_plan(c, kind) for c in channels] for kind in FALLBACKS}
         self._check_measurements()
+        free = [c.name for c in channels if c.is_position and not math.isfinite(c.rate)]
+        if max_speed < 1.0 and free:
+            raise ValueError(f"max_speed has nothing to scale: {', '.join(free)} needs a rate in the robot file")
         self.previous: np.ndarray | None = None
         self.anchor = np.full(len(channels), np.nan)
         self.frozen = np.zeros(len(channels))

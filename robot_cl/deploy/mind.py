@@ -130,7 +130,8 @@ class Mind:
     def _lateness(self, late: bool) -> tuple[str, bool]:
         """A doubt after several late actions in a row, and whether they are so many that it lasts."""
         self._late = self._late + 1 if late else 0
-        self.stats.events["late_action"] += late
+        if late:
+            self.stats.events["late_action"] += 1
         doubt = f"{self._late} late actions in a row" if self._late >= self.config.late_hold else ""
         return doubt, self._late >= self.config.late_damp
 

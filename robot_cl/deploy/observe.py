@@ -70,6 +70,13 @@ def inputs_of(term: Term, known: Collection[str]) -> tuple[str, ...]:
     return tuple(f"{term.signal}.{a}" for a in QUATERNION)
 
 
+def unit_of(term: Term, known: Mapping[str, str]) -> str:
+    """Unit of what a term's function gives: an angle, a share of one, or what the position it turns is in."""
+    if term.frame:
+        return known[inputs_of(term, known)[0]]
+    return "rad" if term.function in ("roll", "pitch", "yaw") else "1"
+
+
 def channel_order(contract: Contract, spec: RobotSpec) -> list[int]:
     """For each robot channel, which contract action drives it. Raises LookupError if they are not one to one."""
     names = [spec.actions[t.name].channel if t.name in spec.actions else t.name for t in contract.action]
@@ -115,11 +122,19 @@ def _compare_term(term: ObservationTerm, spec: RobotSpec) -> list[Finding]:
         return [Finding(True, f"{term.name!r} is to come from {missing[0]!r}, {near(missing[0], known)}")]
     if source.unit != term.unit:
         return [Finding(True, f"{term.name!r} is in {source.unit} on the robot and in {term.unit} in the policy")]
-    if not source.function and source.scale == 1.0:
-        wrong = [s for s in inputs_of(source, known) if known[s] != term.unit]
+    read = inputs_of(source, known)
+    if source.function in ("cos", "sin"):
+        wrong = [s for s in read if known[s] != "rad"]
         if wrong:
-            text = f"{term.name!r} reads {wrong[0]!r} in {known[wrong[0]]} without a scale to {term.unit}"
+            text = f"{term.name!r} is the {source.function} of {wrong[0]!r} in {known[wrong[0]]}, not in rad"
             return [Finding(True, text)]
+    if source.scale != 1.0:
+        return []
+    made = {s: known[s] for s in read} if not source.function else {source.function: unit_of(source, known)}
+    wrong = [s for s, unit in made.items() if unit != term.unit]
+    if wrong:
+        text = f"{term.name!r} reads {wrong[0]!r} in {made[wrong[0]]} without a scale to {term.unit}"
+        return [Finding(True, text)]
     return []
 
 

@@ -22,6 +22,7 @@ from robot_cl.deploy.messages import (
 from robot_cl.deploy.names import near
 
 STRATEGIES = ("freeze", "pd", "damping")
+POSITION_UNITS = ("rad", "deg", "m")
 FUNCTIONS = (
     "cos", "sin", "roll", "pitch", "yaw", *(f"up.{a}" for a in "xyz"), *(f"body.{a}" for a in "xyz"),
     *(f"matrix.{a}{b}" for a in "xyz" for b in "xyz"),
@@ -76,8 +77,9 @@ class CommandChannel:
 
     low, high bound the command; `rate` its change per second; `lead` its distance from the measured signal; `velocity`
     the measured speed beyond which an effort may only brake; lowest, highest the positions between which a velocity
-    command may move the joint. `hold`, `damp` and `stop` are each a number or "freeze"
-    (keep the last command), "pd" (effort kp (q₀ − q) − kd q̇ around the position at the time) or "damping" (−kd q̇).
+    command may move the joint. `hold`, `damp` and `stop` are each a number or "freeze" (keep the last command; of
+    positions alone, for whoever keeps a speed or an effort drives on), "pd" (effort kp (q₀ − q) − kd q̇ around the
+    position at the time) or "damping" (−kd q̇).
     `field` is the place in a Twist. `measured` and `speed` name signals; by default "<name>.position" for a position
     command and "<name>.velocity".
     """
@@ -105,14 +107,29 @@ class CommandChannel:
             raise ValueError(f"command {self.name!r} needs finite limits low < high, got [{self.low}, {self.high}]")
         if not (self.rate > 0 and self.lead > 0 and self.velocity > 0):
             raise ValueError(f"command {self.name!r} needs positive rate, lead and velocity limits")
+        if not self.lowest < self.highest:
+            raise ValueError(f"command {self.name!r} needs lowest < highest, got [{self.lowest}, {self.highest}]")
+        for gain in (self.kp, self.kd):
+            if gain is not None and not 0 <= gain < math.inf:
+                raise ValueError(f"command {self.name!r} has the gain {gain}; one below zero would push where it pulls")
         for what in ("hold", "damp", "stop"):
             value = getattr(self, what)
             if isinstance(value, str):
                 _known(f"{what} of command {self.name!r}", value, STRATEGIES)
+                if value == "freeze" and not self.is_position:
+                    raise ValueError(f"{what} of command {self.name!r} needs a number, or {self.unit} go on for ever")
             elif not self.low <= value <= self.high:
                 raise ValueError(f"{what} {value} of command {self.name!r} is outside [{self.low}, {self.high}]")
             if (value in ("pd", "damping") and self.kd is None) or (value == "pd" and self.kp is None):
                 raise ValueError(f"command {self.name!r} needs the gains kp and kd for {what}: {value}")
+
+    @property
+    def is_position(self) -> bool:
+        return self.name.endswith(".position") or self.unit in POSITION_UNITS
+
+    @property
+    def is_speed(self) -> bool:
+        return self.unit.endswith("/s")
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,8 @@ class CommandTopic:
         paths = COMMAND_PATHS.get(self.type)
         for channel in self.channels if paths else ():
             _known(f"field of command {channel.name!r}", channel.field, tuple(paths or ()))
+        if paths:
+            _unique(f"fields of command topic {self.topic}", [c.field for c in self.channels])
         if not self.channels:
             raise ValueError(f"command topic {self.topic} has no channels")
 
@@ -200,7 +219,7 @@ class RobotSpec:
     task: str = ""
 
     def __post_init__(self) -> None:
-        if not self.control_dt > 0:
+        if not 0 < self.control_dt < math.inf:
             raise ValueError(f"robot {self.name!r}: control_dt must be positive seconds, got {self.control_dt}")
         _unique("signals", [s for t in self.state for s in t.signals])
         _unique("commands", [c.name for c in self.channels])
@@ -210,6 +229,7 @@ class RobotSpec:
             for signal in filter(None, (channel.measured, channel.speed)):
                 if signal not in self.signals:
                     raise LookupError(f"command {channel.name!r} names {signal!r}, {near(signal, self.signals)}")
+        self._check_limits()
 
     @cached_property
     def signals(self) -> dict[str, str]:
@@ -233,6 +253,19 @@ class RobotSpec:
             found[topic.key] = slice(at, at + len(topic.signals))
             at += len(topic.signals)
         return found
+
+    def _check_limits(self) -> None:
+        """A limit that nothing can keep is refused: whoever wrote it relies on it."""
+        rows = zip(self.channels, self.commands_positions(), self.speed_index(), strict=True)
+        for channel, same, speed_at in rows:
+            name = f"command {channel.name!r}"
+            if math.isfinite(channel.lead) and not same:
+                raise ValueError(f"{name} has a lead, but its position is not measured in {channel.unit}")
+            if math.isfinite(channel.velocity) and (channel.is_position or speed_at < 0):
+                why = "commands a position: give it a rate" if channel.is_position else "has no measured speed"
+                raise ValueError(f"{name} has a velocity limit, but {why}")
+            if (channel.lowest, channel.highest) != (-math.inf, math.inf) and not channel.is_speed:
+                raise ValueError(f"{name} is in {channel.unit}; lowest and highest bound velocity commands alone")
 
     def position_index(self) -> np.ndarray:
         """(n_commands,) index among the signals of each channel's measured position, −1 where there is none."""

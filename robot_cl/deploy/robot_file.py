@@ -14,18 +14,30 @@ from robot_cl.deploy.robot import ActionMap, CommandChannel, CommandTopic, Goal,
 MAX_FILE_BYTES = 1 << 20
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data, and no key twice: of two, YAML would quietly take the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for k, key in enumerate(keys):
+            if key in keys[:k]:
+                line = node.value[k][0].start_mark.line + 1
+                raise yaml.constructor.ConstructorError(None, None, f"line {line} gives {key!r} a second time")
+        return super().construct_mapping(node, deep)
+
+
 def load_robot(path: Path | str) -> RobotSpec:
     """A robot from its YAML file. Raises OSError, ValueError or LookupError with one sentence."""
     path = Path(path)
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ValueError(f"robot file {path} is larger than {MAX_FILE_BYTES} bytes")
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
         here = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise OSError(f"there is no robot file {path}; in that folder: {', '.join(here) or 'none'}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise ValueError(f"robot file {path} is not YAML: {str(problem).splitlines()[0]}") from None
+        raise ValueError(f"robot file {path} is not proper YAML: {str(problem).splitlines()[0]}") from None
     try:
         return robot_from_dict(data)
     except (ValueError, LookupError) as problem:

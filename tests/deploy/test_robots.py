@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +159,20 @@ def test_the_ur5e_fits_a_policy_of_joint_positions() -> None:
         (lambda d: d.update(goals={"x": {"unit": "m", "start": 3.0, "high": 1.0}}), "goal 3.0 is outside"),
         (lambda d: d["state"]["joints"].update(effort_unit=3), "effort_unit is 3"),
         (lambda d: d.update(name=None), "name is None"),
+        (lambda d: d["command"][0]["channels"][0].update(velocity=1.0), "commands a position: give it a rate"),
+        (lambda d: d["command"][0]["channels"][0].update(lowest=-1.0), "lowest and highest bound velocity commands"),
+        (lambda d: d["command"][0]["channels"][0].update(lowest=math.nan), "lowest < highest"),
+        (lambda d: d["command"][0]["channels"][0].update(kp=1.0, kd=-1.0), "has the gain -1.0"),
+        (lambda d: d["command"][0]["channels"][0].update(name="hand.position", lead=0.1), "position is not measured"),
+        (lambda d: d["command"][0]["channels"][0].update(unit="rad/s", name="elbow", damp=0.0, stop=0.0), "hold of"),
+        (lambda d: d["command"][0]["channels"][0].update(unit="N m", name="e", hold=0.0, stop=0.0), "damp of"),
+        (
+            lambda d: d["command"][0].update(
+                type="geometry_msgs/msg/Twist",
+                channels=[{**c, "field": "linear.x"} for c in d["command"][0]["channels"]],
+            ),
+            "linear.x appears more than once",
+        ),
     ],
 )
 def test_a_mistake_in_a_robot_file_is_named(arm_dict: dict, change: Callable, words: str) -> None:
@@ -169,7 +184,7 @@ def test_a_mistake_in_a_robot_file_is_named(arm_dict: dict, change: Callable, wo
 
 def test_yaml_that_would_run_code_or_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    for text in ("!!python/object/apply:os.system ['true']", "name: [", "just text", "- 1"):
+    for text in ("!!python/object/apply:os.system ['true']", "name: [", "just text", "- 1", "name: a\nname: b"):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"r\.yaml"):
             load_robot(path)

@@ -98,6 +98,22 @@ def test_a_silent_robot_refuses_to_enable(make_rig: MakeRig) -> None:
         (lambda d: d["command"][0]["channels"].pop(), "policy only: waist.position"),
         (lambda d: d["command"][0]["channels"][0].update(kp=50.0, kd=1.0), "kp of 'elbow.position' is 50"),
         (lambda d: d.update(actions={"elbow": "x"}), "does not command"),
+        (
+            lambda d: d.update(terms={"waist.position": {"unit": "deg", "signal": "waist.position"}}),
+            "in deg on the robot and in rad",
+        ),
+        (
+            lambda d: d.update(
+                terms={"waist.position": {"unit": "rad", "signal": "waist.position", "function": "cos"}}
+            ),
+            "reads 'cos' in 1 without a scale to rad",
+        ),
+        (
+            lambda d: d.update(
+                terms={"waist.position": {"unit": "rad", "signal": "elbow.velocity", "function": "sin", "scale": 2.0}}
+            ),
+            "sin of 'elbow.velocity' in rad/s",
+        ),
     ],
 )
 def test_a_robot_unlike_the_contract_is_refused(

@@ -93,6 +93,13 @@ def test_max_speed_shrinks_steps_of_positions_and_the_range_of_velocities() -> N
     assert actuation.limit(actuation.from_action(np.ones(1)), np.zeros(1)).tolist() == [0.5]
     with pytest.raises(ValueError, match="share"):
         Actuation(contract, spec, max_speed=0.0)
+    positions, arm = _interface(), _arm()
+    contract = Contract("0" * 64, 0, "t", 0.02, positions.digest, *terms_from_interface(positions))
+    for channel in arm["command"][0]["channels"]:
+        del channel["rate"]
+    Actuation(contract, robot_from_dict(arm))
+    with pytest.raises(ValueError, match=r"max_speed has nothing to scale: elbow.position, waist.position"):
+        Actuation(contract, robot_from_dict(arm), max_speed=0.2)
 
 
 def test_efforts_hold_by_pd_and_damp_by_velocity() -> None:
