@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from policies.adapter import Header
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")  # no dots: a folder cannot then be mistaken for a file
+LATEST = 2.5e11  # seconds since 1970; calendars end soon after
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class SkillCard:
         """Inverse of `to_json`. Raises ValueError naming the field that is missing, unknown or of a wrong type."""
         try:
             data = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError("the skill's card is not JSON; publish the skill again") from None
         if not isinstance(data, dict):
             raise ValueError("the skill's card is not a JSON object; publish the skill again")
@@ -62,7 +64,13 @@ class SkillCard:
             problem = f"has the unknown field {unknown[0]!r}" if unknown else "names no skill"
             raise ValueError(f"the skill's card {problem}; fields: {', '.join(known)}")
         for name, value in data.items():
-            _check_type(name, value)
+            _check_type(name, value, _KINDS.get(name, str))
+            for held in value.values() if name in _HELD else ():
+                _check_type(name, held, _HELD[name])
+        for side in ("obs", "action"):
+            _check_type("interface", data.get("interface", {}).get(side, []), list)
+        if not 0.0 <= data.get("created", 0.0) <= LATEST:
+            raise ValueError(f"the skill's card has created = {data['created']}; expected seconds since 1970")
         data["header"] = _record(Header, "header", data.get("header", {}))
         data["parents"] = tuple(_record(Parent, "parents", p) for p in data.get("parents", []))
         card = cls(**data)
@@ -73,16 +81,18 @@ class SkillCard:
         return replace(self, **known)
 
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
+Kind: TypeAlias = type | tuple[type, ...]
+_KINDS: dict[str, Kind] = {
     "header": dict, "ranks": dict, "interface": dict, "datasets": dict, "scores": dict, "parents": list,
     "seed": int, "control_dt": (int, float), "created": (int, float),
     "spread": (int, float),
 }  # every other field is text
+_HELD: dict[str, Kind] = {"ranks": int, "datasets": str, "scores": (int, float)}  # what is kept by name in a field
 
 
-def _check_type(name: str, value: Any) -> None:
-    kind = _KINDS.get(name, str)
-    if not isinstance(value, kind) or isinstance(value, bool):
+def _check_type(name: str, value: Any, kind: Kind) -> None:
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not isinstance(value, kind) or isinstance(value, bool) or not finite:
         expected = kind.__name__ if isinstance(kind, type) else "number"
         raise ValueError(f"the skill's card has {name} = {str(value)[:40]!r}; expected {expected}")
 
@@ -91,6 +101,8 @@ def _record(cls: type, name: str, value: Any) -> Any:
     wanted = {f.name for f in fields(cls)}
     if not isinstance(value, dict) or set(value) - wanted:
         raise ValueError(f"the skill's card has a wrong {name}; expected {', '.join(sorted(wanted))}")
+    for key, held in value.items():
+        _check_type(f"{key} of {name}", held, (int, float) if key == "coefficient" else str)
     try:
         return cls(**value)
     except TypeError:

@@ -50,12 +50,12 @@ class Library:
         self.folder, self.now = Path(folder), now
         about = _read_base(self.folder)
         self.header = Header(**about["header"])
-        self.shapes: dict[str, tuple[int, int]] = {n: (int(o), int(i)) for n, (o, i) in about["shapes"].items()}
+        self.shapes: dict[str, tuple[int, int]] = about["shapes"]
         self.sketch = Sketch(self.shapes)
         self.store = SkillStore(self.folder, now, durable)
         self._table = SketchTable(self.sketch.size)
         self._known: dict[str, tuple[Stamp, str]] = {}  # name -> stamp, content
-        self._pack = Pack.open(self.folder, self.shapes)
+        self._pack = Pack.open(self.folder, self.shapes, self.sketch.size)
         self.damaged: dict[str, str] = {}  # name -> why it cannot be read
         self._seen = -1
         self.refresh()
@@ -117,12 +117,16 @@ class Library:
             return
         try:
             adapter, card = self._read(name)
-        except ValueError as problem:
-            self.damaged[name] = str(problem)
+        except (ValueError, OSError) as problem:
+            if name in self._known:
+                self._forget(name)
+            if not isinstance(problem, FileNotFoundError):  # then another process has just taken it out
+                self.damaged[name] = str(problem)
             return
         self._remember(name, stamp, card.content, self.sketch(adapter))
 
     def _remember(self, name: str, stamp: Stamp, content: str, vector: Tensor) -> None:
+        self.damaged.pop(name, None)
         self._known[name] = (stamp, content)
         self._table.set(name, vector)
 
@@ -198,7 +202,8 @@ class Library:
         if isinstance(query, Adapter):
             return self._table.nearest(self.sketch(query), k)
         self._existing(query)
-        found = self._table.nearest(self._table.vector(query), k + 1)
+        own = self._table.vector(query) if query in self._known else self.sketch(self._read(query).adapter)
+        found = self._table.nearest(own, k + 1)
         return [(name, distance) for name, distance in found if name != query][:k]
 
     def search_text(self, words: str, k: int = 10) -> list[str]:
@@ -238,6 +243,7 @@ class Library:
             name=name, header=self.header, content=content_digest(adapter), ranks=adapter.ranks,
             functional_hash=functional_hash(vector), created=given.created or self.now(),
         )  # fmt: skip
+        SkillCard.from_json(given.to_json())  # what could not be read again is refused before it is written
         with self._writing():
             if self.path(name).exists() and not replace:
                 raise ValueError(f"there is a skill {name!r} already; choose another name, or replace it")
@@ -264,6 +270,7 @@ class Library:
         with self._writing():
             self._existing(name)
             self.store.remove(name)
+            self.damaged.pop(name, None)
             if name in self._known:  # a damaged skill is not
                 self._forget(name)
 
@@ -271,12 +278,13 @@ class Library:
         """The version before the present one (or before the removal) becomes the present one, as a new publication."""
         with self._writing():
             current = self._known[name][1] if name in self._known else ""
-            earlier = [p for p in self.store.versions(name) if read_card(p).content != current]
-            if not earlier:
+            newest_first = reversed(self.store.versions(name))  # damage further back is nobody's concern here
+            earlier = next((p for p in newest_first if read_card(p).content != current), None)
+            if earlier is None:
                 raise LookupError(f"skill {name!r} has no earlier version to go back to")
-            adapter, card = read_skill(earlier[-1])
+            adapter, card = read_skill(earlier)
             self._check_fit(name, adapter)
-            self.store.commit(name, earlier[-1].read_bytes(), card)
+            self.store.commit(name, earlier.read_bytes(), card)
             self._remember(name, stamp_of(self.path(name)), card.content, self.sketch(adapter))
         return card
 
@@ -291,7 +299,7 @@ class Library:
                     yield name, self._read(name).adapter, stamp, content, self._table.vector(name)
 
             write_pack(self.folder, self.shapes, common, skills())
-            self._pack = Pack.open(self.folder, self.shapes)
+            self._pack = Pack.open(self.folder, self.shapes, self.sketch.size)
 
     def check(self) -> list[str]:
         """One sentence per skill that cannot be trusted, by reading them all. Empty: all is well."""
@@ -327,7 +335,9 @@ def _read_base(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_bytes())
         Header(**about["header"])
-        dict(about["shapes"])
-    except (ValueError, KeyError, TypeError):
+        about["shapes"] = {str(n): (int(o), int(i)) for n, (o, i) in about["shapes"].items()}
+        if min(map(min, about["shapes"].values())) < 1:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged; restore it from a copy of the library") from None
     return about

@@ -84,18 +84,22 @@ class Pack:
     sketches: np.ndarray  # (N, size)
 
     @classmethod
-    def open(cls, folder: Path, layout: Mapping[str, tuple[int, int]]) -> Pack | None:
-        """The pack of a library folder, or None if there is none that fits (it will be written again)."""
+    def open(cls, folder: Path, layout: Mapping[str, tuple[int, int]], size: int) -> Pack | None:
+        """The pack of a library folder, or None if there is none that fits (it will be written again).
+
+        `size` is that of a sketch.
+        """
         index = folder / "pack.json"
         if not index.exists():
             return None
         try:
             data = json.loads(index.read_bytes())
-            count, files = len(data["entries"]), folder / data["folder"]
+            entries, files = dict(data["entries"]), folder / data["folder"]
+            count = len(entries)
             rows = np.memmap(files / "rows.f32", np.float32, "r").reshape(count, -1) if count else np.zeros((0, 1))
-            sketches = np.fromfile(files / "sketches.f32", np.float32).reshape(count, -1)
-            pack = cls(int(data["rank"]), dict(layout), data["entries"], rows, sketches)
-        except (ValueError, KeyError, OSError):
+            sketches = np.fromfile(files / "sketches.f32", np.float32).reshape(count, size)
+            pack = cls(int(data["rank"]), dict(layout), entries, rows, sketches)
+        except (ValueError, KeyError, TypeError, OSError):
             return None  # derived data: whatever is wrong with it, the skill files say the same
         return pack if not count or rows.shape[1] == pack.width else None
 

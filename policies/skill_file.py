@@ -45,6 +45,8 @@ def read_skill(path: Path) -> tuple[Adapter, SkillCard]:
             f"{path}: the weights have digest {found[:12]}, its card says {card.content[:12] or 'none'}; "
             "the file was changed after it was published"
         )
+    if card.ranks != adapter.ranks:
+        raise ValueError(f"{path}: the weights have ranks {adapter.ranks}, its card says {card.ranks}; copy it again")
     return adapter, card
 
 
@@ -70,7 +72,7 @@ def header_of(data: bytes) -> dict[str, str]:
     try:
         header = json.loads(data[8 : 8 + length])
         metadata = header["__metadata__"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError("this safetensors file is not a skill: it carries no card") from None
     return metadata if isinstance(metadata, dict) else {}
 

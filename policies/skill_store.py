@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from policies.card import NAME, SkillCard, check_name
@@ -39,6 +39,7 @@ class SkillStore:
     @contextmanager
     def writing(self) -> Iterator[bool]:
         """Hold the lock (waiting for it). Yields whether something a killed writer left had to be settled."""
+        (self.folder / ".tmp").mkdir(exist_ok=True)  # a copy of a library may have lost what was empty
         with (self.folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield self._recover()
@@ -66,16 +67,16 @@ class SkillStore:
         if last is None or last["op"] != "begin":
             return False
         name, path = last["skill"], self.path(last["skill"])
-        card = read_card(path) if path.exists() else None
-        if last["do"] == "remove" and card is None:
+        there, card = path.exists(), _readable(path)
+        if last["do"] == "remove" and not there:
             self._finish_removal(name)
             self._log("done", "remove", name)
         elif last["do"] == "publish" and card is not None and card.content == last["content"]:
             self._mirror(name, card)
             self._log("done", "publish", name, card.content)
         else:
-            if card is None and path.parent.exists():
-                path.parent.rmdir()
+            if not there:
+                _take_away(path.parent)
             self._log("aborted", last["do"], name, last["content"])
         for leftover in (self.folder / ".tmp").iterdir():
             leftover.unlink()
@@ -86,8 +87,7 @@ class SkillStore:
         if path.exists():
             path.replace(self._next_version(name))
         path.with_name("card.json").unlink(missing_ok=True)
-        if path.parent.exists():
-            path.parent.rmdir()
+        _take_away(path.parent)
         if self.durable:
             sync_folder(self.folder)
 
@@ -98,7 +98,22 @@ class SkillStore:
     def _next_version(self, name: str) -> Path:
         past = self.folder / ".history" / name
         past.mkdir(parents=True, exist_ok=True)
-        return past / f"{1 + len(self.versions(name)):06d}.safetensors"
+        last = max((int(p.stem) for p in self.versions(name) if p.stem.isdigit()), default=0)  # older ones may be gone
+        return past / f"{1 + last:06d}.safetensors"
 
     def _log(self, op: str, do: str, name: str, content: str = "") -> None:
         self.journal.append({"at": self.now(), "op": op, "do": do, "skill": name, "content": content})
+
+
+def _readable(path: Path) -> SkillCard | None:
+    """The card of a skill file, None where there is none or it is damaged."""
+    try:
+        return read_card(path)
+    except (ValueError, OSError):
+        return None
+
+
+def _take_away(folder: Path) -> None:
+    """An empty folder, if it is there; one in which people keep something else stays, and is no skill."""
+    with suppress(OSError):
+        folder.rmdir()

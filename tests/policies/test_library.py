@@ -12,7 +12,7 @@ import torch
 
 from policies.actor import ActorConfig, StackedGaussianActor
 from policies.adapter import Adapter, Factors, Header, distance, linear_combination
-from policies.card import SkillCard
+from policies.card import Parent, SkillCard
 from policies.composed import ComposedActor
 from policies.composers import COMPOSERS, CompositionShape
 from policies.hashing import content_digest, output_hash
@@ -234,6 +234,17 @@ MALFORMED = {
     "card not JSON": (lambda t, s: _raw(t, PAIR, card="skill: walk"), "not JSON"),
     "card of text": (lambda t, s: _raw(t, PAIR, card='{"name": "odd", "seed": "three"}'), "seed = 'three'"),
     "card of secrets": (lambda t, s: _raw(t, PAIR, card='{"name": "odd", "exec": "x"}'), "unknown field 'exec'"),
+    "nested without end": (
+        lambda t, s: _bytes(t, struct.pack("<Q", 400002) + b"[" * 200001 + b"]" * 200001),
+        "carries no card",
+    ),
+    "score of text": (lambda t, s: _file(t, s, card={"scores": {"walk": "much"}}), "scores = 'much'; expected number"),
+    "score of NaN": (lambda t, s: _file(t, s, card={"scores": {"walk": float("nan")}}), "scores = 'nan'"),
+    "date beyond calendars": (lambda t, s: _file(t, s, card={"created": 1e20}), "created = 1e+20"),
+    "hash of a number": (lambda t, s: _file(t, s, card={"datasets": {"walker": 5}}), "datasets = '5'; expected str"),
+    "interface of numbers": (lambda t, s: _file(t, s, card={"interface": {"obs": 5}}), "interface = '5'"),
+    "parent of a number": (lambda t, s: _file(t, s, card={"parents": (Parent("walk", 7, 1.0),)}), "content of parents"),
+    "ranks of others": (lambda t, s: _file(t, s, card={"ranks": {"net.layers.0": 7}}), "its card says"),
     "unknown layer": (
         lambda t, s: _file(t, s, adapter=Adapter({"net.elbow": Factors(*PAIR.values())}, s(5).header)),
         "changes a layer 'net.elbow'",
