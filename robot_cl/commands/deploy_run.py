@@ -100,7 +100,7 @@ def show_report(call: Call, report: Any) -> None:
     if events:
         call.say("counted: " + ", ".join(f"{name} {count}" for name, count in events.items()))
     if report.dropped:
-        call.say(f"{report.dropped} steps are missing in the recording: the disk was too slow")
+        call.say(f"{report.dropped} steps are missing in the recording: {report.problem or 'the disk was too slow'}")
 
 
 @dataclass

@@ -44,8 +44,7 @@ class Mind:
         self.guard, self.stage, self.period = guard, stage, spec.control_dt
         self.builder = ObservationBuilder(contract, spec)
         self.every = round(contract.control_dt / spec.control_dt)
-        self.weights = np.array([s.weight for s in contract.skills])
-        self.wanted = self.weights.copy()
+        self._weigh(contract)
         self._taken: list[np.ndarray] = []
         self._last: np.ndarray | None = None
         self._planned: np.ndarray | None = None
@@ -68,6 +67,10 @@ class Mind:
         for beside in (guard, stage):
             if beside is not None:
                 beside.reset()
+        self._weigh(contract)
+
+    def _weigh(self, contract: Contract) -> None:
+        self.skills = tuple(s.name for s in contract.skills)
         self.weights = np.array([s.weight for s in contract.skills])
         self.wanted = self.weights.copy()
 

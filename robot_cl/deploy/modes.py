@@ -86,6 +86,7 @@ class Step:
     age: float
     goals: np.ndarray | None = None
     weights: np.ndarray | None = None
+    skills: tuple[str, ...] = ()  # whose weights these are
     refusal: str = ""  # why orders of this tick were not carried out
 
 

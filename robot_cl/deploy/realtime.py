@@ -70,10 +70,15 @@ class Finishes(Protocol):
     def finish(self) -> None: ...
 
 
+# What ends a process, and what stops it in its tracks: a suspended program would leave the robot its last command.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
+
+
 @contextmanager
 def stop_on_signals(runner: Finishes) -> Iterator[None]:
-    """Within it, SIGINT and SIGTERM end `run` with a stop command instead of ending the process. Main thread only."""
-    signals = (signal.SIGINT, signal.SIGTERM)
+    """Within it, Ctrl-C, Ctrl-Z, Ctrl-\\, SIGTERM and a terminal that closes end `run` with a stop command instead of
+    ending the process. A closing terminal that was to be ignored (nohup) still is. Main thread only."""
+    signals = [s for s in ENDING if s is not signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
     before = {s: signal.signal(s, lambda *_: runner.finish()) for s in signals}
     try:
         yield

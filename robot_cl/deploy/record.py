@@ -10,7 +10,8 @@ import queue
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,16 @@ def observation_names(contract: Contract) -> list[str]:
 class Recorder:
     """A listener of the runner that writes MCAP in a thread of its own.
 
-    The control thread only puts a reference into a bounded queue; when that is full the step is dropped and counted in
-    `dropped`. `close` writes what is left. Raises OSError if the file exists or cannot be written.
+    The control thread only puts a reference into a bounded queue; when that is full, or the disk takes no more, the
+    step is dropped and counted in `dropped`; `problem` says why writing ended early. `skills` names those of every
+    policy that may drive (default: the contract's). `close` writes what is left. Raises OSError if the file exists or
+    cannot be written.
     """
 
-    def __init__(self, path: Path | str, contract: Contract, spec: RobotSpec, size: int = QUEUE_STEPS):
+    def __init__(
+        self, path: Path | str, contract: Contract, spec: RobotSpec, size: int = QUEUE_STEPS,
+        skills: Sequence[str] | None = None,
+    ):  # fmt: skip
         from mcap.writer import CompressionType, Writer
 
         self.path = Path(path)
@@ -76,9 +82,9 @@ class Recorder:
             "taken": [t.name for t in contract.action],
             "command": [c.name for c in spec.channels],
             "goals": list(spec.goals),
-            "weights": [s.name for s in contract.skills],
+            "weights": [s.name for s in contract.skills] if skills is None else list(skills),
         }
-        self.dropped = 0
+        self.dropped, self.problem, self._skills = 0, "", names["weights"]
         self._file = self.path.open("wb")
         self._writer = Writer(self._file, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD)
         self._writer.start(profile="ros2", library="robot-cl")
@@ -86,8 +92,8 @@ class Recorder:
         self._writer.add_metadata(METADATA, described)
         self._templates = {s: _template(n) for s, n in names.items()}
         self._channels = self._register()
-        self._origin = time.time()
-        self._begin: float | None = None
+        self._file.flush()
+        self._offset: float | None = None  # of the time of day from the loop's clock, as the first step was written
         self._count = 0
         self._queue: queue.Queue[Step | None] = queue.Queue(size)
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
@@ -101,10 +107,13 @@ class Recorder:
 
     def close(self) -> None:
         """Write what is queued, then the index."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-            self._writer.finish()
+        if self._file.closed:
+            return
+        self._queue.put(None)
+        self._thread.join()
+        with suppress(OSError):  # whatever the disk did not take was counted
+            if not self.problem:
+                self._writer.finish()
             self._file.close()
 
     def _register(self) -> dict[str, int]:
@@ -120,13 +129,22 @@ class Recorder:
 
     def _work(self) -> None:
         while (step := self._queue.get()) is not None:
-            self._write(step)
+            if self.problem:
+                self.dropped += 1
+                continue
+            try:
+                self._write(step)
+                self._file.flush()  # of what was written a crash loses no more than the chunk that is being filled
+            except OSError as problem:
+                self.problem = problem.strerror or str(problem)
+                self.dropped += 1
 
     def _write(self, step: Step) -> None:
-        if self._begin is None:
-            self._begin = step.time
-        seconds = self._origin + step.time - self._begin
-        arrays = (step.values, step.obs, step.action, step.taken, step.command, step.goals, step.weights)
+        if self._offset is None:
+            self._offset = time.time() - step.time
+        seconds = self._offset + step.time
+        weights = self._by_name(step)
+        arrays = (step.values, step.obs, step.action, step.taken, step.command, step.goals, weights)
         for stream, array in zip(STREAMS, arrays, strict=True):
             if array is not None and array.size:
                 self._put(stream, self._templates[stream].write(np.asarray(array).reshape(-1), seconds), seconds)
@@ -134,6 +152,13 @@ class Recorder:
         status = {"tick": self._count, "mode": str(step.mode), "reason": step.reason, "age": age}
         self._put(STATUS, encode(STRING, {"data": json.dumps(status)}), seconds)
         self._count += 1
+
+    def _by_name(self, step: Step) -> np.ndarray | None:
+        """Weights in the order of the recording, NaN for skills that the present policy does not have."""
+        if step.weights is None or not step.skills:
+            return None
+        given = dict(zip(step.skills, step.weights.tolist(), strict=True))
+        return np.array([given.get(name, np.nan) for name in self._skills])
 
     def _put(self, stream: str, data: bytes, seconds: float) -> None:
         nanos = int(seconds * 1e9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -68,6 +69,7 @@ class RunReport:
     recording: Path | None
     dropped: int
     notes: list[str]
+    problem: str = ""  # why the recording ended early, if it did
 
 
 def check(bundle: Path | str, robot: Path | str) -> list[Finding]:
@@ -91,13 +93,16 @@ def run(
     way. Raises OSError, ValueError, LookupError before anything is sent if something does not fit.
     """
     options = options or RunOptions()
+    named = {Path(folder).resolve().name: Path(folder) for folder in (bundle, *options.others)}
+    if len(named) <= len(options.others):
+        raise ValueError(f"the bundles of a run are told apart by their folders' names, got {', '.join(named)} alone")
     policy, spec = PolicyBundle.load(bundle), load_robot(robot)
     for folder in (bundle, *options.others) if options.armed else ():
         require_receipt(folder, robot)
     clock = MonotonicClock()
     path = (options.record or _log_path(spec)) if options.recording else None
     transport = _open(options, spec, policy.contract, clock)
-    recorder = None
+    recorder, voice = None, _Voice(say)
     try:
         config = RunnerConfig(
             stale_s=options.stale, ramp_s=options.ramp, max_speed=options.max_speed,
@@ -105,20 +110,22 @@ def run(
         )  # fmt: skip
         guard = guard_of(bundle) if options.guard else None
         stage = stage or (load_flow(bundle, policy.contract) if options.flow else None)
-        recorder = Recorder(path, policy.contract, spec) if path else None
-        tellers: tuple[Listener, ...] = (_Teller(say), _Display(say, spec))
+        others = {name: PolicyBundle.load(folder) for name, folder in named.items()}
+        skills = dict.fromkeys(skill for other in others.values() for skill in other.skill_names)
+        recorder = Recorder(path, policy.contract, spec, skills=list(skills)) if path else None
+        tellers: tuple[Listener, ...] = (_Teller(voice), _Display(voice, spec))
         listeners = (*tellers, *([recorder] if recorder else []))
         runner = Runner(
             policy, policy.contract, transport, clock, config, ThreadCaller(policy, clock), listeners, guard, stage
         )
-        for folder in (Path(bundle), *options.others):
-            other = PolicyBundle.load(folder)
-            guarding = guard_of(folder) if options.guard else None
-            flow = load_flow(folder, other.contract) if options.flow else None
-            runner.offer(folder.resolve().name, other, other.contract, guarding, flow)
-        return _drive(runner, recorder, options, say, orders)
+        for name, other in others.items():
+            guarding = guard_of(named[name]) if options.guard else None
+            flow = load_flow(named[name], other.contract) if options.flow else None
+            runner.offer(name, other, other.contract, guarding, flow)
+        return _drive(runner, recorder, options, voice, orders)
     finally:
         transport.close()
+        voice.close()
         if recorder is not None:
             recorder.close()
 
@@ -138,12 +145,47 @@ def _drive(
             _while_fresh(runner, options.wait, runner.start)
         with stop_on_signals(runner):
             runner.run(options.seconds)
+    if recorder is not None:
+        recorder.close()
     history = [(when - begin, str(mode), why) for when, mode, why in runner.history]
     notes = [f.text for f in compare(runner.contract, runner.transport.spec)]
     return RunReport(
         str(runner.mode), runner.reason, history, runner.stats.summary(), recorder.path if recorder else None,
-        recorder.dropped if recorder else 0, notes,
+        recorder.dropped if recorder else 0, notes, recorder.problem if recorder else "",
     )  # fmt: skip
+
+
+class _Voice:
+    """Says things in a thread of its own: a terminal that takes no more text must not hold up the control loop.
+
+    What it has no time to say is left out. An error of `say` is raised at the next word.
+    """
+
+    def __init__(self, say: Say, size: int = 256):
+        self._say = say
+        self._problem: OSError | None = None
+        self._queue: queue.Queue[str | None] = queue.Queue(size)
+        self._thread = threading.Thread(target=self._work, name="voice", daemon=True)
+        self._thread.start()
+
+    def __call__(self, text: str | None) -> None:
+        if self._problem is not None:
+            raise self._problem
+        with suppress(queue.Full):
+            self._queue.put_nowait(text)
+
+    def close(self, patience: float = 1.0) -> None:
+        with suppress(OSError):
+            self(None)
+        self._thread.join(patience)
+
+    def _work(self) -> None:
+        while (text := self._queue.get()) is not None:
+            try:
+                self._say(text)
+            except OSError as problem:  # nobody reads any more
+                self._problem = problem
+                return
 
 
 class _Teller:

@@ -126,8 +126,7 @@ class Runner:
 
     def order(self, text: str) -> None:
         """One line from a person at this machine, for the next tick. Raises ValueError or LookupError if malformed."""
-        order = parse_order(text)
-        self._stop.set() if order.verb == "stop" else self._orders.append(order)
+        self._receive(parse_order(text))
 
     def offer(
         self, name: str, policy: Policy, contract: Contract, guard: Guard | None = None, stage: Stage | None = None
@@ -233,7 +232,8 @@ class Runner:
             self.mind.note(taken)
         step = Step(
             began, self.mode, self.reason, self._values, thought.obs, thought.action, command, taken, age,
-            np.array(list(self.mind.builder.goals.values())), self.mind.weights, "; ".join(refusals),
+            np.array(list(self.mind.builder.goals.values())), self.mind.weights, self.mind.skills,
+            "; ".join(refusals),
         )  # fmt: skip
         for listener in self.listeners:
             listener.step(step)
@@ -247,7 +247,7 @@ class Runner:
             try:
                 order = parse_order(text)
                 if VERBS[order.verb] or self.config.remote_start:
-                    self._stop.set() if order.verb == "stop" else self._orders.append(order)
+                    self._receive(order)
             except (ValueError, LookupError):
                 self.stats.events["bad_order"] += 1
         while self._orders:
@@ -258,6 +258,14 @@ class Runner:
                 self.stats.events["refused_order"] += 1
                 self.refusal = str(problem)
                 self._untold.append(self.refusal)
+
+    def _receive(self, order: Order) -> None:
+        """A stop takes back what was ordered before it: a reset that still waits would clear the stop."""
+        if order.verb == "stop":
+            self._orders.clear()
+            self._stop.set()
+        else:
+            self._orders.append(order)
 
     def _carry_out(self, order: Order) -> None:
         if order.verb == "skills":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import pytest
 
 pytest.importorskip("mcap")
 
+from robot_cl.deploy.bundle import PolicyBundle
 from robot_cl.deploy.contract import Contract
 from robot_cl.deploy.faults import Fault
-from robot_cl.deploy.modes import Step
+from robot_cl.deploy.modes import Mode, Step
 from robot_cl.deploy.record import Recorder, drives, read_log
 from robot_cl.deploy.robot import RobotSpec
 
@@ -96,6 +99,55 @@ def test_a_slow_disk_loses_steps_and_not_the_robot(tmp_path: Path, arm: RobotSpe
     hold.set()
     recorder.close()
     assert len(read_log(recorder.path).time) == 10 - recorder.dropped
+
+
+def test_weights_are_kept_by_name_also_of_a_policy_that_took_over(
+    make_rig: MakeRig, make_bundle: Callable[..., Path], tmp_path: Path, arm: RobotSpec
+) -> None:
+    walk, trot = (PolicyBundle.load(make_bundle(n, skills=s)) for n, s in (("a", ("hop", "run")), ("b", ("run",))))
+    recorder = Recorder(tmp_path / "a.mcap", walk.contract, arm, skills=("hop", "run"))
+    rig = make_rig(policy=walk, contract=walk.contract, listeners=(recorder,)).drive(0.5)
+    rig.runner.order("skills hop=0.25 run=0.75")
+    rig.go(1.0)
+    rig.runner.swap(trot, trot.contract)
+    rig.runner.order("skills run=0.5")
+    rig.go(2.0)
+    recorder.close()
+    log = read_log(recorder.path)
+    assert recorder.dropped == 0 and len(log.time) == round(2.0 / DT)
+    np.testing.assert_allclose(log.weights[round(0.98 / DT)], [0.25, 0.75])
+    np.testing.assert_allclose(log.weights[-1], [np.nan, 0.5])
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_run(
+    make_rig: MakeRig, tmp_path: Path, arm: RobotSpec, arm_contract: Contract
+) -> None:
+    recorder = Recorder(tmp_path / "a.mcap", arm_contract, arm)
+    with Path("/dev/full").open("wb") as full:
+        os.dup2(full.fileno(), recorder._file.fileno())
+        rig = make_rig(listeners=(recorder,)).drive(8.0)
+        recorder.close()
+    assert "No space" in recorder.problem and recorder.dropped > 0 and rig.runner.mode is Mode.ACTIVE
+
+
+def test_what_a_killed_run_wrote_is_on_the_disk_and_stamped_with_the_time_of_day(
+    make_rig: MakeRig, tmp_path: Path, arm: RobotSpec, arm_contract: Contract
+) -> None:
+    from mcap.reader import make_reader
+
+    recorder = Recorder(tmp_path / "a.mcap", arm_contract, arm)
+    assert read_log(recorder.path).contract == arm_contract
+    time.sleep(0.3)  # as while waiting for a robot
+    before = time.time()
+    rig = make_rig(listeners=(recorder,)).drive(4.0)
+    while not recorder._queue.empty():
+        time.sleep(0.01)
+    left = read_log(recorder.path)
+    assert not left.whole and len(left.time) > 0.5 * rig.ticks and len(drives(left).obs) > 50
+    recorder.close()
+    with recorder.path.open("rb") as file:
+        first = next(iter(make_reader(file).iter_messages()))[2]
+    assert before - 1e-3 <= 1e-9 * first.log_time <= time.time()
 
 
 def test_other_files_are_refused_in_one_sentence(tmp_path: Path, arm: RobotSpec, arm_contract: Contract) -> None:

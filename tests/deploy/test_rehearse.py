@@ -116,8 +116,7 @@ def test_a_run_on_loopback_drives_or_shadows_records_and_obeys(
         ready.wait(20)
         yield "nonsense"
         yield "skills fly=1"
-        yield from () if armed else ("reset", "enable", "start")
-        yield "stop"
+        yield from ("stop",) if armed else ("reset", "enable", "start")
 
     log_path = tmp_path / "a.mcap"
     options = RunOptions(transport="loopback", armed=armed, seconds=1.0, ramp=0.1, stale=0.4, record=log_path)
@@ -147,6 +146,38 @@ def test_every_bundle_of_a_run_needs_its_own_rehearsal(make_bundle: MakeBundle, 
 
     report = run(folder, robot_file, options, lambda text: None, orders())
     assert done.is_set() and report.statistics.get("refused_order", 0) == 0
+
+
+def test_bundles_of_one_run_have_names_of_their_own(make_bundle: MakeBundle, robot_file: Path) -> None:
+    (robot_file.parent / "other").mkdir()
+    folder, other = make_bundle("walk"), make_bundle("other/walk", seed=3)
+    with pytest.raises(ValueError, match="told apart by their folders' names, got walk alone"):
+        run(folder, robot_file, RunOptions(transport="loopback", recording=False, others=(other,)))
+
+
+def test_a_terminal_that_takes_no_more_text_does_not_hold_up_the_robot(
+    make_bundle: MakeBundle, robot_file: Path
+) -> None:
+    folder, stuck, free = make_bundle(), threading.Event(), threading.Event()
+    rehearse(folder, robot_file, RehearseOptions(seconds=1.0))
+
+    def say(text: str) -> None:
+        stuck.set()
+        free.wait(30)
+
+    options = RunOptions(transport="loopback", armed=True, seconds=0.3, ramp=0.0, stale=0.4, recording=False)
+    report = run(folder, robot_file, options, say)
+    assert stuck.is_set() and not free.is_set() and report.history[-1][1:] == ("estop", "finished")
+    free.set()
+
+
+def test_where_nobody_reads_any_more_the_run_ends(make_bundle: MakeBundle, robot_file: Path) -> None:
+    def say(text: str) -> None:
+        raise BrokenPipeError("the terminal is gone")
+
+    options = RunOptions(transport="loopback", seconds=60.0, stale=0.4, recording=False)
+    with pytest.raises(BrokenPipeError):
+        run(make_bundle(), robot_file, options, say)
 
 
 def test_a_robot_that_says_nothing_is_explained(make_bundle: MakeBundle, arm_dict: dict, tmp_path: Path) -> None:

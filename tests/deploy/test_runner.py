@@ -21,7 +21,7 @@ from robot_cl.deploy.faults import Fault
 from robot_cl.deploy.loopback import JointPlant, Loopback
 from robot_cl.deploy.modes import Mode, RunnerConfig, Step
 from robot_cl.deploy.operator import parse_order
-from robot_cl.deploy.realtime import stop_on_signals
+from robot_cl.deploy.realtime import ENDING, stop_on_signals
 from robot_cl.deploy.robot import RobotSpec
 from robot_cl.deploy.robot_file import robot_from_dict
 from robot_cl.deploy.runner import Runner
@@ -154,6 +154,16 @@ def test_a_run_that_is_not_armed_cannot_be_talked_into_driving(make_rig: MakeRig
     assert rig.runner.mode is Mode.DISABLED and rig.loopback.sent == []
     with pytest.raises(ValueError, match="only watches"):
         rig.runner.enable()
+
+
+def test_a_stop_takes_back_what_was_ordered_before_it(make_rig: MakeRig) -> None:
+    for give in (lambda rig, text: rig.runner.order(text), lambda rig, text: rig.loopback.say(text)):
+        rig = make_rig(config=RunnerConfig(ramp_s=0.0, remote_start=True)).drive(0.5)
+        rig.runner.order("hold")
+        rig.go(0.6)
+        for text in ("reset", "enable", "start", "stop"):
+            give(rig, text)
+        assert rig.go(0.8).runner.mode is Mode.ESTOP
 
 
 def test_a_goal_is_set_whole_or_not_at_all_and_a_refusal_is_told_once(make_rig: MakeRig, arm_dict: dict) -> None:
@@ -401,11 +411,12 @@ def test_a_stage_that_is_slow_or_raises_holds(make_rig: MakeRig) -> None:
         rig.check_box()
 
 
-def test_run_ends_with_a_stop_command_also_on_a_signal(make_rig: MakeRig) -> None:
+@pytest.mark.parametrize("number", ENDING, ids=lambda s: s.name)
+def test_run_ends_with_a_stop_command_also_on_a_signal(make_rig: MakeRig, number: signal.Signals) -> None:
     class Killer:
         def step(self, step: Step) -> None:
             if step.time - rig.begin > 0.5:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(number)
 
     rig = make_rig(listeners=(Killer(),))
     rig.runner.enable()
@@ -414,6 +425,15 @@ def test_run_ends_with_a_stop_command_also_on_a_signal(make_rig: MakeRig) -> Non
         rig.runner.run(duration=60.0)
     assert 0.5 < rig.elapsed < 0.6 and rig.runner.mode is Mode.ESTOP
     assert (rig.commands[-1] == rig.commands[-2]).all() and len(rig.commands) == pytest.approx(27, abs=1)
+
+
+def test_a_closing_terminal_that_is_to_be_ignored_is(make_rig: MakeRig) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_on_signals(make_rig().runner):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_command_that_cannot_be_sent_holds_and_the_stop_is_tried_again(make_rig: MakeRig) -> None:
