@@ -76,7 +76,7 @@ def run_run(call: Call, options: RunWords) -> Outcome:
         others=tuple(Path(folder) for folder in options.others),
         network=network(options),
     )
-    call.resume = "the robot was sent its stop command" if options.armed else ""
+    call.resume = "nothing is sent to the robot any more" if options.armed else ""
     typed = sys.stdin if options.keyboard and sys.stdin is not None and not sys.stdin.closed else None
     report = run(bundle, robot, chosen, call.say, typed)
     show_report(call, report)

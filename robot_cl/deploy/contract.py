@@ -153,7 +153,7 @@ class Contract:
             for key, kind in parts.items():
                 data[key] = tuple(_build(kind, row) for row in data[key])
             return _build(cls, data)
-        except (KeyError, TypeError, AttributeError) as problem:
+        except (KeyError, TypeError, AttributeError, OverflowError) as problem:
             raise ValueError(f"the contract is incomplete or malformed ({problem}); export the policy again") from None
 
 

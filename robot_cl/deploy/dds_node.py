@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -84,12 +86,13 @@ def configuration(interface: str = "", peers: tuple[str, ...] = (), multicast: b
 def open_domain(number: int, settings: str) -> Domain:
     """A domain with these settings. The library holds them once per process; so they are kept until it ends.
 
-    Raises ValueError if this process has opened the domain with other settings.
+    Raises ValueError if the network has no such interface, or this process has opened the domain with other settings.
     """
     try:
         return Domain(number, settings)
     except DDSException:
-        raise ValueError(f"this process has already opened DDS domain {number} with other settings") from None
+        why = "there is no such network interface or peer, or this process has opened it with other settings"
+        raise ValueError(f"DDS domain {number} cannot be opened: {why}") from None
 
 
 def domain_id(given: int | None = None) -> int:
@@ -105,6 +108,15 @@ def topic_name(name: str) -> str:
     return "rt/" + name.strip("/")
 
 
+@contextmanager
+def _as_os_error(what: str, hint: str = "") -> Iterator[None]:
+    """The library's own kind of error as the one that transports promise."""
+    try:
+        yield
+    except DDSException as problem:
+        raise OSError(f"{what} (code {problem.code}){hint}") from None
+
+
 class Reader:
     """One subscription. `take` gives what came since the last call."""
 
@@ -115,7 +127,8 @@ class Reader:
         """(CDR bytes, or a nested dict on the public path; publisher's handle) of each new valid sample."""
         if self.fast:
             return list(dds_raw.take(self.entity, count))
-        samples = [s for s in self.entity.take(N=count) if not isinstance(s, InvalidSample)]
+        with _as_os_error("DDS could not read"):
+            samples = [s for s in self.entity.take(N=count) if not isinstance(s, InvalidSample)]
         return [(from_fields(self.kind, s), s.sample_info.publication_handle) for s in samples]
 
 
@@ -131,7 +144,8 @@ class Writer:
             dds_raw.write(self.entity, data if isinstance(data, bytes) else encode(self.kind, data))
             return
         message = decode(self.kind, data) if isinstance(data, bytes) else data
-        self.entity.write(to_idl(self.kind, message))
+        with _as_os_error("DDS could not write"):
+            self.entity.write(to_idl(self.kind, message))
 
     def listeners(self) -> int:
         """How many readers are matched now."""
@@ -162,7 +176,8 @@ class Node:
         number = domain_id(domain)
         if interface or peers or not multicast:
             open_domain(number, configuration(interface, peers, multicast))
-        self._participant: Any = DomainParticipant(number)
+        with _as_os_error(f"DDS domain {number} cannot be opened", "; is CYCLONEDDS_URI right, and the network up?"):
+            self._participant: Any = DomainParticipant(number)
         self._entities: list[Any] = []
 
     def reader(self, topic: str, kind: str, depth: int = 1) -> Reader:

@@ -102,7 +102,8 @@ class ConformalGuard:
             for score in self.scores:
                 if hasattr(score, "taken"):
                     score.taken(taken[None])
-        return bool(self.step(obs.astype(np.float64), action[None].astype(np.float64))[0] > self.threshold)
+        novelty = self.step(obs.astype(np.float64), action[None].astype(np.float64))[0]
+        return not novelty <= self.threshold  # a novelty that is no number is no reason to drive on
 
     def save(self, folder: Path | str) -> Path:
         """Write guard.json into a bundle."""

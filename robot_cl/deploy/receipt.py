@@ -41,11 +41,12 @@ def file_digest(path: Path | str) -> str:
 
 
 def write_receipt(
-    folder: Path | str, robot: Path | str, passed: bool, options: dict[str, Any], checks: dict[str, bool]
+    folder: Path | str, digests: tuple[str, str], passed: bool, options: dict[str, Any], checks: dict[str, bool]
 ) -> Path:
-    """Put a receipt into the bundle and return its path."""
+    """Put a receipt into the bundle and return its path. `digests` of bundle and robot file are those from before the
+    rehearsal: a file that was edited meanwhile has not been rehearsed."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    receipt = Receipt(bundle_digest(folder), file_digest(robot), passed, when, options, checks)
+    receipt = Receipt(*digests, passed, when, options, checks)
     path = Path(folder) / RECEIPT_FILE
     part = Path(folder) / f".{RECEIPT_FILE}.part"
     part.write_text(json.dumps(asdict(receipt), indent=1) + "\n")

@@ -22,7 +22,7 @@ from robot_cl.deploy.loopback import JointPlant, Loopback
 from robot_cl.deploy.modes import DRIVING, Guard, Mode, RunnerConfig, Step
 from robot_cl.deploy.observe import compare
 from robot_cl.deploy.plants import simulated_plant, spec_from_contract
-from robot_cl.deploy.receipt import write_receipt
+from robot_cl.deploy.receipt import bundle_digest, file_digest, write_receipt
 from robot_cl.deploy.robot import RobotSpec
 from robot_cl.deploy.robot_file import load_robot
 from robot_cl.deploy.runner import ENABLED, Runner
@@ -83,6 +83,7 @@ def rehearse(
 ) -> Rehearsal:
     """Drive and drill. Raises OSError, ValueError, LookupError if bundle, robot file and world do not fit together."""
     options = options or RehearseOptions()
+    digests = (bundle_digest(bundle), file_digest(robot)) if robot is not None else None
     policy = PolicyBundle.load(bundle)
     spec = load_robot(robot) if robot is not None else spec_from_contract(policy.contract)
     findings = compare(policy.contract, spec)
@@ -93,9 +94,9 @@ def rehearse(
     checks = [drive, *(drill(stage) for drill in DRILLS)]
     passed = all(c.passed for c in checks)
     receipt = None
-    if robot is not None:
+    if digests is not None:
         listed = {c.name: c.passed for c in checks}
-        receipt = write_receipt(bundle, robot, passed, asdict(options), listed)
+        receipt = write_receipt(bundle, digests, passed, asdict(options), listed)
     return Rehearsal(passed, checks, result, receipt, [f.text for f in findings])
 
 

@@ -117,6 +117,9 @@ class RosbridgeTransport(InboxTransport):
         return self.inbox.read()
 
     def write(self, command: np.ndarray) -> None:
+        """Raises OSError while there is no connection: the client would keep the command and send it long after."""
+        if not self._client.is_connected:
+            raise OSError("the connection to rosbridge is lost")
         at = 0
         for topic, publisher in zip(self.spec.command, self._publishers, strict=True):
             values = command[at : at + len(topic.channels)]

@@ -86,6 +86,7 @@ def test_the_contract_reads_back_equal(make_bundle: MakeBundle) -> None:
         (lambda d: d.update(control_dt="soon"), "control_dt"),
         (lambda d: d.update(format=99), "another format"),
         (lambda d: d["observation"][0].update(history=True), "history"),
+        (lambda d: d.update(control_dt=10**400), "incomplete or malformed"),
     ],
 )
 def test_a_changed_contract_is_refused(make_bundle: MakeBundle, change: Callable, sentence: str) -> None:

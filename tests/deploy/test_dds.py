@@ -147,7 +147,7 @@ def test_a_policy_moves_a_robot_in_another_process(pair: Callable[[float], Pair]
     assert rig.runner.mode is Mode.ACTIVE, rig.runner.reason
     assert rig.transport.inbox.refused == 0
     report = rig.report()
-    assert report["count"] > 100 and report["largest"] <= 1.0
+    assert report["count"] > 20 and report["largest"] <= 1.0  # of those that came while it was busy it keeps the last
     assert report["step"] <= 4.0 / hertz * 30 and report["step"] > 0  # commands may be lost, never invented
 
 
@@ -272,6 +272,27 @@ def test_a_domain_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     assert 'address="127.0.0.1"' in configuration("lo", ("127.0.0.1",), False)
     with pytest.raises(LookupError, match="codec"):
         Node(7, codec="quick")
+
+
+@pytest.mark.parametrize("codec", ["fast", "public"])
+def test_what_dds_refuses_is_an_os_error_whatever_the_codec(domain: int, codec: str) -> None:
+    node = Node(**dds_peer.network(domain), codec=codec)
+    writer, reader = node.writer("/x", STRING), node.reader("/x", STRING)
+    node.close()
+    with pytest.raises(OSError, match="DDS could not write"):
+        writer.write({"data": "stop"})
+    with pytest.raises(OSError, match="DDS could not read"):
+        reader.take()
+
+
+def test_an_interface_that_is_not_there_and_a_broken_configuration_are_explained(
+    domain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="no such network interface"):
+        Node(domain, interface="nowhere0")
+    monkeypatch.setenv("CYCLONEDDS_URI", "<CycloneDDS><Nonsense/></CycloneDDS>")
+    with pytest.raises(OSError, match="is CYCLONEDDS_URI right"):
+        Node(domain)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,13 @@ def test_a_guard_reads_back_equal_from_its_bundle_and_refuses_damage(make_bundle
         path.write_text(json.dumps({**whole, key: value}))
         with pytest.raises(ValueError, match="calibrate it again"):
             load_guard(folder)
+
+
+def test_a_novelty_that_is_no_number_alarms() -> None:
+    guard, data = calibrate(pendulum(60, 3)), pendulum(1, 8)
+    guard.scores[0].weight[:] = math.nan  # as a damaged guard.json may say
+    seen = [guard.alarm(data.obs[0, t][None], data.action[0, t], None) for t in range(3)]
+    assert seen == [False, True, True]
 
 
 def test_one_by_one_equals_side_by_side() -> None:

@@ -24,7 +24,7 @@ from robot_cl.deploy.observe import orientation_part, rotation
 from robot_cl.deploy.plants import WorldPlant, spec_from_contract
 from robot_cl.deploy.receipt import require_receipt
 from robot_cl.deploy.record import read_log
-from robot_cl.deploy.rehearse import RehearseOptions, rehearse
+from robot_cl.deploy.rehearse import DRILLS, RehearseOptions, rehearse
 from robot_cl.deploy.robot_file import load_robot
 from robot_cl.deploy.run import RunOptions, check, run
 from robot_cl.deploy.runner import Runner
@@ -82,6 +82,22 @@ def test_a_receipt_is_worth_nothing_for_anything_else(make_bundle: MakeBundle, r
     (folder / "rehearsal.json").write_text(json.dumps({**data, "passed": "yes"}))
     robot_file.write_text(robot_file.read_text().replace("\n# faster\n", ""))
     with pytest.raises(ValueError, match="did not pass"):
+        require_receipt(folder, robot_file)
+
+
+def test_a_robot_file_edited_during_its_rehearsal_was_not_rehearsed(
+    make_bundle: MakeBundle, robot_file: Path, arm_dict: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, drill = make_bundle(), DRILLS[0]
+
+    def edit(stage: Any) -> Any:
+        arm_dict["command"][0]["channels"][0]["rate"] = 500.0
+        robot_file.write_text(yaml.safe_dump(arm_dict))
+        return drill(stage)
+
+    monkeypatch.setattr("robot_cl.deploy.rehearse.DRILLS", (edit, *DRILLS[1:]))
+    assert rehearse(folder, robot_file, RehearseOptions(seconds=1.0)).passed
+    with pytest.raises(ValueError, match="another robot file, or this one changed"):
         require_receipt(folder, robot_file)
 
 

@@ -102,6 +102,22 @@ def test_a_policy_moves_a_robot_over_the_bridge_and_a_lost_connection_holds_it(
     until(lambda: runner.mode is Mode.ACTIVE, both)
 
 
+def test_commands_of_a_time_without_connection_never_arrive(connect: Callable, arm: RobotSpec) -> None:
+    server = standin.StandIn()
+    transport = connect(server)
+    until(lambda: server.published.get(COMMANDS), lambda: transport.write(np.array([0.5, 0.5])))
+    server.close()
+    until(lambda: not transport._client.is_connected)
+    for _ in range(20):
+        with pytest.raises(OSError, match="connection to rosbridge is lost"):
+            transport.write(np.array([0.25, 0.25]))
+    back = standin.StandIn(port=server.port)
+    until(lambda: transport._client.is_connected)
+    until(lambda: back.published.get(COMMANDS), lambda: transport.write(np.array([0.125, 0.125])))
+    assert all(m["data"] == [0.125, 0.125] for m in back.published[COMMANDS])
+    back.close()
+
+
 def test_a_server_that_is_silent_on_an_open_connection_counts_as_dead(
     server: Any, connect: Callable, arm: RobotSpec
 ) -> None:
