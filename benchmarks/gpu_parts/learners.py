@@ -152,9 +152,10 @@ def devices(name: str, rows: int, device: str) -> Iterator[Row]:
     """One learner from the same start with the same draws, captured on the device and plain on the processor.
 
     Without the thousands of updates on returns that some begin with: after them rounding shows in the first digit on
-    any machine, and they take a processor minutes.
+    any machine, and they take a processor minutes. Without cloning and waiting either, so that all networks move.
     """
-    changes = {"returns_steps": 0} if hasattr(config_class(name.split()[0])(), "returns_steps") else {}
+    config = config_class(name.split()[0])()
+    changes = {option: 0 for option in ("returns_steps", "cloning", "critic_only") if hasattr(config, option)}
     both = [build(name, random_data(rows, where), where == device, where, **changes) for where in (device, "cpu")]
     phase, made = WORK[name][0][0], 0
     steps = [step_of(phase, *pair, random_data(rows, pair[0].device)) for pair in both]

@@ -39,6 +39,7 @@ class CalQLConfig(WarmStartConfig):
     drawn: int = 4  # actions drawn per state from each of three proposals; published 10
     calibrated: bool = True  # floor the drawn actions' values at the behaviour's return
     entropy_backup: bool = False  # the target value includes the next entropy
+    returns_steps: int = 3_000  # first updates of the critics and of the floor, on the data's returns
     offline_share: float = 0.5  # online: share of each batch that comes from the dataset
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class CalQL(Learner):
 
     def prepare(self, data: Transitions) -> None:
         super().prepare(data)
-        begin_at_returns(self.soft, self.reference, data, self.config)
+        begin_at_returns(self, self.soft, self.reference, data, self.config)
 
     def graph_key(self, online: bool = False) -> tuple[bool, bool]:
         return not online and self.step < self.config.cloning, self.warm.moves(online)
@@ -158,9 +159,11 @@ def conservative_gap(
     return (soft_max - q).mean(-1).sum(1)
 
 
-def begin_at_returns(soft: SoftNets, reference: StackedV, data: Transitions, config: CalQLConfig) -> None:
+def begin_at_returns(
+    learner: Learner, soft: SoftNets, reference: StackedV, data: Transitions, config: CalQLConfig
+) -> None:
     """Fit the floor V^μ(s) and the critics Q^μ(s, a) to the data's discounted returns-to-go."""
-    norm, how = soft.actor.normalizer, (data, config.discount, soft.draws)
+    norm, how = soft.actor.normalizer, (data, config.discount, learner, config.returns_steps)
     floor = FlatAdam(reference.parameters(), reference.population, config.lr)
     fit_returns(lambda b: reference(norm(b.obs)), reference.net, floor, *how)
     fit_returns(lambda b: soft.critic(norm(b.obs), b.action), soft.critic.net, soft.opts["critic"], *how)

@@ -39,6 +39,7 @@ class LCBConfig(CloningConfig):
     beta: float | None = None  # standard deviations of the critics taken off a value; none: from the data
     floored: bool = True  # no next value is below what the behaviour earned from there
     entropy_backup: bool = False  # the target value includes the next entropy
+    returns_steps: int = 3_000  # first updates of the critics and of the floor, on the data's returns
     updates: float = 1.0  # online: updates per environment step
     offline_share: float = 0.5  # online: share of each batch that comes from the dataset
 
@@ -81,7 +82,7 @@ class LCB(Learner):
             self.extra["beta"].fill_(beta_for(data))
         soft, norm = self.soft, self.actor.normalizer
         scaled = replace(data, reward=data.reward * self.extra["reward_scale"])
-        how = (scaled, self.config.discount, self.draws)
+        how = (scaled, self.config.discount, self, self.config.returns_steps)
         floor = FlatAdam(self.reference.parameters(), self.seeds, self.config.lr)
         fit_returns(lambda b: self.reference(norm(b.obs)), self.reference.net, floor, *how)
         fit_returns(lambda b: soft.critic(norm(b.obs), b.action), soft.critic.net, self.opts["critic"], *how)

@@ -89,7 +89,7 @@ class MOORL(Learner):
         c, norm = self.config, self.actor.normalizer
         if c.returns_steps:
             opt = FlatAdam(self.critic.parameters(), self.seeds, c.lr)
-            how = (data, c.discount, self.draws, c.returns_steps)
+            how = (data, c.discount, self, c.returns_steps)
             fit_returns(lambda b: self.critic(norm(b.obs), b.action), self.critic.net, opt, *how)
             self._restart()
             copy_into(self.fast.target, self.critic)

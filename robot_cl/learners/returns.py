@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor
 from policies.networks import StackedLinear, StackedMLP
 from robot_cl.batch import Transitions
 from robot_cl.data.near_best import near_best
-from robot_cl.learners.draws import Draws
+from robot_cl.learners.graph import Captured
 from robot_cl.learners.optim import FlatAdam
+
+if TYPE_CHECKING:
+    from robot_cl.learners.base import Learner
 
 
 def episode_returns(data: Transitions) -> tuple[Tensor, Tensor]:
@@ -71,22 +75,31 @@ def returns_to_go(data: Transitions, discount: float) -> Tensor:
 
 def fit_returns(
     value: Callable[[Transitions], Tensor], net: StackedMLP, opt: FlatAdam, data: Transitions, discount: float,
-    draws: Draws, steps: int = 3000, batch: int = 256, lr: float = 1e-3,
+    learner: Learner, steps: int = 3000, batch: int = 256, lr: float = 1e-3,
 ) -> None:  # fmt: skip
     """Least squares of `value` (P, ..., B), which `net` gives, on the data's returns-to-go; `opt` is as new afterwards.
 
     Learned with mean 0 and deviation 1, then brought to the returns' unit in the last layer. Each member draws its own
-    batches.
+    batches; on a GPU the update is captured. Without steps nothing changes.
     """
+    if not steps:
+        return
     target, before = returns_to_go(data, discount), opt.lr
     mean, scale = target.mean(), target.std() + 1e-6
     standard, packed, opt.lr = (target - mean) / scale, data.pack(), lr
-    for _ in range(min(steps, 20 * len(data) // batch + 1)):
-        rows = draws.rows(data, batch)
+
+    def update() -> dict[str, Tensor]:
+        rows = learner.draws.rows(data, batch)
         found = value(Transitions.unpack(packed[rows], data.obs_dim, data.act_dim))
         wanted = standard[rows].view(len(rows), *[1] * (found.dim() - 2), batch)
-        (found - wanted).square().mean(-1).sum().backward()
+        loss = (found - wanted).square().mean(-1).sum()
+        loss.backward()
         opt.step()
+        return {"loss": loss.detach()}
+
+    captured = Captured(learner)
+    for _ in range(min(steps, 20 * len(data) // batch + 1)):
+        captured("returns", update)
     opt.lr = before
     for moment in opt.state.values():
         moment.zero_()

@@ -165,7 +165,7 @@ class UniO4(PPO):
         if self.data is None or not c.returns_steps:
             return
         scaled = replace(self.data, reward=self.data.reward * self.extra["reward_scale"])
-        how = (scaled, c.discount, self.draws, c.returns_steps)
+        how = (scaled, c.discount, self, c.returns_steps)
         fit_returns(lambda b: self.v(norm(b.obs)), self.v.net, self.opts["critic"], *how)
         fit_returns(lambda b: self.q(norm(b.obs), b.action), self.q.net, self.opts["q"], *how)
         polyak(self.target_q, self.q, 1.0)

@@ -50,7 +50,7 @@ class WSRL(Learner):
 
     def prepare(self, data: Transitions) -> None:
         super().prepare(data)
-        begin_at_returns(self.soft, self.reference, data, self.config)
+        begin_at_returns(self, self.soft, self.reference, data, self.config)
 
     def graph_key(self, online: bool = False) -> tuple[bool, bool]:
         return not online and self.step < self.config.cloning, self._moves(online)

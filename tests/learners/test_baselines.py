@@ -13,7 +13,6 @@ from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.cal_ql import CalQL, CalQLConfig, conservative_gap
-from robot_cl.learners.draws import Draws
 from robot_cl.learners.lcb import BETA_RANGE, LCB, LCBConfig, action_disagreement, beta_for
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.percent_bc import PercentBC, PercentBCConfig
@@ -166,8 +165,8 @@ def test_values_begin_at_the_returns_that_the_data_earned():
     ones = torch.ones(2000)
     data = Transitions(obs, obs[:, :2], 50.0 + 20.0 * obs[:, 0], obs, ones, 0 * ones)  # every step is an episode
     norm, value = Normalizer(4).fit(obs), StackedV(4, generators(0, 2), CriticConfig(hidden=(32,)))
-    opt = FlatAdam(value.parameters(), 2, 1e-4)
-    fit_returns(lambda b: value(norm(b.obs)), value.net, opt, data, 0.9, Draws(generators(1, 2)), steps=600)
+    opt, draws_from = FlatAdam(value.parameters(), 2, 1e-4), WSRL(WSRLConfig(**SMALL), 4, 2, seeds=2)
+    fit_returns(lambda b: value(norm(b.obs)), value.net, opt, data, 0.9, draws_from, steps=600)
     assert ((value(norm(obs)) - data.reward).abs().mean(-1) < 5.0).all()  # of a deviation of 20
     assert opt.lr == 1e-4 and not any(moment.any() for moment in opt.state.values())
 
