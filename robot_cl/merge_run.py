@@ -16,7 +16,7 @@ from policies.card import Parent, SkillCard
 from policies.library import Library, Published
 from policies.lora import base_digest, merge_into
 from policies.merging import LINEAR, MERGE
-from policies.merging.adapters import merge_adapters, merge_deltas
+from policies.merging.adapters import merge_adapters, merge_deltas, shares
 from robot_cl.checkpoint import write_policy
 from robot_cl.compose_run import as_list
 from robot_cl.composition_files import write_run
@@ -50,6 +50,11 @@ class MergeOptions:
         strange = sorted(set(self.settings) - set(known))
         if strange:
             raise ValueError(f"{self.how} has no setting {strange[0]!r}; it has {', '.join(known) or 'none'}")
+        counts = {key: value for key, value in self.settings.items() if isinstance(known[key], int)}
+        for key, value in counts.items():
+            if value != int(value) or value < 0:
+                raise ValueError(f"settings.{key} is {value:g}; expected a count")
+        self.settings = {**self.settings, **{key: int(value) for key, value in counts.items()}}
 
 
 def settings_of() -> dict[str, dict[str, float]]:
@@ -84,19 +89,21 @@ def merge(options: MergeOptions) -> Merged:
     published = _publish(library, adapter, weights, options) if options.publish else None
     distances = {name: distance(adapter, skill) for name, skill in skills.items()}
     actor = merge_into(copy.deepcopy(base.actor), deltas)
-    folder = _write(options, library, base, actor, _below(options, weights, library))
+    folder = _write(options, library, base, actor, _below(options, skills, weights, library))
     return Merged(folder, weights, distances, published)
 
 
-def _below(options: MergeOptions, weights: dict[str, float], library: Library) -> dict[str, Any] | None:
+def _below(
+    options: MergeOptions, skills: dict[str, Adapter], weights: dict[str, float], library: Library
+) -> dict[str, Any] | None:
     """What a skill trained on top of this policy has as parents: the merged skill, or the skills of a plain sum."""
     if options.publish:
         return {"base": library.header.base, "weights": {options.publish: 1.0}}
     if options.how not in LINEAR:
         return None
-    each, row = torch.eye(len(weights), dtype=torch.float64), torch.tensor(list(weights.values()), dtype=torch.float64)
-    shares = MERGE[options.how](each, row, None, **options.settings).tolist()
-    return {"base": library.header.base, "weights": dict(zip(weights, shares, strict=True))}
+    row = torch.tensor(list(weights.values()), dtype=torch.float64)
+    parts = shares(skills, options.how, row, **options.settings).tolist()
+    return {"base": library.header.base, "weights": dict(zip(weights, parts, strict=True))}
 
 
 def _publish(library: Library, adapter: Adapter, weights: dict[str, float], options: MergeOptions) -> Published:

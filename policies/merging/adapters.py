@@ -10,7 +10,7 @@ from torch import Tensor
 
 from policies.adapter import Adapter, Factors, check_same_base, distance, factorise, linear_combination
 from policies.merging import LINEAR, MERGE
-from policies.merging.operator import seeded
+from policies.merging.operator import seeded, weighted_sum
 
 
 def merge_adapters(
@@ -28,9 +28,7 @@ def merge_adapters(
     """
     row = check_merge(skills, how, weights)
     if how in LINEAR:
-        coefficients = MERGE[how](torch.eye(len(skills), dtype=torch.float64), row, None, **settings)
-        merged = linear_combination(list(skills.values()), coefficients.tolist())
-        return merged
+        return linear_combination(list(skills.values()), shares(skills, how, row, **settings).tolist())
     deltas = merge_deltas(skills, how, row.tolist(), seed, **settings)
     layers: dict[str, Factors] = {name: factorise(delta, rank) for name, delta in deltas.items()}
     return Adapter(layers, next(iter(skills.values())).header)
@@ -45,13 +43,24 @@ def merge_deltas(
 ) -> dict[str, Tensor]:
     """Dense merged changes {layer: (d_out, d_in)}, for `policies.lora.merge_into`."""
     row = check_merge(skills, how, weights)
+    linear = shares(skills, how, row, **settings) if how in LINEAR else None
     merged = {}
     for name in dict.fromkeys(n for a in skills.values() for n in a.layers):
         shape = next(a.delta(name) for a in skills.values() if name in a.layers)
         deltas = [a.delta(name) if name in a.layers else torch.zeros_like(shape) for a in skills.values()]
+        if linear is not None:
+            merged[name] = weighted_sum(torch.stack(deltas), linear.to(shape))
+            continue
         # The layer's own generator: a layer merges alike alone and among others.
         merged[name] = MERGE[how](torch.stack(deltas), row.to(shape), seeded(f"{seed}:{name}".encode()), **settings)
     return merged
+
+
+def shares(skills: Mapping[str, Adapter], how: str, row: Tensor, **settings: float) -> Tensor:
+    """Coefficients (K,) float64 of a linear operator, the same in all layers, also in those that only some skills have:
+    what is merged is skills. A skill that changes nothing anywhere is the operator's to judge."""
+    changes = torch.tensor([any(bool(f.delta.any()) for f in a.layers.values()) for a in skills.values()])
+    return MERGE[how](torch.diag(changes.double()), row, None, **settings)
 
 
 def check_merge(skills: Mapping[str, Adapter], how: str, weights: Sequence[float] | None) -> Tensor:

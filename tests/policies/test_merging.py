@@ -113,6 +113,25 @@ def low_rank_equals_dense(merge, how):
         _close(merged.delta(name), delta, 1e-4)
 
 
+def low_rank_equals_dense_where_skills_change_different_layers(merge, how):
+    skills = _skills()
+    for name in ("s1", "s2"):
+        skills[name] = Adapter({"b": skills[name].layers["b"]})
+    skills["still"] = Adapter({"a": Factors(torch.ones(1, 11), torch.zeros(9, 1))})
+    settings = {"scale": 0.5} if how == "task_arithmetic" else {}
+    merged = merge(skills, how, **settings)
+    for name, delta in merge_deltas(skills, how, **settings).items():
+        _close(merged.delta(name), delta, 1e-4)
+
+
+def a_skill_that_changes_nothing_changes_nothing(merge, how):
+    skills = {"s1": _skills()["s1"]}
+    still = Adapter({"a": Factors(torch.ones(1, 11), torch.zeros(9, 1))})
+    settings = {"scale": 0.5} if how == "task_arithmetic" else {}
+    expected = 0.5 if how == "average" else 1.0  # which it dilutes
+    assert distance(merge({**skills, "still": still}, how, **settings), skills["s1"].scaled(expected)) < 1e-5
+
+
 def one_adapter_with_weight_one_is_that_adapter(merge, how):
     skills = _skills()
     assert distance(merge({"s1": skills["s1"]}, how), skills["s1"]) < 1e-6
@@ -133,6 +152,8 @@ def the_same_skill_twice_is_refused(merge, how):
 
 ADAPTER_LAWS = (
     low_rank_equals_dense,
+    low_rank_equals_dense_where_skills_change_different_layers,
+    a_skill_that_changes_nothing_changes_nothing,
     one_adapter_with_weight_one_is_that_adapter,
     a_layer_merges_alike_alone_and_among_others,
     the_same_skill_twice_is_refused,
