@@ -164,7 +164,9 @@ def publish(job: Job, route: Route) -> Published:
     """The chosen route as a skill. Raises ValueError where it cannot be one."""
     adapter, name = whole(route, job.known.skills), str(job.options.publish)
     if adapter is None:
-        why = "is the bare base" if route.weights is not None else "weighs its skills by the observation"
+        level = getattr(route.module, "level", "parameter")
+        why = "weighs its skills by the observation" if level == "parameter" else f"mixes at the level of {level}s"
+        why = why if route.weights is None else "is the bare base"
         raise ValueError(f"the chosen {route.name} {why} and is no skill of its own; leave out publish=")
     weights = {skill: weight for skill, weight in (route.weights or {}).items() if weight}
     card = SkillCard(

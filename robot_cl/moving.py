@@ -43,8 +43,16 @@ def library_of_run(run: Path) -> Library:
 
 
 def move_skill(library: Library, name: str, target: Library, options: MoveOptions) -> tuple[RebaseReport, bool]:
-    """Publish the skill on the target's base if it is accepted (or forced). Returns the report and whether it was."""
+    """Publish the skill on the target's base if it is accepted (or forced). Returns the report and whether it was.
+
+    Raises ValueError for a base with another interface, where the same numbers mean other things, unless forced.
+    """
     skill, old, new = library.load(name), base_policy(library), base_policy(target)
+    if library.header.interface != target.header.interface and not options.force:
+        raise ValueError(
+            f"skill {name!r} was made for interface {library.header.interface[:12]}, base {target.folder.name} has "
+            f"{target.header.interface[:12]} ({old.interface.difference(new.interface)}); force=true moves it anyway"
+        )
     obs = probes(library, name, options)
     rng = torch.Generator().manual_seed(options.seed)
     adapter, report = rebase(skill.adapter, old.actor, new.actor, obs, target.header, rng, options.gate, options.steps)
@@ -53,7 +61,10 @@ def move_skill(library: Library, name: str, target: Library, options: MoveOption
     how = f"by {report.method}, {100 * report.final:.1f} % of the action gap left"
     said = f"{skill.card.description} (moved from base {library.folder.name} {how})".strip()
     # Scores were measured on the old base, and its parents stay there.
-    card = skill.card.filled(description=said, scores={}, fingerprint="", parents=(), spread=0.0, created=0.0)
+    card = skill.card.filled(
+        description=said, scores={}, fingerprint="", parents=(), spread=0.0, created=0.0,
+        interface=new.interface.to_dict(), control_dt=new.interface.control_dt,
+    )  # fmt: skip
     target.publish(name, adapter, card, options.overwrite)
     return report, True
 

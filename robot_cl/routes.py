@@ -91,7 +91,7 @@ class Known:
 class Route:
     """One way to act in the new task. `module` is an actor of population 1 or a ComposedActor.
 
-    `weights` {skill: coefficient} are constant ones, None where they depend on the observation; `adapter` is the new
+    `weights` {skill: coefficient} are constant ones, None where there are none; `adapter` is the new
     skill where one was trained, on top of `below`, the base with `weights`.
     """
 
@@ -282,8 +282,11 @@ class Fitted:
 
 
 def constant_weights(composed: ComposedActor) -> dict[str, float] | None:
-    """{skill: coefficient} of a composition that has one constant per skill, else None."""
+    """{skill: coefficient} of a composition of weights that has one constant per skill, else None: at other levels what
+    is mixed is no sum of changes."""
     composer = composed.composer
+    if composed.level != "parameter":
+        return None
     if isinstance(composer, Fixed) and composer.weights.dim() == 1:
         found = composer.weights
     elif isinstance(composer, Preference):
@@ -295,7 +298,7 @@ def constant_weights(composed: ComposedActor) -> dict[str, float] | None:
 
 def whole(route: Route, skills: Mapping[str, Adapter]) -> Adapter | None:
     """A route as one skill of its base: Σ coefficient · ΔW and the new adapter, in the fewest ranks. None where its
-    coefficients depend on the observation."""
+    coefficients depend on the observation, or outputs are mixed."""
     if route.weights is None:
         return None
     used = {name: weight for name, weight in route.weights.items() if weight}

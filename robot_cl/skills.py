@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch.nn.utils import parameters_to_vector
+
 from policies.actor import ActorPolicy, StackedGaussianActor
 from policies.adapter import Adapter, Header, linear_combination
 from policies.card import SkillCard
@@ -72,17 +74,32 @@ def add_run(
     """Publish the skill of a run in the library of its base, which is made if need be.
 
     A skill trained on top of a merged composition is stored whole, with that composition as its parents.
-    Raises ValueError for a copy of a skill already there, a taken name or a mismatch; LookupError, OSError.
+    Raises ValueError for a copy of a skill already there, a taken name, a mismatch, or a composition whose skills have
+    been replaced since; LookupError, OSError.
     """
     skill = run_skill(run, member)
     card = skill.card.filled(name=name, description=description)
     if skill.parents:
         library = find_base(skill.below, root)
+        _check_below(skill, library)
         residual = skill.adapter.with_header(replace(skill.adapter.header, base=library.header.base))
         return library, library.publish(name, residual, card, overwrite, skill.parents)
     library = library_of(skill.base, skill.interface, skill.task, root)
     card = card.filled(spread=_spread(checkpoint_folder(run), library))
     return library, library.publish(name, skill.adapter, card, overwrite)
+
+
+def _check_below(skill: RunSkill, library: Library) -> None:
+    """Raises ValueError if what the skill was trained on is not its composition as the library has it now."""
+    bare = base_policy(library).actor
+    mixed = with_skills(bare, {name: library.adapter(name) for name in skill.parents}, skill.parents)
+    then, now, never = (parameters_to_vector(actor.parameters()).detach() for actor in (skill.base, mixed, bare))
+    if (now - then).norm() > 0.01 * (now - never).norm() + 1e-6:  # rounding is a thousand times smaller
+        made_of = " + ".join(f"{weight:.3g} {name}" for name, weight in skill.parents.items())
+        raise ValueError(
+            f"this skill was trained on {made_of}, which the library {library.folder.name} has not as it was then; "
+            "bring back the version of that time (robot-cl skills rollback), add this skill, and go on from there"
+        )
 
 
 def _spread(checkpoint: Path, library: Library) -> float:
