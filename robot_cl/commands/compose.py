@@ -70,10 +70,11 @@ def _options() -> type:
 COMPOSE = Verb(
     run=run,
     usage="data=NAME [skills=[A,B]] [composer=psec] [demos=10] [key=value ...]",
-    about="Reach a new task from a few demonstrations with the skills there are. Four routes are fitted: a skill as\n"
+    about="Reach a new task from a few demonstrations with the skills there are. Five routes are fitted: a skill as\n"
     "it is (zero-shot), a composition under a trained composer, a new adapter on top of the best composition\n"
-    "(residual), a new adapter on the base (fresh). Demonstrations that were kept aside decide, or episodes=N\n"
-    "roll-outs of each, and the reason is said. The result is a run: evaluate, report and export read it.",
+    "(residual), the same only near what was demonstrated (guarded), a new adapter on the base (fresh).\n"
+    "Demonstrations that were kept aside decide, or episodes=N roll-outs of each, and the reason is said. The result\n"
+    "is a run: evaluate, report and export read it.",
     examples=(
         "robot-cl compose data=hopper/hop-demos-v0 skills=[stand,walk] demos=10",
         "robot-cl compose data=hopper/hop-demos-v0 composer=atlas demos=3 episodes=5",

@@ -59,6 +59,8 @@ class BaseOptions:
 
 
 def run_list(call: Call, options: BaseOptions) -> Outcome:
+    from rich.markup import escape
+
     from robot_cl.skills import open_libraries
 
     found, libraries = [], open_libraries(options.base)
@@ -67,12 +69,12 @@ def run_list(call: Call, options: BaseOptions) -> Outcome:
         for name in library.names():
             card = library.card(name)
             found.append(told(library, card))
-            table.add_row(*_row(card))
+            table.add_row(*map(escape, _row(card)))
         call.say(f"base {library.folder.name}: {len(library)} skills in {library.folder}")
         if len(library):
             call.console.print(table)
         for name, problem in sorted(library.damaged.items()):
-            call.mark(f"[red]✗[/] {name}: {problem}")
+            call.mark(f"[red]✗[/] {name}: {escape(problem)}")
     if not libraries:
         call.say("no skills yet")
     following = f"skills show {found[0]['name']}" if found else "skills add RUN name=NAME"
@@ -83,10 +85,12 @@ def _row(card: SkillCard) -> list[str]:
     scores = ", ".join(f"{task} {value:,.0f}" for task, value in card.scores.items())
     parents = ", ".join(f"{p.coefficient:.2g} {p.skill}" for p in card.parents)
     when = f"{datetime.fromtimestamp(card.created):%Y-%m-%d %H:%M}"
-    return [card.name, card.learner, str(max(card.ranks.values())), scores, parents, when]
+    return [card.name, card.learner, str(max(card.ranks.values(), default=0)), scores, parents, when]
 
 
 def run_show(call: Call, options: BaseOptions) -> Outcome:
+    from rich.markup import escape
+
     from robot_cl.skills import find_skills
 
     name = call.words[0]
@@ -111,7 +115,7 @@ def run_show(call: Call, options: BaseOptions) -> Outcome:
     table = call.table(card.name, "")
     for key, value in rows.items():
         if value:
-            table.add_row(key, value)
+            table.add_row(key, escape(value))
     call.console.print(table)
     data = {"skill": told(library, card), "near": [list(pair) for pair in near]}
     return Outcome(data, next=f"compose skills=[{name}] data=NAME")

@@ -88,6 +88,17 @@ def test_a_published_skill_acts_as_its_run_does(typed: Cli, home: Path) -> None:
     assert np.abs(skill_policy(library, {}).act(obs) - trained).max() > 1e-4
 
 
+def test_brackets_in_a_description_are_shown_as_they_are(typed: Cli) -> None:
+    _line(typed, "skills", "add", "kick", "name=odd", "member=2", "description='kicks [/b] at [red] 2'")
+    assert "kicks [/b] at [red] 2" in _line(typed, "skills", "show", "odd").out
+    _line(typed, "skills", "remove", "odd")
+
+
+def test_an_operator_that_learns_takes_its_number_of_steps(typed: Cli) -> None:
+    words = ["merge", "skills=[kick,hop-low-gravity]", "how=doge"]
+    assert _line(typed, *words, "settings.steps=2", "--json").json["how"] == "doge"
+
+
 def test_a_copy_is_refused_and_a_near_one_announced(typed: Cli) -> None:
     ran = typed("skills", "add", "kick", "name=again")
     assert ran.code == 2 and "does the same as 'kick'" in ran.err
@@ -282,6 +293,7 @@ def test_adapters_travel_in_the_format_of_peft(typed: Cli) -> None:
         (["merge", "skills=[kick,hop-low-gravity]", "how=tiess"], "did you mean ties?"),
         (["merge", "skills=[kick,hop-low-gravity]", "settings.depth=1"], "ties has no setting 'depth'"),
         (["merge", "skills=[kick,hop-low-gravity]", "weights=[1]"], "2 skills need 2 weights"),
+        (["merge", "skills=[kick,hop-low-gravity]", "how=doge", "settings.steps=1.5"], "expected a count"),
         (["merge"], "skills=... is needed"),
     ],
 )
