@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import rclpy as ros
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 
@@ -42,7 +43,8 @@ def to_ros(kind: str, message: Any) -> Any:
 
 
 class RclpyTransport(InboxTransport):
-    """Remembers a node and what arrived since the last `read`. Callbacks run inside `read`, in the caller's thread."""
+    """Remembers a node, what arrived since the last `read` and which publishers each state topic has had. Callbacks run
+    inside `read`, in the caller's thread."""
 
     def __init__(
         self, spec: RobotSpec, clock: Clock | None = None, wall_time: Callable[[], float] = time.time
@@ -52,11 +54,12 @@ class RclpyTransport(InboxTransport):
         self._context = ros.Context()
         ros.init(context=self._context)
         self.node = Node("robot_cl", namespace=spec.namespace or None, context=self._context)
-        self._executor = ros.executors.SingleThreadedExecutor(context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         sensors = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
         commands = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
         self._texts: deque[str] = deque(maxlen=8)
+        self._publishers_seen: dict[str, set[bytes]] = {t.key: set() for t in spec.state}
         for topic in spec.state:
             kind = message_class(topic.type)
             self.node.create_subscription(kind, topic.topic.lstrip("/"), self._listener(topic), sensors)
@@ -91,14 +94,21 @@ class RclpyTransport(InboxTransport):
         ros.shutdown(context=self._context)
 
     def _listener(self, topic: StateTopic) -> Callable[[Any, Any], None]:
-        def listen(message: Any, info: Any = None) -> None:
-            source = str(info.get("publisher_gid", "")) if isinstance(info, dict) else ""
+        def listen(message: Any) -> None:
             found: Message = from_fields(topic.type, message)
             try:
                 stamp, values = read_state(topic, found)
             except ValueError as problem:
                 self.inbox.refuse(str(problem))
                 return
-            self.inbox.offer(topic, stamp, values, source)
+            self.inbox.offer(topic, stamp, values, self._source(topic))
 
         return listen
+
+    def _source(self, topic: StateTopic) -> int:
+        """How many publishers the topic has had so far: one that restarts is another. ROS 2 Jazzy does not say whose a
+        message is, so the graph is asked."""
+        seen = self._publishers_seen[topic.key]
+        endpoints = self.node.get_publishers_info_by_topic(topic.topic.lstrip("/"))
+        seen.update(bytes(endpoint.endpoint_gid) for endpoint in endpoints)
+        return len(seen)

@@ -184,6 +184,27 @@ def test_a_transport_owes_state_command_age_orders_and_reasons(far: Far, arm: Ro
     assert set(heard) == {"hold"}
 
 
+@pytest.mark.ros2
+def test_over_rclpy_a_publisher_that_restarts_is_another(arm: RobotSpec) -> None:
+    far = far_rclpy(arm)
+    from robot_cl.deploy import rclpy as ours
+
+    transport, count, sources = far.transport, iter(range(1, 10**6)), []
+    for _ in range(2):
+        node = ours.Node("robot", context=transport._context)
+        publisher = node.create_publisher(ours.message_class(arm.state[0].type), "joint_states", 1)
+        heard = transport.inbox.accepted
+        until(
+            lambda heard=heard: transport.read() is not None and transport.inbox.accepted > heard + 5,
+            lambda publisher=publisher: publisher.publish(ours.to_ros(arm.state[0].type, message(arm, next(count)))),
+        )
+        sources.append(transport.read().source)
+        node.destroy_node()
+    transport.close()
+    far.close()
+    assert sources[0] != sources[1]
+
+
 def test_stamps_only_go_forward_except_when_a_clock_was_set_back() -> None:
     accept = StampFilter().accept
     stamps = [10.0, 10.1, 10.05, 10.1, 10.2, 5.0, 10.3, 5.1, 4.0, 4.1, 4.05, 4.2, np.nan, np.inf, 4.3]
