@@ -66,7 +66,8 @@ class ConformalGuard:
     def __init__(
         self, scores: list[Score], mean: np.ndarray, std: np.ndarray, maxima: np.ndarray, config: GuardConfig
     ):
-        if mean.shape != std.shape or len(mean) != len(scores) or not (std > 0).all():
+        fits = mean.ndim == 2 and mean.shape == std.shape and len(mean) == len(scores) and mean.shape[1] > 0
+        if not fits or not (std > 0).all():
             raise ValueError(f"the guard's statistics {mean.shape}, {std.shape} do not fit its {len(scores)} scores")
         if not all(np.isfinite(x).all() for x in (mean, std, maxima)):
             raise ValueError("the guard's statistics are not finite; calibrate it again")
@@ -146,6 +147,10 @@ def calibrate(data: Rollouts, config: GuardConfig | None = None, seed: int = 0) 
     order = rng.permutation(len(data))
     half = len(data) // 2
     threshold(np.zeros(half), config.alpha)  # refuse before any work is done
+    if half < 2 or data.obs.shape[1] < 2:
+        raise ValueError(
+            f"{len(data)} rollouts of {data.obs.shape[1]} steps show no deviation; 4 rollouts of 2 steps are the least"
+        )
     first, second = data[order[:half]], data[order[half : 2 * half]]
     scores = [SCORES[kind].fit(first, rng) for kind in config.scores]
     raw = np.stack([run_score(score, first) for score in scores])  # (S, n, T)

@@ -71,7 +71,10 @@ class Mahalanobis:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Mahalanobis:
-        return cls(np.array(data["mean"]), np.array(data["whiten"]))
+        mean, whiten = _arrays(data, ("mean", "whiten"))
+        width = mean.size
+        _check_shapes(cls.kind, (mean, (width,)), (whiten, (width, width)))
+        return cls(mean, whiten)
 
 
 class Surprise:
@@ -132,7 +135,13 @@ class Surprise:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Surprise:
-        return cls(*(np.array(data[k]) for k in ("centre", "scale", "random", "weight", "whiten")))
+        centre, scale, random, weight, whiten = _arrays(data, ("centre", "scale", "random", "weight", "whiten"))
+        width, features, changes = centre.size, random.shape[-1], whiten.shape[-1]
+        _check_shapes(
+            cls.kind, (centre, (width,)), (scale, (width,)), (random, (width + 1, features)),
+            (weight, (width + 1 + features, changes)), (whiten, (changes, changes)),
+        )  # fmt: skip
+        return cls(centre, scale, random, weight, whiten)
 
     def _features(self, inputs: np.ndarray) -> np.ndarray:
         z = np.clip((inputs - self.centre) / self.scale, -10.0, 10.0)
@@ -149,3 +158,18 @@ def _whitener(centred: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(covariance)
     floor = 1e-6 * values.max() + 1e-12
     return vectors / np.sqrt(np.maximum(values, floor))
+
+
+def _arrays(data: Mapping[str, Any], names: tuple[str, ...]) -> list[np.ndarray]:
+    """Arrays of at least one axis from plain data. Raises ValueError for one that is not finite, KeyError."""
+    found = [np.atleast_1d(np.array(data[name], dtype=np.float64)) for name in names]
+    for name, array in zip(names, found, strict=True):
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} is not finite")
+    return found
+
+
+def _check_shapes(kind: str, *pairs: tuple[np.ndarray, tuple[int, ...]]) -> None:
+    """Raises ValueError unless each array has the shape beside it."""
+    if any(array.shape != shape for array, shape in pairs):
+        raise ValueError(f"the arrays of its score {kind!r} do not fit each other: {[a.shape for a, _ in pairs]}")

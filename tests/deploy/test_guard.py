@@ -92,6 +92,28 @@ def test_a_guard_reads_back_equal_from_its_bundle_and_refuses_damage(make_bundle
             load_guard(folder)
 
 
+@pytest.mark.parametrize("kind", ["surprise", "mahalanobis"])
+def test_a_guard_whose_numbers_do_not_fit_is_refused_when_it_is_read(kind: str, tmp_path: Path) -> None:
+    path = calibrate(pendulum(60, 3), GuardConfig(0.2, (kind,))).save(tmp_path)
+    whole = json.loads(path.read_text())
+    score = whole["scores"][0]
+    for name in set(score) - {"kind"}:
+        for odd in ([[1.0]], 1.0, np.full(np.shape(score[name]), np.nan).tolist()):
+            path.write_text(json.dumps({**whole, "scores": [{**score, name: odd}]}))
+            with pytest.raises(ValueError, match="calibrate it again"):
+                load_guard(tmp_path)
+    for flat in ([1.0], [[]]):
+        path.write_text(json.dumps({**whole, "mean": flat, "std": flat}))
+        with pytest.raises(ValueError, match="do not fit its 1 scores"):
+            load_guard(tmp_path)
+
+
+def test_rollouts_that_show_no_deviation_are_refused_with_what_is_needed() -> None:
+    for data in (pendulum(2, 3), pendulum(60, 3, steps=1)):
+        with pytest.raises(ValueError, match="4 rollouts of 2 steps are the least"):
+            calibrate(data, GuardConfig(0.6))
+
+
 def test_a_novelty_that_is_no_number_alarms() -> None:
     guard, data = calibrate(pendulum(60, 3)), pendulum(1, 8)
     guard.scores[0].weight[:] = math.nan  # as a damaged guard.json may say
