@@ -30,43 +30,33 @@ from robot_cl.seeding import EVALUATION_SEED
 from sim.stream import Stage
 
 SETTLED = 0.5  # a skill trained for less than this share of a task's budget is trained on, however well it does
+SAME = 1e-3  # observations and rewards that differ by less than this, absolutely and relatively, are the same
 
 
 class HiddenLibrary(SkillLibrary):
-    """The library with contexts it found by itself in place of tasks. Remembers where each context was met, for how
-    many steps each skill has been trained, and the learner that was left last, with the route it began from."""
+    """The library with contexts it found by itself in place of tasks. Remembers where each context was met, and for
+    how many steps each skill has been trained."""
 
     def __init__(self, setup: Setup):
         super().__init__(setup)
         self.contexts: list[Stage] = []
         self.learning: Learner | None = None  # in the context that goes on
         self.trained: dict[str, int] = {}
-        self.left: tuple[Learner, Route] | None = None
 
     def stage(self, k: int) -> Stage:
         return self.contexts[k]
 
     def meet(self, here: Stage) -> tuple[Learner | None, int]:
-        """Something new is going on `here`: a context of its own, decided about as an announced task would be. Unless
-        it is what has been left: an alarm can be false."""
+        """Something new is going on `here`: a context of its own, decided about as an announced task would be."""
         self.contexts.append(replace(here, name=f"context {len(self.contexts) + 1}"))
         self.learning, spent = self.begin(len(self.contexts) - 1)
-        if self.left is not None and self._as_before():
-            self._resume(*self.left)
         return self.learning, spent
 
-    def _as_before(self) -> bool:
-        """Whether what was left is the best here and does what it did there, from the same starts."""
-        now, skill = self.now[0], self.routes[-1][0].skill
-        level = self.levels[0].get(skill, np.inf)
-        allowed = max(2.0 * np.hypot(now.error, now.error), (1.0 - self.config.reach) * abs(level))
-        return now.mix == {skill: 1.0} and abs(now.trial - level) <= allowed
-
-    def _resume(self, learner: Learner, route: Route) -> None:
-        """The context that was left goes on; at its end its skill takes the place of what was published now."""
-        for kept in (self.contexts, self.routes, self.values, self.sketches):
-            kept.pop()
-        self.learning, self.now, self.left = learner, [route], None
+    def unchanged(self, here: Stage) -> tuple[bool, int]:
+        """Whether the context goes on, and the steps that finding out took: from the same starts the bare base comes to
+        the same places. In a world with noise of its own they are never the same, and every alarm counts."""
+        _, spent, sketch = self._meet(here)
+        return np.allclose(sketch, self.sketch, SAME, SAME), spent
 
     def decide(self, stage: Stage) -> Decision:
         found = super().decide(stage)
@@ -77,10 +67,9 @@ class HiddenLibrary(SkillLibrary):
 
     def leave(self, learner: Learner | None, steps: int) -> int:
         """The context is over: keep what was learned in it -> the steps that took."""
-        k, begun = len(self.contexts) - 1, self.now[0]
+        k = len(self.contexts) - 1
         self.end(k, learner, None)
         ended = self.routes[-1][0]
-        self.left = (learner, begun) if learner is not None and ended.learned else None
         if ended.learned:
             self.trained[ended.skill] = steps
         return self.afterwards(k) if learner is not None else 0
@@ -207,12 +196,14 @@ class _Seed:
         seed = self.setup.seed + SEEDS_PER_STAGE * (k + 1) + steps
         actor = self.learner or Playing(self.method.current(-1, None), seed)
         fresh = collector.collect(actor, int(getattr(self.setup.learner, "horizon", 64)))
-        taken = fresh.reward.numel()
-        if self.watch.see(fresh):
+        taken, rang = fresh.reward.numel(), self.watch.see(fresh)
+        if rang:
             self.alarms.append(Alarm(self.total + steps, k, steps))
-            taken += self.method.leave(self.learner, self.trained) + self._meet(stage)
+            same, spent = self.method.unchanged(stage)
+            taken += spent if same else spent + self.method.leave(self.learner, self.trained) + self._meet(stage)
             collector.begin(seed + 1)  # after the trials; what the old policy had come to may be lying on its back
-            return taken
+            if not same:
+                return taken
         if self.learner is not None:
             self.learner.update_online(fresh, None)
         self.trained += taken
@@ -223,10 +214,8 @@ class _Seed:
         return sum(stage.steps for stage in self.setup.stream.stages)
 
     def _meet(self, stage: Stage) -> int:
-        before = self.learner
         self.learner, spent = self.method.meet(stage)
-        if self.learner is None or self.learner is not before:
-            self.trained = 0
+        self.trained = 0
         return spent
 
     def _score(self, stage: Stage) -> float:

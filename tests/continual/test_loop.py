@@ -164,50 +164,37 @@ def test_a_skill_hardly_trained_is_trained_on_even_where_it_does(make_setup: Mak
     assert method._settled(route, stage)
 
 
-def test_after_a_false_alarm_learning_goes_on_and_after_a_true_one_begins_anew(make_setup: MakeSetup) -> None:
-    # Nothing gains five times the best level, but of what was left, the most alike, no margin is asked.
-    config = MethodConfig(trial_worlds=2, trial_steps=40, margin=5.0)
-    method = HiddenLibrary(make_setup(seeds=1, config=config))
-    here, other = method.setup.stream.stages[:2]
-    learner, _ = method.meet(here)
-    assert learner is not None
-    improve(method, learner, here)
-    for alarm in range(2):
-        method.leave(learner, 100)
-        assert (len(method.routes), len(method.libraries[0])) == (1, 1)
-        again, spent = method.meet(here)
-        assert again is learner and spent > 0, alarm
-        assert (len(method.contexts), len(method.routes), len(method.values), len(method.sketches)) == (1, 0, 0, 0)
-    method.leave(learner, 200)
-    anew, _ = method.meet(other)
-    assert anew is not learner and len(method.contexts) == 2 and method.trained == {"context-1": 200}
-
-
-def test_steps_are_counted_on_after_a_false_alarm_and_anew_after_a_true_one(make_setup: MakeSetup) -> None:
-    life = _Seed(make_setup(seeds=1, config=MethodConfig(trial_worlds=2, trial_steps=40)), QUICK)
-    here, other = life.setup.stream.stages[:2]
+def alarmed(setup: Setup) -> tuple[_Seed, Collector, Stage, Stage]:
+    """A life whose watch rings at every rollout but the two after an alarm, in the first of two worlds."""
+    life, (here, other) = _Seed(setup, QUICK), setup.stream.stages[:2]
+    config = DetectorConfig(window=4, warmup=2, drift=0.0, threshold=1e-9)
+    life.watch = ChangeWatch(Normalizer(4), 2, config=config, updates=1)
     life._meet(here)
-    assert life.learner is not None
-    improve(life.method, life.learner, here)
-    for place, trained in ((here, 100), (other, 0)):
-        life.trained = 100
-        life.method.leave(life.learner, life.trained)
-        life._meet(place)
-        assert life.trained == trained
+    return life, Collector(stage_world([here] * 4), 1, 3), here, other
+
+
+def test_after_a_false_alarm_learning_goes_on_and_after_a_true_one_begins_anew(make_setup: MakeSetup) -> None:
+    life, collector, here, other = alarmed(make_setup(seeds=1))
+    method, learner, steps = life.method, life.learner, 0
+    while len(life.alarms) < 2:
+        steps += life._round(collector, here, 0, steps)
+        assert (life.learner, life.trained, method.learning) == (learner, steps, learner)
+    assert (len(method.contexts), len(method.routes), len(method.libraries[0])) == (1, 0, 0)
+    while len(life.alarms) < 3:
+        life._round(collector, other, 1, 0)
+    assert life.learner is not learner and life.trained == 0
+    assert (len(method.contexts), len(method.routes), len(method.libraries[0])) == (2, 1, 1)
+    assert method.trained["context-1"] > steps
 
 
 def test_after_an_alarm_every_world_begins_an_episode(make_setup: MakeSetup) -> None:
     setup = make_setup(seeds=1)
-    stage, life = setup.stream.stages[0], _Seed(setup, QUICK)
-    life.watch = ChangeWatch(
-        Normalizer(4), 2, config=DetectorConfig(window=4, warmup=2, drift=0.0, threshold=1e-9), updates=1
-    )
-    life._meet(stage)
-    collector, begun = Collector(stage_world([stage] * 4), 1, 3), list[bool]()
+    life, collector, here, _ = alarmed(setup)
+    begun = list[bool]()
     for _ in range(8):
         alarms = len(life.alarms)
-        life._round(collector, stage, 0, 0)
-        start = Collector(stage_world([stage] * 4), 1, setup.seed + SEEDS_PER_STAGE + 1).obs
+        life._round(collector, here, 0, 0)
+        start = Collector(stage_world([here] * 4), 1, setup.seed + SEEDS_PER_STAGE + 1).obs
         begun.append(bool((collector.obs == start).all()))
         assert begun[-1] == (len(life.alarms) > alarms)
     assert any(begun) and not all(begun)
