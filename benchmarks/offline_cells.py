@@ -67,6 +67,7 @@ SIZES = {
     "full": Sizes(256, 0.25),
     "gpu": Sizes(256, 1.0, 0.5, clones=1.0),
     "gpu-half": Sizes(256, 0.5, 0.5, clones=1.0),
+    "gpu-brisk": Sizes(256, 2.0, 0.5, clones=1.0),
     "sweep": Sizes(256, 0.25, 0.5),
     "small-sweep": Sizes(128, 0.25, 0.3),
 }
@@ -134,6 +135,23 @@ METHODS = {
     "cal_ql online": Method(CalQLConfig, online=True, start="cal_ql", cost=6),
     "wsrl": Method(WSRLConfig, online=True, start="near-best bc", cost=5.3),
 }
+# Other options of some, from which those of METHODS are chosen on development data.
+TRIALS = {
+    "wsrl, loose": Method(
+        lambda: WSRLConfig(kl_per_action=0.2, anchor_tau=1e-3), online=True, start="near-best bc", cost=5.3
+    ),
+    "wsrl, actor every 2": Method(
+        lambda: WSRLConfig(actor_every=2, anchor_tau=6e-4), online=True, start="near-best bc", cost=5
+    ),
+    "moorl, whole batches": Method(
+        lambda: MOORLConfig(inner=1, meta=1.0, whole_batches=True, **BRISK), online=True, cost=5.5
+    ),
+    "moorl, whole steps and batches": Method(
+        lambda: MOORLConfig(meta=1.0, whole_batches=True, **BRISK), online=True, cost=5.5
+    ),
+    "moorl, half steps, whole batches": Method(lambda: MOORLConfig(whole_batches=True, **BRISK), online=True, cost=5.5),
+}
+ALL = METHODS | TRIALS
 
 
 def slug(method: str) -> str:
@@ -208,7 +226,7 @@ def cell_path(plan: Plan, data_name: str, method_name: str) -> Path:
 def _record(plan: Plan, cell: Cell, run: Run, folder: Path, beside: int) -> None:
     """Evaluate the last policy and write the JSON; `beside` cells shared the process, so minutes are not its own."""
     data_name, method_name = cell
-    method, task = METHODS[method_name], str(run.config.task)
+    method, task, incumbent = ALL[method_name], str(run.config.task), run.learner.incumbent
     last = [evaluate(folder, task, plan.episodes, member=p, threads=1).mean for p in range(plan.seeds)]
     record: dict[str, Any] = {
         "dataset": dataset(data_name, plan.steps).name,
@@ -218,7 +236,8 @@ def _record(plan: Plan, cell: Cell, run: Run, folder: Path, beside: int) -> None
         "minutes": run.seconds / 60,
         "beside": beside,
         "cut_at": run.step if run.step < run.total else None,
-        "episodes_for_selection": method.episodes_for_selection,
+        "episodes_for_selection": method.episodes_for_selection + _mean(incumbent.played if incumbent else None),
+        "taken_over": _mean(incumbent.taken_over if incumbent else None),
         "device": device_name(plan.device),
         **asdict(plan.size),
         "run": str(folder.relative_to(plan.kept)),
@@ -230,9 +249,13 @@ def _record(plan: Plan, cell: Cell, run: Run, folder: Path, beside: int) -> None
     path.write_text(json.dumps(record, indent=1))
 
 
+def _mean(counts: torch.Tensor | None) -> float:
+    return 0.0 if counts is None else float(counts.double().mean())
+
+
 def _begin(plan: Plan, data_name: str, method_name: str) -> tuple[Run, Path]:
     """A cell's run and folder; one that was interrupted is taken up."""
-    method, out = METHODS[method_name], plan.kept / "runs" / data_name
+    method, out = ALL[method_name], plan.kept / "runs" / data_name
     begun = sorted(out.glob(f"*-{slug(method_name)}"))
     if begun:
         return take_up(begun[-1], _progress)

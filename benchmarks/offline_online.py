@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import Claim, arguments, report, table
-from offline_cells import METHODS, QUICK, SIZES, Plan, cell_path, measure, score
+from offline_cells import ALL, METHODS, QUICK, SIZES, Plan, cell_path, measure, score
 from offline_data import DATASETS, DEVELOPMENT, dataset
 from offline_workers import spread
 
@@ -35,7 +35,7 @@ def kept(plan: Plan) -> dict[str, dict[str, dict[str, Any]]]:
     """Dataset -> method -> record, of everything measured so far."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name, mixture in DATASETS.items():
-        paths = {m: cell_path(plan, home(name, m), m) for m in METHODS if mixture.online or not METHODS[m].online}
+        paths = {m: cell_path(plan, home(name, m), m) for m in ALL if mixture.online or not ALL[m].online}
         found[name] = {m: json.loads(p.read_text()) for m, p in paths.items() if p.exists()}
     return found
 
@@ -46,7 +46,7 @@ def home(data_name: str, method_name: str) -> str:
         return data_name
     task = DATASETS[data_name].task
     first = next(name for name, mixture in DATASETS.items() if mixture.task == task)
-    return first if METHODS[method_name].from_scratch else data_name
+    return first if ALL[method_name].from_scratch else data_name
 
 
 def print_tables(plan: Plan, records: dict[str, dict[str, dict[str, Any]]]) -> None:
@@ -57,9 +57,9 @@ def print_tables(plan: Plan, records: dict[str, dict[str, dict[str, Any]]]) -> N
         meta = dataset(name, plan.steps).meta
         print(f"\n{name}: {meta.steps} transitions, behaviour return {meta.return_mean:.0f} ± {meta.return_std:.0f}")
         offline = [["behaviour", score(str(meta.task), meta.return_mean), "", "", ""]]
-        offline += [_row(m, r) for m, r in cells.items() if not METHODS[m].online]
+        offline += [_row(m, r) for m, r in cells.items() if not ALL[m].online]
         print(table(("offline", "score", "95 % interval", "minutes", "episodes used to select"), offline))
-        online = [[*_row(m, r), *_online_columns(r)] for m, r in cells.items() if METHODS[m].online]
+        online = [[*_row(m, r), *_online_columns(r)] for m, r in cells.items() if ALL[m].online]
         if online:
             head = ("online", "last score", "95 % interval", "minutes", "episodes used to select")
             print(table((*head, "start", "deepest dip", "mean over the run"), online))
@@ -93,14 +93,14 @@ def claims(records: dict[str, dict[str, dict[str, Any]]]) -> list[Claim]:
         if {"bc", "uni_o4"} <= set(cells):
             least = 5.0 if name.startswith("halfcheetah") else -2.0
             found.append(Claim(f"{name}: Uni-O4 offline over BC, points", mean["uni_o4"] - mean["bc"], least))
-        for warm in (m for m, r in cells.items() if METHODS[m].start and _went_on(r)):
+        for warm in (m for m, r in cells.items() if ALL[m].start and _went_on(r)):
             start = np.array(cells[warm]["start"])
             depth = 100.0 * float(np.median(dips(cells[warm]) / start))
             found.append(Claim(f"{name}: {warm}, deepest dip in % of its start (median)", depth, 15.0, False))
             found.append(Claim(f"{name}: {warm}, last over start, points", mean[warm] - float(start.mean()), 10.0))
-        if {"moorl", "sac + lookahead"} <= set(cells):
-            gain, until = ahead(cells["moorl"], cells["sac + lookahead"])
-            over = f"MOORL over SAC + Lookahead, mean over the first {until} steps"
+        for ours in (m for m in cells if m.startswith("moorl") and "sac + lookahead" in cells):
+            gain, until = ahead(cells[ours], cells["sac + lookahead"])
+            over = f"{ours} over SAC + Lookahead, mean over the first {until} steps"
             found.append(Claim(f"{name}: {over}, points", gain, 0.0))
     return found
 
@@ -119,8 +119,8 @@ def ahead(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, int]:
 
 def _cell(text: str) -> tuple[str, str]:
     data_name, _, method_name = text.partition("/")
-    if data_name not in DATASETS | DEVELOPMENT or method_name not in METHODS:
-        sys.exit(f"no cell {text}; datasets {', '.join(DATASETS | DEVELOPMENT)}; methods {', '.join(METHODS)}")
+    if data_name not in DATASETS | DEVELOPMENT or method_name not in ALL:
+        sys.exit(f"no cell {text}; datasets {', '.join(DATASETS | DEVELOPMENT)}; methods {', '.join(ALL)}")
     return data_name, method_name
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 
 import torch
-from offline_cells import METHODS, Cell, Plan, measure_together, slug
+from offline_cells import ALL, Cell, Plan, measure_together, slug
 from offline_data import dataset, stored_at
 
 Job = tuple[Cell, ...]  # the cells of one process
@@ -66,7 +66,7 @@ def _collect(data_name: str, steps: int | None) -> None:
 
 def _jobs(cells: Sequence[Cell], together: bool) -> list[Job]:
     jobs: dict[object, list[Cell]] = {}
-    awaited = {METHODS[method_name].start for _, method_name in cells}
+    awaited = {ALL[method_name].start for _, method_name in cells}
     for cell in cells:
         jobs.setdefault(cell[1] if together and cell[1] in CHEAP and cell[1] not in awaited else cell, []).append(cell)
     return [tuple(job) for job in jobs.values()]
@@ -87,11 +87,11 @@ def _order(jobs: Iterable[Job]) -> list[Job]:
 def _chain(cell: Cell, cells: Collection[Cell]) -> float:
     """Minutes from the start of this cell to the end of the last one that waits for it."""
     after = [_chain(other, cells) for other in cells if _start(other) == cell]
-    return METHODS[cell[1]].cost + max(after, default=0.0)
+    return ALL[cell[1]].cost + max(after, default=0.0)
 
 
 def _start(cell: Cell) -> Cell | None:
-    start = METHODS[cell[1]].start
+    start = ALL[cell[1]].start
     return None if start is None else (cell[0], start)
 
 
