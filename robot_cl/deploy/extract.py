@@ -123,5 +123,14 @@ def write_command(topic: CommandTopic, values: np.ndarray, control_dt: float, st
 
 
 def read_command(topic: CommandTopic, message: Message) -> np.ndarray:
-    """values (n_channels,) of a command message: what a simulated robot obeys."""
-    return np.array([get_path(message, path) for path in command_paths(topic)])  # type: ignore[arg-type]
+    """values (n_channels,) of a command message: what a simulated robot obeys.
+
+    Raises ValueError with one sentence for a message that is not this topic's.
+    """
+    try:
+        values = [get_path(message, path) for path in command_paths(topic)]  # type: ignore[arg-type]
+        if len(message.get("data", values)) != len(values):
+            raise ValueError(f"{topic.topic} carries {len(message['data'])} values, expected {len(values)}")
+    except (LookupError, TypeError, AttributeError) as problem:
+        raise ValueError(f"{topic.topic} carries something that is no command of this robot ({problem!r})") from None
+    return np.array(values)

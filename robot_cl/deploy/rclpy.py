@@ -93,7 +93,7 @@ class RclpyTransport(InboxTransport):
         self.node.destroy_node()
         ros.shutdown(context=self._context)
 
-    def _listener(self, topic: StateTopic) -> Callable[[Any, Any], None]:
+    def _listener(self, topic: StateTopic) -> Callable[[Any], None]:
         def listen(message: Any) -> None:
             found: Message = from_fields(topic.type, message)
             try:

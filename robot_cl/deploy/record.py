@@ -215,14 +215,14 @@ def read_log(path: Path | str) -> Log:
     described, messages, whole = _records(Path(path))
     if not described:
         raise ValueError(f"{path} is no recording of robot-cl: there is no contract inside")
-    try:
-        names = json.loads(described["streams"])
-        contract, robot = Contract.from_json(described["contract"]), described["robot"]
-    except (KeyError, json.JSONDecodeError) as problem:
-        raise ValueError(f"{path} is a damaged recording: {problem}") from None
     none, modes = np.empty(0), np.empty(0, dtype="U8")
-    log = Log(contract, robot, names, none, modes, none, none, none, none, none, none, none, whole)
-    return _fill(log, messages)
+    try:
+        names = {stream: [str(n) for n in listed] for stream, listed in dict(json.loads(described["streams"])).items()}
+        contract, robot = Contract.from_json(described["contract"]), described["robot"]
+        log = Log(contract, robot, names, none, modes, none, none, none, none, none, none, none, whole)
+        return _fill(log, messages)
+    except (LookupError, TypeError, ValueError) as problem:
+        raise ValueError(f"{path} is a damaged recording: {problem}") from None
 
 
 def _records(path: Path) -> tuple[dict[str, str], list[tuple[str, Any]], bool]:
@@ -248,12 +248,14 @@ def _records(path: Path) -> tuple[dict[str, str], list[tuple[str, Any]], bool]:
                 whole = isinstance(record, Footer)
         except (McapError, EOFError, KeyError, struct.error, ValueError) as problem:
             if not described:
-                raise ValueError(f"{path} cannot be read as MCAP ({problem})") from None
+                raise ValueError(f"{path} cannot be read as MCAP ({str(problem) or type(problem).__name__})") from None
     return described, messages, whole
 
 
 def _fill(log: Log, messages: list[tuple[str, Any]]) -> Log:
     ticks = 1 + max((m.sequence for _, m in messages), default=-1)
+    if ticks > len(messages):
+        raise ValueError(f"{len(messages)} messages cannot be {ticks} ticks")
     found = {s: np.full((ticks, len(log.names.get(s, ()))), np.nan) for s in STREAMS}
     times, modes = np.full(ticks, np.nan), np.full(ticks, "", dtype="U8")
     for stream, message in messages:

@@ -256,16 +256,21 @@ class RobotSpec:
 
     def _check_limits(self) -> None:
         """A limit that nothing can keep is refused: whoever wrote it relies on it."""
-        rows = zip(self.channels, self.commands_positions(), self.speed_index(), strict=True)
-        for channel, same, speed_at in rows:
+        units = list(self.signals.values())
+        rows = zip(self.channels, self.commands_positions(), self.position_index(), self.speed_index(), strict=True)
+        for channel, same, at, speed_at in rows:
             name = f"command {channel.name!r}"
             if math.isfinite(channel.lead) and not same:
                 raise ValueError(f"{name} has a lead, but its position is not measured in {channel.unit}")
             if math.isfinite(channel.velocity) and (channel.is_position or speed_at < 0):
                 why = "commands a position: give it a rate" if channel.is_position else "has no measured speed"
                 raise ValueError(f"{name} has a velocity limit, but {why}")
-            if (channel.lowest, channel.highest) != (-math.inf, math.inf) and not channel.is_speed:
+            if (channel.lowest, channel.highest) == (-math.inf, math.inf):
+                continue
+            if not channel.is_speed:
                 raise ValueError(f"{name} is in {channel.unit}; lowest and highest bound velocity commands alone")
+            if at >= 0 and f"{units[at]}/s" != channel.unit:
+                raise ValueError(f"{name} is in {channel.unit}, its position in {units[at]}: give both one unit")
 
     def position_index(self) -> np.ndarray:
         """(n_commands,) index among the signals of each channel's measured position, −1 where there is none."""

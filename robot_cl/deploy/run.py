@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from robot_cl.deploy.actuation import Actuation
 from robot_cl.deploy.bundle import PolicyBundle, read_contract
 from robot_cl.deploy.caller import ThreadCaller
 from robot_cl.deploy.clock import Clock, MonotonicClock
@@ -74,9 +75,15 @@ class RunReport:
 
 def check(bundle: Path | str, robot: Path | str) -> list[Finding]:
     """Everything in which contract and robot file differ; empty if nothing does. Raises OSError, ValueError."""
-    contract = read_contract(bundle)
+    contract, spec = read_contract(bundle), load_robot(robot)
     PolicyBundle.load(bundle)
-    return compare(contract, load_robot(robot))
+    found = compare(contract, spec)
+    if not any(f.blocks for f in found):
+        try:
+            Actuation(contract, spec)
+        except ValueError as problem:  # a fallback or a limit needs what this robot does not measure
+            found.append(Finding(True, str(problem)))
+    return found
 
 
 def run(

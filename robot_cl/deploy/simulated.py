@@ -27,7 +27,8 @@ class NodeLike(Protocol):
 class SimulatedRobot:
     """Steps a plant once per control period and talks as the robot would. Remembers the last command.
 
-    Until a first command arrives the plant stands still. `count` is how many commands were received.
+    Until a first command arrives the plant stands still. `count` is how many commands were received, `refused` how many
+    messages were none, which change nothing.
     """
 
     def __init__(self, spec: RobotSpec, plant: Plant, node: NodeLike, clock: Clock):
@@ -36,7 +37,7 @@ class SimulatedRobot:
         self._writers = [(t, node.writer(lead + t.topic, t.type)) for t in spec.state]
         self._readers = [(t, node.reader(lead + t.topic, t.type)) for t in spec.command]
         self.command = np.full(len(spec.channels), np.nan)
-        self.count = 0
+        self.count = self.refused = 0
 
     def step(self) -> None:
         """Take commands, move, publish."""
@@ -49,8 +50,12 @@ class SimulatedRobot:
         at = 0
         for topic, reader in self._readers:
             for data, _ in reader.take():
-                message = decode(topic.type, data) if isinstance(data, bytes) else data
-                self.command[at : at + len(topic.channels)] = read_command(topic, message)
+                try:
+                    message = decode(topic.type, data) if isinstance(data, bytes) else data
+                    self.command[at : at + len(topic.channels)] = read_command(topic, message)
+                except ValueError:
+                    self.refused += 1
+                    continue
                 self.count += 1
             at += len(topic.channels)
 

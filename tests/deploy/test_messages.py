@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robot_cl.deploy.cdr import Layout, ReadTemplate, WriteTemplate, decode, encode
+from robot_cl.deploy.clock import VirtualClock
 from robot_cl.deploy.extract import (
     command_paths,
     command_template,
@@ -20,8 +21,10 @@ from robot_cl.deploy.extract import (
     write_command,
     write_state,
 )
+from robot_cl.deploy.loopback import JointPlant
 from robot_cl.deploy.messages import SCHEMAS, blank, split_type
 from robot_cl.deploy.robot import CommandChannel, CommandTopic, RobotSpec, StateTopic
+from robot_cl.deploy.simulated import SimulatedRobot
 
 rosbags = pytest.importorskip("rosbags.typesys")
 STORE = rosbags.get_typestore(rosbags.Stores.ROS2_JAZZY)
@@ -208,3 +211,32 @@ def test_every_float_lies_on_an_eight_byte_slot() -> None:
 def test_a_dictionary_that_is_no_joint_state_is_refused(junk: dict) -> None:
     with pytest.raises(ValueError):
         read_state(JOINTS, junk)
+
+
+def test_a_command_of_another_shape_leaves_a_simulated_robot_as_it_is(arm: RobotSpec) -> None:
+    class Wire:
+        """Both sides of a middleware that carries whatever it is given."""
+
+        def __init__(self) -> None:
+            self.waiting: list[Any] = []
+
+        def reader(self, topic: str, kind: str) -> Wire:
+            return self
+
+        writer = reader
+
+        def take(self) -> list[tuple[Any, int]]:
+            found, self.waiting = [(m, 0) for m in self.waiting], []
+            return found
+
+        def write(self, message: Any) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    wire = Wire()
+    robot = SimulatedRobot(arm, JointPlant(arm), wire, VirtualClock())
+    wire.waiting = [{"data": data} for data in ([0.5, 0.25], [0.1], [1.0, 2.0, 3.0], [None, 1])] + [{}, b"\0\1"]
+    robot.step()
+    assert robot.command.tolist() == [0.5, 0.25] and (robot.count, robot.refused) == (1, 5)

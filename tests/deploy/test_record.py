@@ -15,10 +15,11 @@ import pytest
 pytest.importorskip("mcap")
 
 from robot_cl.deploy.bundle import PolicyBundle
+from robot_cl.deploy.cdr import encode
 from robot_cl.deploy.contract import Contract
 from robot_cl.deploy.faults import Fault
 from robot_cl.deploy.modes import Mode, Step
-from robot_cl.deploy.record import Recorder, drives, read_log
+from robot_cl.deploy.record import STRING, Recorder, drives, read_log
 from robot_cl.deploy.robot import RobotSpec
 
 DT = 0.02
@@ -160,6 +161,26 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path, arm: RobotSpec,
     (tmp_path / "b.mcap").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match="cannot be read as MCAP"):
         read_log(tmp_path / "b.mcap")
+
+
+@pytest.mark.parametrize(
+    ("streams", "status", "sequence"),
+    [("[1]", '{"mode": "hold"}', 0), ("{}", "{}", 0), ("{}", "hold", 0), ("{}", '{"mode": "hold"}', 4_000_000_000)],
+)
+def test_a_recording_that_was_tampered_with_is_refused(
+    tmp_path: Path, arm_contract: Contract, streams: str, status: str, sequence: int
+) -> None:
+    from mcap.writer import Writer
+
+    with (tmp_path / "a.mcap").open("wb") as file:
+        writer = Writer(file)
+        writer.start()
+        writer.add_metadata("robot_cl", {"contract": arm_contract.to_json(), "robot": "arm", "streams": streams})
+        channel = writer.register_channel("/robot_cl/status", "cdr", writer.register_schema(STRING, "ros2msg", b""))
+        writer.add_message(channel, 1, encode(STRING, {"data": status}), 1, sequence)
+        writer.finish()
+    with pytest.raises(ValueError, match="damaged recording"):
+        read_log(tmp_path / "a.mcap")
 
 
 def test_a_recording_cut_short_by_a_crash_gives_what_is_left(

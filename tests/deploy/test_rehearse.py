@@ -115,6 +115,14 @@ def test_check_lists_what_differs(make_bundle: MakeBundle, robot_file: Path, arm
     assert [f.blocks for f in found] == [True, True, False] and "did you mean 'elbw.position'" in found[0].text
 
 
+def test_check_says_what_a_fallback_would_need(make_bundle: MakeBundle, robot_file: Path, arm_dict: dict) -> None:
+    for channel in arm_dict["command"][0]["channels"]:
+        channel["measured"] = "waist.velocity"
+    robot_file.write_text(yaml.safe_dump(arm_dict))
+    (found,) = check(make_bundle(), robot_file)
+    assert found.blocks and "has no measured position, so `stop` must be a number" in found.text
+
+
 @pytest.mark.parametrize("armed", [True, False])
 def test_a_run_on_loopback_drives_or_shadows_records_and_obeys(
     make_bundle: MakeBundle, robot_file: Path, tmp_path: Path, armed: bool

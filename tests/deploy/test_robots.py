@@ -167,6 +167,15 @@ def test_the_ur5e_fits_a_policy_of_joint_positions() -> None:
         (lambda d: d["command"][0]["channels"][0].update(unit="rad/s", name="elbow", damp=0.0, stop=0.0), "hold of"),
         (lambda d: d["command"][0]["channels"][0].update(unit="N m", name="e", hold=0.0, stop=0.0), "damp of"),
         (
+            lambda d: (
+                d["state"]["joints"].update(joint_unit="deg"),
+                d["command"][0]["channels"][0].update(
+                    unit="rad/s", name="elbow.velocity", hold=0.0, damp=0.0, stop=0.0, highest=1.0
+                ),
+            ),
+            "its position in deg",
+        ),
+        (
             lambda d: d["command"][0].update(
                 type="geometry_msgs/msg/Twist",
                 channels=[{**c, "field": "linear.x"} for c in d["command"][0]["channels"]],
