@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from policies.critics import CriticConfig
+from robot_cl.data.sampler import Sampler
+from robot_cl.learners.graph import Updates
 from robot_cl.learners.moorl import MOORL, MOORLConfig, Tasks
+from robot_cl.learners.replay import ReplayBuffer
 from robot_cl.learners.returns import returns_to_go
 from robot_cl.learners.sac import SAC, SACConfig, joined, tanh_actor
 
@@ -118,3 +121,14 @@ def test_one_buffer_is_refused(transitions):
         MOORL(MOORLConfig(**SMALL), 4, 2).update_online(transitions(1, 8), None)
     with pytest.raises(ValueError, match="inner is 0"):
         MOORLConfig(inner=0)
+
+
+@pytest.mark.parametrize("tasks, whole, rows", [("both", False, 4), ("both", True, 8), ("joined", True, 4)])
+def test_a_buffer_gives_half_a_batch_or_a_whole_one(tasks, whole, rows, transitions):
+    learner = MOORL(MOORLConfig(**SMALL, tasks=Tasks(tasks), whole_batches=whole), 4, 2)
+    data, seen, update = transitions(40), [], learner.update_online
+    buffer = ReplayBuffer(40, 1, 4, 2)
+    buffer.add_packed(transitions(1, 40, seed=1).pack())
+    learner.update_online = lambda *batches: [seen.append(b.reward.shape[1]) for b in batches] and update(*batches)
+    Updates(learner, Sampler.over(data, learner.rng), buffer, 8).online()
+    assert seen == [rows, rows]
