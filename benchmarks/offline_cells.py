@@ -23,6 +23,7 @@ from robot_cl.evaluate import evaluate
 from robot_cl.learners.base import LearnerConfig
 from robot_cl.learners.bc import BCConfig
 from robot_cl.learners.cal_ql import CalQLConfig
+from robot_cl.learners.incumbent import IncumbentConfig
 from robot_cl.learners.iql import IQLConfig
 from robot_cl.learners.lcb import LCBConfig
 from robot_cl.learners.moorl import MOORLConfig, Tasks
@@ -136,12 +137,14 @@ METHODS = {
     "wsrl": Method(WSRLConfig, online=True, start="near-best bc", cost=5.3),
 }
 # Other options of some, from which those of METHODS are chosen on development data.
+COMES_BACK = IncumbentConfig(trials=3, lost=0.2)
 TRIALS = {
-    "wsrl, loose": Method(
-        lambda: WSRLConfig(kl_per_action=0.2, anchor_tau=1e-3), online=True, start="near-best bc", cost=5.3
-    ),
-    "wsrl, actor every 2": Method(
-        lambda: WSRLConfig(actor_every=2, anchor_tau=6e-4), online=True, start="near-best bc", cost=5
+    "wsrl, comes back": Method(lambda: WSRLConfig(incumbent=COMES_BACK), online=True, start="near-best bc", cost=5.3),
+    "wsrl, loose, comes back": Method(
+        lambda: WSRLConfig(kl_per_action=0.2, anchor_tau=1e-3, incumbent=COMES_BACK),
+        online=True,
+        start="near-best bc",
+        cost=5.3,
     ),
     "moorl, whole batches": Method(
         lambda: MOORLConfig(inner=1, meta=1.0, whole_batches=True, **BRISK), online=True, cost=5.5

@@ -47,8 +47,12 @@ class IncumbentConfig:
     trials: int = 0  # episodes of a challenger before it can take over, at most twice as many; 0: the last is published
     rest: int = 3  # exploring episodes between two challengers, where a seed has one world
     deviations: float = 2.0  # standard errors by which a challenger must have earned more
+    lost: float | None = None  # share of the incumbent's return; where a challenger surely earns so much less, learning
+    # goes on from the incumbent; none: from wherever it has come to
 
     def __post_init__(self) -> None:
+        if self.lost is not None and not 0.0 < self.lost <= 1.0:
+            raise ValueError(f"incumbent.lost is {self.lost}; expected a share above 0 and up to 1, or none")
         if self.trials < 0 or self.trials == 1 or self.rest < 0 or self.deviations < 0.0:
             raise ValueError(
                 f"incumbent.trials is {self.trials}, rest {self.rest} and deviations {self.deviations}; expected 0 or "
@@ -186,8 +190,18 @@ class Incumbent:
             counts[Counts.won] += 1
         elif gain > 0.0 and tried < 2 * self.config.trials:
             return
+        elif self.config.lost is not None and gain < -self.config.deviations * error:
+            total, episodes = float(self.records[p, 0, 1]), float(self.records[p, 0, 0])
+            if gain < -self.config.lost * abs(total / episodes):
+                self._come_back(p)
         counts[Counts.trying], counts[Counts.rested] = 0, 0
         self.roles[p][self.roles[p] != Role.explores] = Role.explores  # what else is being played no longer counts
+
+    def _come_back(self, p: int) -> None:
+        """Learning goes on from the incumbent; what values have learned meanwhile, they keep."""
+        for candidate in self.candidates():
+            for mine, theirs in zip(candidate.parameters(), self.policies[Role.incumbent].parameters(), strict=True):
+                mine[p].copy_(theirs[p])
 
     def _next(self, p: int, w: int, last: Role) -> Role:
         """Who plays the next episode of a world."""
@@ -234,13 +248,13 @@ class Incumbent:
 def gained(one: Tensor, other: Tensor) -> tuple[float, float]:
     """Mean return of the other less that of the one, and its standard error with a common variance (Student's t).
 
-    Both are [episodes, Σ return, Σ return²]; with fewer than two of either the error is infinite.
+    Both are [episodes, Σ return, Σ return²]; with one episode each the error is infinite.
     """
     (n, total, squares), (m, others, other_squares) = one.tolist(), other.tolist()
     if min(n, m) < 1:
         return 0.0, math.inf
     gain = others / m - total / n
-    if min(n, m) < 2:
+    if n + m < 3:
         return gain, math.inf
     spread = max(squares - total**2 / n, 0.0) + max(other_squares - others**2 / m, 0.0)
     return gain, math.sqrt(spread / (n + m - 2) * (1.0 / n + 1.0 / m))

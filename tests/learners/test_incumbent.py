@@ -163,6 +163,20 @@ def test_candidates_are_tried_in_turn(transitions):
     assert tried[:4] == [[True, False], [False, True]] * 2
 
 
+@pytest.mark.parametrize("earned, back", [(70.0, True), (90.0, False)])
+def test_learning_goes_on_from_the_incumbent_where_a_challenger_has_lost_much(earned, back):
+    learner = off_policy(lost=0.2)
+    for value in (99.0, 101.0):
+        episode(learner, value)
+    first = weights(learner.policy())
+    episode(learner, 100.0)
+    move(learner)
+    episode(learner, 100.0)
+    assert episode(learner, earned).item() == Role.challenger
+    for candidate in (learner.actor, *learner.candidates):
+        assert torch.equal(weights(candidate), first) == back
+
+
 def test_without_learning_nothing_is_tried():
     learner = off_policy()
     assert Role.challenger not in [Role(episode(learner, 1.0).item()) for _ in range(12)]
@@ -224,7 +238,7 @@ def test_the_collector_tells_which_episodes_are_over_and_what_they_earned():
     assert told == pytest.approx(rollout.reward[p, : t + 1, w].sum().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"trials": 1}, {"trials": -2}, {"rest": -1}, {"deviations": -1.0}])
+@pytest.mark.parametrize("options", [{"trials": 1}, {"trials": -2}, {"rest": -1}, {"deviations": -1.0}, {"lost": 0.0}])
 def test_senseless_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         IncumbentConfig(**options)
