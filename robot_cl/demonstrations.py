@@ -8,7 +8,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from robot_cl.data.store import StoredDataset
+from robot_cl.data.store import Episode, StoredDataset
 
 BLOCK = 25  # steps that are kept aside together where a single episode has to be divided
 
@@ -36,12 +36,7 @@ class Demonstrations:
     @classmethod
     def of(cls, dataset: StoredDataset, count: int, pick: Pick = Pick.first) -> Demonstrations:
         """`count` complete episodes of a dataset. Raises ValueError if it has fewer."""
-        whole = [episode for episode in dataset.episodes() if episode.complete]
-        if not 1 <= count <= len(whole):
-            raise ValueError(f"demos={count}, but {dataset.name} has {len(whole)} complete episodes; ask for 1 to that")
-        if pick is Pick.best:
-            whole.sort(key=lambda episode: -episode.ret)
-        data, taken = dataset.transitions(), whole[:count]
+        data, taken = dataset.transitions(), picked(dataset, count, pick)
         parts = [slice(episode.start, episode.stop) for episode in taken]
         number = [torch.full((part.stop - part.start,), k) for k, part in enumerate(parts)]
         return cls(
@@ -75,3 +70,13 @@ class Demonstrations:
 
     def where(self, rows: Tensor) -> Demonstrations:
         return Demonstrations(self.obs[rows], self.action[rows], self.episode[rows])
+
+
+def picked(dataset: StoredDataset, count: int, pick: Pick = Pick.first) -> list[Episode]:
+    """`count` complete episodes of a dataset. Raises ValueError if it has fewer."""
+    whole = [episode for episode in dataset.episodes() if episode.complete]
+    if not 1 <= count <= len(whole):
+        raise ValueError(f"demos={count}, but {dataset.name} has {len(whole)} complete episodes; ask for 1 to that")
+    if pick is Pick.best:
+        whole.sort(key=lambda episode: -episode.ret)
+    return whole[:count]

@@ -189,7 +189,8 @@ def reinitialised(base: nn.Module, seed: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Row:
-    """One line: returns (draws, episodes), their mean with its interval over both, and its share of the expert's."""
+    """One line: returns (draws, episodes), their mean with its interval over both, and its share of the expert's, None
+    where that is unknown or not above 0."""
 
     name: str
     what: str
@@ -206,7 +207,7 @@ class Row:
         mean = float(np.mean(returns))
         return cls(
             name, what, count, [r.tolist() for r in returns], mean, (found.low, found.high) if found else None,
-            mean / expert if expert else None,
+            mean / expert if expert and expert > 0 else None,
         )  # fmt: skip
 
 
@@ -229,15 +230,10 @@ def table(
     count, made = draws[0].episodes, []
     for name in names:
         method, what = described(name)
-        returns: list[np.ndarray] = []
-        try:
-            for k, row in enumerate(rows):
-                returns.append(keep(key_of(name, count, k), partial(_played, row, method, play)))
-        except ValueError:
-            if len(known.skills) > 1:  # with one skill there is nothing to exchange, and that row is left out
-                raise
-        if returns:
-            made.append(Row.of(name, what, 0 if name in FREE else count, returns, expert))
+        if method == "permuted" and len(known.skills) < 2:
+            continue  # there is nothing to exchange
+        returns = [keep(key_of(name, count, k), partial(_played, row, method, play)) for k, row in enumerate(rows)]
+        made.append(Row.of(name, what, 0 if name in FREE else count, returns, expert))
     return made
 
 

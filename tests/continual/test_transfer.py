@@ -79,6 +79,21 @@ def test_every_row_and_intervention_is_played_and_the_teacher_is_found_among_the
         assert row.share == pytest.approx(row.mean) and np.shape(row.returns) == (2, 5)
 
 
+def test_with_one_skill_the_exchange_is_left_out_and_a_row_that_fails_says_so(
+    known: Known, demos: Demonstrations
+) -> None:
+    one, play = replace(known, skills={"a": known.skills["a"]}), play_against(known)
+    names = ["best skill", "I3 exchanged skills"]
+    assert [r.name for r in transfer.table(one, [demos], SETTINGS, play, 1.0, names)] == ["best skill"]
+    with pytest.raises(ValueError, match="smaller learning rate"):
+        transfer.table(one, [demos], replace(SETTINGS, adapter_lr=1e30), play, 1.0, ["scratch"])
+
+
+@pytest.mark.parametrize("expert", [None, 0.0, -3.0])
+def test_there_is_no_share_of_a_return_that_is_not_above_zero(expert: float | None) -> None:
+    assert transfer.Row.of("base", "", 0, [np.array([-6.0, -6.0])], expert).share is None
+
+
 def test_scratch_forgets_the_base_and_fine_tuning_starts_from_it(known: Known, demos: Demonstrations) -> None:
     rows = transfer.TransferRows(known, demos, replace(SETTINGS, adapter_steps=0))
     obs = demos.obs[:8]
