@@ -194,7 +194,8 @@ class _Stage:
             result |= {"return": rough.plant.total, "calm_return": calm.plant.total}
             returns = f"return {rough.plant.total:.1f} against {calm.plant.total:.1f} in calm"
             words += f", {returns}"
-            if rough.plant.total < self.options.keep * calm.plant.total:
+            # What may be lost is a share of the return's size: half of a negative return would be a gain.
+            if rough.plant.total < calm.plant.total - (1 - self.options.keep) * abs(calm.plant.total):
                 problem = problem or f"{returns}: less than the share of {self.options.keep:g} to be kept"
             if rough.plant.fell and not calm.plant.fell:
                 problem = problem or f"the robot fell after {rough.plant.steps * self.dt:.2f} s, in calm it does not"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from robot_cl.deploy.runner import Runner
 from sim.robots import frames
 
 MakeBundle = Callable[..., Path]
+VEHICLE = Path(__file__).parents[2] / "configs" / "robot" / "vehicle.yaml"
 
 
 @pytest.fixture
@@ -258,6 +260,20 @@ def test_without_faults_a_loopback_drive_is_the_simulation_to_the_last_bit() -> 
     assert steps > 20 and plant.steps == steps
     assert (plant.obs == obs[0]).all()
     assert plant.total == pytest.approx(total, rel=1e-6)  # here the control cost is summed in float32
+
+
+def test_a_return_below_zero_is_kept_by_a_drive_that_is_no_worse(tmp_path: Path, linear: Callable[..., bytes]) -> None:
+    interface = sim.make("vehicle-waypoint", threads=1).interface
+    model = linear(interface.obs_dim, interface.act_dim)
+    contract = Contract(
+        hashlib.sha256(model).hexdigest(), len(model), "t", interface.control_dt, interface.digest,
+        *terms_from_interface(interface), task="vehicle-waypoint",
+    )  # fmt: skip
+    (tmp_path / "policy.onnx").write_bytes(model)
+    (tmp_path / "contract.json").write_text(contract.to_json())
+    found = rehearse(tmp_path, VEHICLE, RehearseOptions(seconds=2.0))
+    assert found.result["calm_return"] < 0 and found.result["return"] == found.result["calm_return"]
+    assert found.checks[0].passed, found.checks[0].detail
 
 
 def test_a_world_of_another_interface_is_refused() -> None:
