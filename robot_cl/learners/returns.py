@@ -97,7 +97,7 @@ def fit_returns(
         opt.step()
         return {"loss": loss.detach()}
 
-    captured = Captured(learner)
+    captured = Captured(learner, learner.captured.fixed)
     for _ in range(min(steps, 20 * len(data) // batch + 1)):
         captured("returns", update)
     opt.lr = before

@@ -13,6 +13,7 @@ from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.cal_ql import CalQL, CalQLConfig, conservative_gap
+from robot_cl.learners.graph import Captured
 from robot_cl.learners.lcb import BETA_RANGE, LCB, LCBConfig, action_disagreement, beta_for
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.percent_bc import PercentBC, PercentBCConfig
@@ -175,6 +176,20 @@ def test_values_begin_at_the_returns_that_the_data_earned():
         for net in (learner.soft.critic, learner.soft.target):
             found = net(learner.actor.normalizer(obs), data.action)
             assert ((found - data.reward).abs().mean(-1) < 5.0).all()
+
+
+def test_values_begin_at_the_same_returns_where_updates_are_replayed(transitions):
+    found = []
+    for fixed in (False, True):
+        learner = CalQL(CalQLConfig(**SMALL, returns_steps=20), 4, 2, seeds=2)
+        learner.captured = Captured(learner, fixed)
+        learner.prepare(transitions(600))
+        found.append([p.detach().clone() for p in (*learner.reference.parameters(), *learner.soft.target.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    still = CalQL(CalQLConfig(**SMALL, returns_steps=0), 4, 2, seeds=2)
+    before = [p.clone() for p in still.reference.parameters()]
+    still.prepare(transitions(600))
+    assert all(torch.equal(a, b) for a, b in zip(before, still.reference.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("cls, config", [(CalQL, CalQLConfig), (WSRL, WSRLConfig), (LCB, LCBConfig)])
