@@ -17,13 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dynamics.ensemble import Ensemble
+from dynamics.model_file import check_finite, check_room, read_model, restored
 from policies.networks import StackedMLP
 
+PARTS = ("feature", "residual", "act")  # of the evidence, with a dimension each
 RESIDUAL_LIMIT = 10.0  # standard deviations of the data's changes; what is beyond says no more
 
 
@@ -135,7 +136,7 @@ class ActionFlow(nn.Module):
 
     def save(self, path: Path | str) -> None:
         """Weights and configuration in one safetensors file."""
-        about = {k: getattr(self, k) for k in ("feature_dim", "residual_dim", "act_dim")}
+        about = {f"{k}_dim": getattr(self, f"{k}_dim") for k in PARTS}
         told = json.dumps({**about, "config": asdict(self.config)})
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         save_file(tensors, str(path), metadata={"robot_cl.action_flow": told})
@@ -143,18 +144,16 @@ class ActionFlow(nn.Module):
     @classmethod
     def load(cls, path: Path | str) -> ActionFlow:
         """Inverse of `save`. Raises OSError if there is no such file, ValueError if it holds something else."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no action flow at {path}; ActionFlow.save writes one")
-        with safe_open(str(path), framework="pt") as file:
-            about = (file.metadata() or {}).get("robot_cl.action_flow")
-            if about is None:
-                raise ValueError(f"{path} holds no action flow; expected a file written by ActionFlow.save")
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (the handle is no dict)
-        told = json.loads(about)
-        config = FlowConfig(**told.pop("config"))
-        flow = cls(**told, config=config, rng=torch.Generator())
-        flow.load_state_dict(tensors)
-        return flow
+        told, tensors = read_model(path, "robot_cl.action_flow", "action flow", "ActionFlow")
+
+        def make() -> ActionFlow:
+            c, (seen, residual, act) = FlowConfig(**told["config"]), (int(told[f"{k}_dim"]) for k in PARTS)
+            encoder, field = [act, *c.encoder_hidden, c.latent], [c.latent, *c.hidden, act]
+            check_room(tensors, 1, encoder, field)
+            check_finite(tensors)
+            return cls(seen, residual, act, c, torch.Generator())
+
+        return restored(path, tensors, make)
 
 
 def draw(pool: RegimePool, rows: int, evidence: int, rng: torch.Generator) -> tuple[Tensor, ...]:
@@ -214,8 +213,9 @@ def times(config: FlowConfig, rng: torch.Generator) -> Tensor:
 
 
 def leak_batch(pool: RegimePool, evidence: int, rng: torch.Generator, rows: int = 4096) -> tuple[Tensor, Tensor]:
-    """Evidence (B, K, W) and planned actions (B, act_dim) as training would draw them."""
-    seen, _, _, planned, _ = draw(pool, rows, evidence, rng)
+    """Evidence (B, K, W) and planned actions (B, act_dim) as training would draw them, `rows` or as many as `leak` asks
+    for."""
+    seen, _, _, planned, _ = draw(pool, max(rows, 4 * evidence * pool.evidence.shape[-1]), evidence, rng)
     return seen, planned
 
 
@@ -232,8 +232,9 @@ def leak(evidence: Tensor, planned: Tensor, ridge: float = 1e-2) -> float:
         raise ValueError(f"{len(x)} rows cannot show a leak through {x.shape[1]} numbers of evidence; pass more")
     gram = x[:half].T @ x[:half] + ridge * half * torch.eye(x.shape[1], dtype=torch.float64)
     weights = torch.linalg.solve(gram, x[:half].T @ y[:half])
-    rest = (y[half:] - x[half:] @ weights).square().mean(0) / y[half:].square().mean(0).clamp_min(1e-12)
-    return float((1.0 - rest).clamp(0.0, 1.0).max())
+    spread = y[half:].square().mean(0)
+    told = 1.0 - (y[half:] - x[half:] @ weights).square().mean(0) / spread.clamp_min(1e-12)
+    return float(torch.where(spread > 1e-12, told, 0.0).clamp(0.0, 1.0).max())  # what never varies is no secret
 
 
 def body_frame(heading: int, x: int, y: int, scale: Tensor, others: Sequence[int] = (), units: float = 1.0) -> Coder:

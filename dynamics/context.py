@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dynamics.action_flow import Coder, FlowConfig, pooled
 from dynamics.ensemble import Ensemble
+from dynamics.model_file import check_finite, check_room, read_model, restored
 from dynamics.pairs import Family
 from policies.networks import StackedMLP
 from policies.policy import Policy
@@ -67,15 +67,17 @@ class ContextModel(nn.Module):
     def fit(self, runs: Runs, rng: torch.Generator) -> list[float]:
         """Minimise the normalised error of single steps given others, consecutive ones, of the same regime.
 
-        Returns the loss of every update.
+        Returns the loss of every update. Raises ValueError for regimes too short to keep a step out of its evidence.
         """
         c, (regimes, count) = self.config, runs.action.shape[:2]
+        if count <= c.evidence:
+            raise ValueError(f"regimes of {count} steps hold no evidence of {c.evidence} beside the step asked about")
         mine = [*self.encoder.parameters(), *self.correction.parameters()]
         opt = torch.optim.Adam(mine, lr=c.lr, fused=True)
         decay, losses = torch.optim.lr_scheduler.CosineAnnealingLR(opt, c.updates), []
         for _ in range(c.updates):
             r, q = (torch.randint(n, (c.batch,), generator=rng) for n in (regimes, count))
-            start = q + 1 + torch.randint(max(count - c.evidence, 1), (c.batch,), generator=rng)  # never q itself
+            start = q + 1 + torch.randint(count - c.evidence, (c.batch,), generator=rng)  # never q itself
             pick = (start.unsqueeze(1) + torch.arange(c.evidence)) % count
             mask = torch.arange(c.evidence) < torch.randint(1, c.evidence + 1, (c.batch, 1), generator=rng)
             latent = pooled(self.encoder, runs.evidence[r.unsqueeze(1), pick], mask)
@@ -101,17 +103,16 @@ class ContextModel(nn.Module):
     @classmethod
     def load(cls, path: Path | str, nominal: Ensemble, coder: Coder) -> ContextModel:
         """Inverse of `save`. Raises OSError if there is no such file, ValueError if it holds something else."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no context model at {path}; ContextModel.save writes one")
-        with safe_open(str(path), framework="pt") as file:
-            about = (file.metadata() or {}).get("robot_cl.context_model")
-            if about is None:
-                raise ValueError(f"{path} holds no context model; expected a file written by ContextModel.save")
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (the handle is no dict)
-        told = json.loads(about)
-        model = cls(nominal, coder, told["evidence_dim"], FlowConfig(**told["config"]), torch.Generator())
-        model.load_state_dict({**{f"nominal.{k}": v for k, v in nominal.state_dict().items()}, **tensors})
-        return model
+        told, tensors = read_model(path, "robot_cl.context_model", "context model", "ContextModel")
+
+        def make() -> ContextModel:
+            c, evidence_dim = FlowConfig(**told["config"]), int(told["evidence_dim"])
+            check_room(tensors, 1, [evidence_dim, *c.encoder_hidden, c.latent], [c.latent, *c.hidden, nominal.obs_dim])
+            check_finite(tensors)
+            return cls(nominal, coder, evidence_dim, c, torch.Generator())
+
+        below = {f"nominal.{k}": v for k, v in nominal.state_dict().items()}
+        return restored(path, {**tensors, **below}, make)
 
 
 class ContextPlanner:

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dynamics.model_file import check_finite, check_room, read_model, restored
 from policies.networks import ACTIVATIONS, StackedMLP
 from policies.normalizer import Normalizer
 
@@ -256,18 +256,17 @@ class Ensemble(nn.Module):
     @classmethod
     def load(cls, path: Path | str) -> Ensemble:
         """Inverse of `save`. Raises OSError if there is no such file, ValueError if it holds something else."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no dynamics model at {path}; Ensemble.save writes one")
-        with safe_open(str(path), framework="pt") as file:
-            about = (file.metadata() or {}).get("robot_cl.ensemble")
-            if about is None:
-                raise ValueError(f"{path} holds no dynamics ensemble; expected a file written by Ensemble.save")
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (the handle is no dict)
-        told = json.loads(about)
-        config = EnsembleConfig(**told["config"])
-        model = cls(told["obs_dim"], told["act_dim"], config, [torch.Generator() for _ in range(config.members)])
-        model.load_state_dict(tensors)
-        return model
+        told, tensors = read_model(path, "robot_cl.ensemble", "dynamics model", "Ensemble")
+
+        def make() -> Ensemble:
+            config, obs_dim, act_dim = EnsembleConfig(**told["config"]), int(told["obs_dim"]), int(told["act_dim"])
+            check_room(tensors, config.members, [obs_dim, *config.hidden, obs_dim], config.reward_hidden)
+            check_finite(tensors, ("obs_low", "obs_high", "reward_range"))
+            if not ((tensors["elites"] >= 0) & (tensors["elites"] < config.members)).all():
+                raise ValueError(f"elites {tensors['elites'].tolist()} of {config.members} members")
+            return cls(obs_dim, act_dim, config, [torch.Generator() for _ in range(config.members)])
+
+        return restored(path, tensors, make)
 
 
 def _slots(member: Tensor, members: int) -> tuple[Tensor, int]:

@@ -36,8 +36,8 @@ class PlannerConfig:
 
     def __post_init__(self) -> None:
         self.effective = (float(self.effective[0]), float(self.effective[1]))
-        if min(self.samples, self.horizon, self.iterations) < 1 or self.sigma <= 0.0:
-            raise ValueError("samples, horizon and iterations must be at least 1 and sigma positive")
+        if min(self.samples - 1, self.horizon, self.iterations) < 1 or self.sigma <= 0.0:
+            raise ValueError("samples must be at least 2, horizon and iterations at least 1 and sigma positive")
         if not 0.0 < self.effective[0] < self.effective[1] < 1.0:
             raise ValueError(f"effective is a range of shares, 0 < low < high < 1, got {self.effective}")
         if not (0.0 <= self.policy_share < 1.0 and 0.0 <= self.smoothness < 1.0):
@@ -134,7 +134,7 @@ class MPPI:
     def _candidates(self, obs: Tensor, plan: Tensor) -> Tensor:
         """(B, K, H, act_dim) within bounds: the plan itself, the policy's proposals, the plan perturbed."""
         c = self.config
-        proposed = round(c.policy_share * c.samples) if self.propose else 0
+        proposed = min(round(c.policy_share * c.samples), c.samples - 1) if self.propose else 0  # the plan stays in
         noise = torch.randn(len(obs), c.samples - proposed, c.horizon, self.act_dim, generator=self.rng)
         if c.smoothness:
             for h in range(1, c.horizon):

@@ -140,6 +140,22 @@ def test_a_saved_flow_comes_back_bit_for_bit(flow: ActionFlow, tmp_path: Path) -
     assert torch.equal(back(*arguments), flow(*arguments))
     with pytest.raises(OSError, match="no action flow"):
         ActionFlow.load(tmp_path / "none.safetensors")
+    whole = (tmp_path / "flow.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-4])
+    with pytest.raises(ValueError, match="is damaged"):
+        ActionFlow.load(tmp_path / "cut.safetensors")
+    length = len(whole).to_bytes(8, "little")
+    (tmp_path / "long.safetensors").write_bytes(length + whole[8:])
+    with pytest.raises(ValueError, match="is damaged"):
+        ActionFlow.load(tmp_path / "long.safetensors")
+
+
+def test_an_action_that_never_varies_is_no_leak_and_wide_evidence_gets_more_rows(pool: RegimePool) -> None:
+    still = RegimePool(pool.evidence, pool.features, torch.zeros_like(pool.planned), pool.answer)
+    assert action_flow.leak(*action_flow.leak_batch(still, K, torch.Generator().manual_seed(0))) == 0.0
+    wide = RegimePool(torch.rand(2, 9, 130), torch.rand(2, 5, 1), torch.rand(2, 5, 2), torch.rand(2, 5, 2))
+    seen, planned = action_flow.leak_batch(wide, 3, torch.Generator().manual_seed(0), rows=16)
+    assert len(seen) == len(planned) == 4 * 3 * 130  # `leak` refuses fewer than twice the numbers of evidence
 
 
 def test_a_single_step_is_trained_where_it_is_taken() -> None:

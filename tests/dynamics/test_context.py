@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,3 +52,24 @@ def test_planning_in_context_reaches_the_goal_with_a_changed_robot(
     for _ in range(60):
         obs = vehicle.drive(obs, torch.as_tensor(planner.act(obs.numpy())) * change)
     assert np.linalg.norm(obs[:, :2].numpy() - GOAL, axis=1).max() < 0.5
+
+
+def test_a_regime_too_short_to_keep_the_query_out_of_its_evidence_is_refused(
+    vehicle: SimpleNamespace, context: ContextModel
+) -> None:
+    runs = Runs.simulate(vehicle.family(vehicle.regimes[:1]), vehicle.poses(10, 1), 2, 8, vehicle.coder, vehicle.rng(2))
+    with pytest.raises(ValueError, match="8 steps hold no evidence of 8 beside"):
+        context.fit(runs, vehicle.rng(4))
+
+
+def test_a_saved_model_in_context_comes_back_and_a_damaged_one_is_refused(
+    vehicle: SimpleNamespace, context: ContextModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "context.safetensors"
+    context.save(path)
+    back = ContextModel.load(path, vehicle.model, vehicle.coder)
+    given = vehicle.poses(5, 1), vehicle.actions(5, 2), torch.rand(5, 16)
+    assert torch.equal(back(*given), context(*given))
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="is damaged"):
+        ContextModel.load(path, vehicle.model, vehicle.coder)

@@ -154,8 +154,48 @@ def test_loading_what_is_no_ensemble_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no dynamics model"):
         Ensemble.load(tmp_path / "none.safetensors")
     save_file({"x": torch.zeros(1)}, str(tmp_path / "other.safetensors"))
-    with pytest.raises(ValueError, match="no dynamics ensemble"):
+    with pytest.raises(ValueError, match="holds no dynamics model"):
         Ensemble.load(tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_bytes(b"certainly no tensors in here")
+    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+        Ensemble.load(tmp_path / "text.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("told", "change", "message"),
+    [
+        ({"config": {"hidden": [10**6, 10**6]}}, {}, "cannot be in"),  # before a terabyte is asked for
+        ({"config": {"members": 10**9, "elites": 1}}, {}, "cannot be in"),
+        ({"config": {"depth": 3}}, {}, "unexpected keyword argument 'depth'"),
+        ({"obs_dim": 7}, {}, "does not hold the model"),
+        ({"obs_dim": "many"}, {}, "does not hold the model"),
+        ({}, {"delta_norm.var": torch.nan}, "has NaN in 'delta_norm.var'"),
+        ({}, {"state_net.layers.0.weight": torch.inf}, "infinity in 'state_net.layers.0.weight'"),
+        ({}, {"elites": 9}, "elites"),
+        ({}, {"elites": None}, "does not hold the model"),
+    ],
+)
+def test_a_file_that_does_not_fit_itself_is_refused(told: dict, change: dict, message: str, tmp_path: Path) -> None:
+    import json
+
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "model.safetensors"
+    ensemble().save(path)
+    with safe_open(str(path), "pt") as file:
+        about = json.loads(file.metadata()["robot_cl.ensemble"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    for name, value in change.items():
+        if value is None:
+            del tensors[name]
+        else:
+            tensors[name].view(-1)[0] = value
+    about |= {**told, "config": about["config"] | told.get("config", {})}
+    save_file(tensors, str(path), {"robot_cl.ensemble": json.dumps(about)})
+    with pytest.raises(ValueError, match=r"\w") as refused:
+        Ensemble.load(path)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -230,8 +230,16 @@ def test_proposals_follow_the_actor_through_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"samples": 0}, {"sigma": 0.0}, {"effective": (0.3, 0.1)}, {"policy_share": 1.0}]
+    "options", [{"samples": 0}, {"samples": 1}, {"sigma": 0.0}, {"effective": (0.3, 0.1)}, {"policy_share": 1.0}]
 )
 def test_an_impossible_planner_is_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=r"."):
         PlannerConfig(**options)
+
+
+def test_a_policy_that_proposes_nearly_all_leaves_the_plan_among_the_candidates() -> None:
+    def nothing(obs: Tensor, count: int) -> Tensor:
+        return torch.zeros(len(obs), count, 5, 2)
+
+    greedy = MPPI(reach, 2, 2, PlannerConfig(samples=8, policy_share=0.96), rng(), nothing)
+    assert np.isfinite(greedy.act(np.ones((3, 2), dtype=np.float32))).all()
