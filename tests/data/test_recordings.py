@@ -119,6 +119,18 @@ def test_a_drive_becomes_episodes_with_the_actions_really_taken(root: Path, tmp_
     assert jump < 0.2, "no step may lead from one goal to another"
 
 
+def test_recordings_of_runs_that_only_watched_are_left_out(root: Path, tmp_path: Path) -> None:
+    interface = sim.make("arm-reach", threads=1).interface
+    terms = terms_from_interface(interface)
+    contract = Contract("0" * 64, 0, "t", interface.control_dt, interface.digest, *terms, task="arm-reach")
+    Recorder(tmp_path / "watched.mcap", contract, load_robot(ROBOTS / "arm.yaml")).close()
+    with pytest.raises(ValueError, match=r"nothing to learn from in watched\.mcap"):
+        import_dataset(tmp_path / "watched.mcap", "robot/none-v0")
+    drive(tmp_path / "drove.mcap", 1.5)
+    report = import_dataset(tmp_path / "watched.mcap", "robot/arm-v0", more=[tmp_path / "drove.mcap"])
+    assert report.dataset.recording().episodes == 1 and "watched.mcap is left out" in " ".join(report.sentences())
+
+
 def test_training_goes_on_from_real_and_simulated_data_together(root: Path, tmp_path: Path) -> None:
     from robot_cl.checkpoint import load_policy
     from robot_cl.learners.bc import BCConfig

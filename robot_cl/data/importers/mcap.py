@@ -22,8 +22,9 @@ MAGIC = b"\x89MCAP0\r\n"
 def read_recordings(paths: Sequence[Path], task: str | None, counts: Counts) -> tuple[Columns, Interface, str | None]:
     """-> (columns with actions in the interface's units, interface, task) of recordings of one interface.
 
-    `task` None: the one in the contract. Raises ValueError, naming the file, for other files, recordings of different
-    interfaces, or where a policy never drove.
+    `task` None: the one in the contract. Recordings in which a policy only watched, or never came to drive, are left
+    out and noted. Raises ValueError, naming the file, for other files and recordings of different interfaces, or if
+    none of them has anything to learn from.
     """
     from robot_cl.deploy.record import drives, read_log
 
@@ -32,16 +33,21 @@ def read_recordings(paths: Sequence[Path], task: str | None, counts: Counts) -> 
     interface: Interface | None = None
     for path in paths:
         log = read_log(path)
+        try:
+            found = drives(log)
+        except ValueError as problem:
+            counts.notes.append(f"{path.name} is left out: {problem}")
+            continue
         face = recorded_interface(log)
         if interface is not None and (clause := interface.difference(face)):
-            raise ValueError(f"{path} is of another interface than {paths[0]}: {clause}; import them apart")
+            raise ValueError(f"{path} is of another interface than those before: {clause}; import them apart")
         interface, task = face, task or log.contract.task or None
-        found = drives(log)
         parts.append((found.obs, face.command(found.action), found.next_obs))
         lengths.append(found.lengths)
         if not log.whole:
             counts.notes.append(f"{path.name} was cut short; what is left of it is used")
-    assert interface is not None
+    if interface is None:
+        raise ValueError(f"nothing to learn from in {', '.join(p.name for p in paths)}: the policy never drove")
     obs, action, next_obs = (np.concatenate([p[k] for p in parts]) for k in range(3))
     columns = Columns(obs, action, np.zeros(len(obs)), next_obs=next_obs, lengths=np.concatenate(lengths))
     _judge(columns, interface, task, counts)
