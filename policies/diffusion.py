@@ -43,6 +43,13 @@ class GenerativeConfig:
                 f"steps {self.steps}, features {self.features} and blocks {self.blocks} do not fit; "
                 "expected 1 to 100 steps, an even number of features, at least one block"
             )
+        if min(self.hidden, self.features, self.time_width) < 1 or not 0.0 <= self.dropout < 1.0:
+            raise ValueError(
+                f"hidden {self.hidden}, features {self.features}, time_width {self.time_width} and dropout "
+                f"{self.dropout} do not fit; expected positive widths and a dropout in [0, 1)"
+            )
+        if not 0.0 < self.beta_min <= self.beta_max:
+            raise ValueError(f"beta_min {self.beta_min} and beta_max {self.beta_max}; expected 0 < beta_min ≤ beta_max")
 
 
 class Drawn(NamedTuple):

@@ -21,6 +21,7 @@ from policies.adapter import Adapter, Factors, Header
 
 PREFIX = "base_model.model."
 HEADER = "robot_cl_header.json"
+MOVED = ("pissa", "olora", "corda", "loftq")  # beginnings that take something out of the base's weights
 _KEY = re.compile(r"(?P<layer>.+)\.lora_(?P<part>[AB])(\.[^.]+)?\.weight")
 
 
@@ -91,6 +92,15 @@ def _config(folder: Path) -> dict[str, Any]:
     for key, plain in (("use_dora", False), ("bias", "none"), ("fan_in_fan_out", False), ("modules_to_save", None)):
         if config.get(key, plain) not in (plain, [], None):
             raise ValueError(f"{path} has {key} = {config[key]!r}; such an adapter is more than low-rank factors")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(MOVED):
+        raise ValueError(
+            f"{path} has init_lora_weights = {start!r}, which moves the base's weights too; save it converted to LoRA"
+        )
+    patterns = config.get("alpha_pattern") or {}
+    alphas = [config.get("lora_alpha", 8), *(patterns.values() if isinstance(patterns, dict) else [None])]
+    if not all(isinstance(alpha, (int, float)) and abs(alpha) < 1e9 for alpha in alphas):
+        raise ValueError(f"{path} has lora_alpha or alpha_pattern that are no numbers; export the adapter again")
     return config
 
 

@@ -31,13 +31,13 @@ def save_contributions(contributions: Mapping[str, Contribution], path: Path) ->
 
 
 def load_contributions(path: Path) -> dict[str, Contribution]:
-    """Raises ValueError for a file that is not a router's or holds NaN."""
+    """Raises ValueError for a file that is not a router's, does not fit itself or holds NaN."""
     try:
         with safe_open(path, "pt") as file:
             index = json.loads(file.metadata()["contributions"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         found = {robot: _contribution(tensors, entry) for robot, entry in index.items()}
-    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError):
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError):
         raise ValueError(f"{path} does not hold a router's contributions; send the file again") from None
     if not all(t.isfinite().all() for t in tensors.values()):
         raise ValueError(f"{path} holds NaN or infinity; leave that robot out")
@@ -46,10 +46,16 @@ def load_contributions(path: Path) -> dict[str, Contribution]:
 
 def _contribution(tensors: Mapping[str, Tensor], entry: dict[str, object]) -> Contribution:
     r, counts, extra = entry["at"], entry["counts"], entry["extra"]
-    assert isinstance(counts, dict) and isinstance(extra, list)
+    if not isinstance(counts, dict) or not isinstance(extra, list):
+        raise TypeError("counts or extra")
     moments = {
         skill: Moments(float(count), tensors[f"{r}.{s}.mean"], tensors[f"{r}.{s}.m2"])
         for s, (skill, count) in enumerate(counts.items())
     }
-    own = {skill: tensors[f"{r}.{s}.extra"] for s, skill in enumerate(extra)}
-    return Contribution(int(str(entry["counter"])), moments, tensors.get(f"{r}.gram"), own)
+    own, gram = {skill: tensors[f"{r}.{s}.extra"] for s, skill in enumerate(extra)}, tensors.get(f"{r}.gram")
+    widths = {tuple(t.shape) for m in moments.values() for t in (m.mean, m.m2)}
+    square = {(*width, *width) for width in widths}
+    seen = all(0.0 < m.count < float("inf") and bool((m.m2 >= 0).all()) for m in moments.values())
+    if not seen or len(widths) > 1 or set(own) - set(moments) or (gram is not None and {tuple(gram.shape)} != square):
+        raise ValueError("moments")
+    return Contribution(int(str(entry["counter"])), moments, gram, own)

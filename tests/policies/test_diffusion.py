@@ -185,6 +185,11 @@ def test_options_that_do_not_fit_are_named():
         GenerativeConfig(activation="swoosh")
     with pytest.raises(ValueError, match="steps 0"):
         GenerativeConfig(steps=0)
+    for odd in ({"dropout": 1.0}, {"dropout": -0.1}, {"hidden": 0}, {"features": 0}, {"time_width": 0}):
+        with pytest.raises(ValueError, match="expected positive widths and a dropout"):
+            GenerativeConfig(**odd)
+    with pytest.raises(ValueError, match="0 < beta_min ≤ beta_max"):
+        GenerativeConfig(beta_min=20.0)
 
 
 def test_a_policy_samples_what_its_generator_says(make):

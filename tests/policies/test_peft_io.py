@@ -49,6 +49,11 @@ def test_alpha_taken_for_the_scale_would_be_noticed(tmp_path):
         ({"modules_to_save": ["leave"]}, "modules_to_save"),
         ({"peft_type": "IA3"}, "only LORA"),
         ({"alpha_pattern": {"(a+)+b": 3}}, "regular expression"),
+        ({"init_lora_weights": "pissa_niter_16"}, "moves the base's weights"),
+        ({"lora_alpha": None}, "no numbers"),
+        ({"lora_alpha": "16"}, "no numbers"),
+        ({"alpha_pattern": ["enter"]}, "no numbers"),
+        ({"alpha_pattern": {"enter": "x"}}, "no numbers"),
     ],
 )
 def test_what_is_more_than_low_rank_is_refused(change, words, tmp_path):

@@ -1,9 +1,12 @@
 """Laws that every router keeps, and what each of them, the gates and the smoother promise."""
 
 import itertools
+import json
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors import safe_open
 
 from policies.gates import SDMGate, SoftmaxGate, WeibullTail, class_thresholds
 from policies.routers import DEFAULT_ROUTER, ROUTERS
@@ -118,6 +121,31 @@ def test_contributions_travel_as_a_file_bit_for_bit(kind, tmp_path):
     (tmp_path / "r.safetensors").write_bytes(b"not one")
     with pytest.raises(ValueError, match="does not hold a router's contributions"):
         load_contributions(tmp_path / "r.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "tensors"),
+    [
+        ({"counts": ["reach"]}, {}),
+        ({"counts": {"reach": -1.0}}, {}),
+        ({"counts": {"reach": float("nan")}}, {}),
+        ({"extra": {"reach": 1}}, {}),
+        ({"counter": "x"}, {}),
+        ({}, {"0.0.mean": torch.zeros(2)}),
+        ({}, {"0.0.m2": torch.full((WIDTH,), -1.0)}),
+        ({}, {"0.gram": torch.eye(WIDTH + 1)}),
+    ],
+)
+def test_contributions_that_do_not_fit_themselves_are_refused(change, tensors, tmp_path):
+    path = tmp_path / "r.safetensors"
+    save_contributions(_taught("nearest_mean", names=("reach",)).contributions, path)
+    with safe_open(path, "pt") as file:
+        index = json.loads(file.metadata()["contributions"])
+        whole = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    index["a"] |= change
+    safetensors.torch.save_file({**whole, **tensors}, path, {"contributions": json.dumps(index)})
+    with pytest.raises(ValueError, match="does not hold a router's contributions"):
+        load_contributions(path)
 
 
 @pytest.mark.parametrize("kind", ROUTERS)
