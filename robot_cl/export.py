@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from dynamics.reshaped import ReshapedPolicy
 from policies.normalizer import Normalizer
+from robot_cl.data.atomic import whole_folder
 from robot_cl.deploy.bundle import BUNDLE_FILES, PolicyBundle
 from robot_cl.deploy.contract import CONTRACT_FILE, MODEL_FILE, Contract, SkillEntry, terms_from_interface
 from robot_cl.deploy.onnx_check import check_model
@@ -267,6 +267,8 @@ def _fold_filled(graph: Any) -> None:
 
 def _check_target(folder: Path) -> None:
     """Only an absent or empty folder, or an older bundle, is ever replaced."""
+    if folder.resolve() == Path.cwd():
+        raise OSError("a bundle replaces its whole folder, and this is the working directory; name a folder in it")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OSError(f"{folder} exists and is not a folder; choose another place for the bundle")
     strange = sorted(p.name for p in folder.iterdir() if p.name not in BUNDLE_FILES) if folder.exists() else []
@@ -275,19 +277,11 @@ def _check_target(folder: Path) -> None:
 
 
 def _write(folder: Path, model: bytes, contract: Contract) -> None:
-    """The whole bundle appears at once: written beside its place, then moved there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        scratch.chmod(0o755)
+    """The whole bundle appears at once, and an older one stays until it does."""
+    with whole_folder(folder.parent, folder, overwrite=True) as scratch:
         (scratch / MODEL_FILE).write_bytes(model)
         (scratch / CONTRACT_FILE).write_text(contract.to_json())
         (scratch / "card.md").write_text(card(contract))
-        if folder.exists():
-            shutil.rmtree(folder)
-        scratch.replace(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def card(contract: Contract) -> str:

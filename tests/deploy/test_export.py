@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,6 +176,35 @@ def test_only_an_older_bundle_is_replaced(tmp_path: Path, arm_interface: Interfa
     with pytest.raises(OSError, match=r"thesis\.txt"):
         export_policy(policy, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not lose"
+
+
+def test_an_older_bundle_stays_until_the_new_one_is_there(
+    tmp_path: Path, arm_interface: Interface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, failures = tmp_path / "bundle", iter([OSError("the disk is gone")])
+    before = export_policy(ActorPolicy(small_actor(), interface=arm_interface), folder).sha256
+
+    def failing(move: Any) -> Any:
+        def moved(path: Path, target: Path) -> Path:
+            if Path(target) == folder and (failure := next(failures, None)):
+                raise failure
+            return move(path, target)
+
+        return moved
+
+    for way in ("rename", "replace"):
+        monkeypatch.setattr(Path, way, failing(getattr(Path, way)))
+    other = small_actor()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1)
+    with pytest.raises(OSError, match="the disk is gone"):
+        export_policy(ActorPolicy(other, interface=arm_interface), folder)
+    assert PolicyBundle.load(folder).contract.sha256 == before and [p.name for p in tmp_path.iterdir()] == ["bundle"]
+    assert export_policy(ActorPolicy(other, interface=arm_interface), folder).sha256 != before
+    monkeypatch.chdir(folder)
+    with pytest.raises(OSError, match="the working directory"):
+        export_policy(ActorPolicy(other, interface=arm_interface), ".")
 
 
 def test_a_policy_without_interface_is_refused(tmp_path: Path) -> None:
