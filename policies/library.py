@@ -172,7 +172,7 @@ class Library:
 
     def _read(self, name: str) -> Skill:
         adapter, card = read_skill(self.path(name))
-        self._check_fit(name, adapter)
+        self.check_fit(name, adapter)
         return Skill(adapter, card)
 
     def _existing(self, name: str) -> Path:
@@ -182,7 +182,8 @@ class Library:
             raise LookupError(f"no skill {name!r} in {self.folder}; there are {', '.join(near) or 'none yet'}")
         return path
 
-    def _check_fit(self, name: str, adapter: Adapter) -> None:
+    def check_fit(self, name: str, adapter: Adapter) -> None:
+        """Raises ValueError, naming the skill, for an adapter of another base or of layers that the base has not."""
         clause = adapter.header.mismatch(self.header)
         if clause:
             raise ValueError(
@@ -233,10 +234,10 @@ class Library:
         Raises ValueError for a bad name, another base, NaN, an existing name, or a copy of a skill already here.
         """
         check_name(name)
-        self._check_fit(name, adapter)
+        self.check_fit(name, adapter)
         given = card or SkillCard(name)
         if parents:
-            adapter, records = self._whole(adapter, parents)
+            adapter, records = self.whole(adapter, parents)
             given = given.filled(parents=records)
         vector = self.sketch(adapter)
         given = given.filled(
@@ -259,7 +260,8 @@ class Library:
         adapter, card = read_skill(Path(path))
         return self.publish(name or card.name, adapter, card, replace)
 
-    def _whole(self, residual: Adapter, parents: Mapping[str, float]) -> tuple[Adapter, tuple[Parent, ...]]:
+    def whole(self, residual: Adapter, parents: Mapping[str, float]) -> tuple[Adapter, tuple[Parent, ...]]:
+        """What is stored of a residual on {skill: coefficient}: the sum of all in the fewest ranks, and the records."""
         below = {parent: self.load(parent) for parent in parents}
         records = tuple(Parent(p, s.card.content, float(parents[p])) for p, s in below.items())
         whole = linear_combination([*(s.adapter for s in below.values()), residual], [*parents.values(), 1.0])
@@ -283,7 +285,7 @@ class Library:
             if earlier is None:
                 raise LookupError(f"skill {name!r} has no earlier version to go back to")
             adapter, card = read_skill(earlier)
-            self._check_fit(name, adapter)
+            self.check_fit(name, adapter)
             self.store.commit(name, earlier.read_bytes(), card)
             self._remember(name, stamp_of(self.path(name)), card.content, self.sketch(adapter))
         return card

@@ -81,16 +81,22 @@ def add_run(
     card = skill.card.filled(name=name, description=description)
     if skill.parents:
         library = find_base(skill.below, root)
-        _check_below(skill, library)
-        residual = skill.adapter.with_header(replace(skill.adapter.header, base=library.header.base))
-        return library, library.publish(name, residual, card, overwrite, skill.parents)
+        return library, library.publish(name, residual_of(skill, library), card, overwrite, skill.parents)
     library = library_of(skill.base, skill.interface, skill.task, root)
     card = card.filled(spread=_spread(checkpoint_folder(run), library))
     return library, library.publish(name, skill.adapter, card, overwrite)
 
 
-def _check_below(skill: RunSkill, library: Library) -> None:
-    """Raises ValueError if what the skill was trained on is not its composition as the library has it now."""
+def residual_of(skill: RunSkill, library: Library) -> Adapter:
+    """The adapter of a skill that was trained on top of others, as `Library.publish` takes it with `parents`.
+
+    Raises ValueError if what it was trained on is not that composition as the library has it now.
+    """
+    if skill.below != library.header.base:
+        raise ValueError(
+            f"this skill belongs to base {skill.below[:12]}, the library is of base {library.folder.name}; "
+            "name a run on the library's own base"
+        )
     bare = base_policy(library).actor
     mixed = with_skills(bare, {name: library.adapter(name) for name in skill.parents}, skill.parents)
     then, now, never = (parameters_to_vector(actor.parameters()).detach() for actor in (skill.base, mixed, bare))
@@ -100,6 +106,7 @@ def _check_below(skill: RunSkill, library: Library) -> None:
             f"this skill was trained on {made_of}, which the library {library.folder.name} has not as it was then; "
             "bring back the version of that time (robot-cl skills rollback), add this skill, and go on from there"
         )
+    return skill.adapter.with_header(replace(skill.adapter.header, base=library.header.base))
 
 
 def _spread(checkpoint: Path, library: Library) -> float:

@@ -57,8 +57,11 @@ def promote_skill(
     threads: int | None = None,
 ) -> GateVerdict:  # fmt: skip
     """A new version of a skill, published only if no task gets worse by it; the version before stays in the history,
-    so that `Library.rollback` brings it back. Raises LookupError if there is no such skill yet."""
-    old, new = skill_policy(base, library.adapter(name)), skill_policy(base, adapter)
+    so that `Library.rollback` brings it back. With `parents` the adapter is a residual on them, as in
+    `Library.publish`. Raises LookupError if there is no such skill yet, ValueError for an adapter of another base."""
+    whole = library.whole(adapter, parents)[0] if parents else adapter
+    library.check_fit(name, whole)
+    old, new = skill_policy(base, library.adapter(name)), skill_policy(base, whole)
     verdict = gate_policies(new, old, tasks, episodes, seed, config, threads)
     if verdict.promoted:
         library.publish(name, adapter, card.filled(name=name), replace=True, parents=parents)

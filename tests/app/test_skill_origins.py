@@ -25,7 +25,7 @@ from robot_cl.composition_files import write_route, write_run
 from robot_cl.demonstrations import Demonstrations
 from robot_cl.moving import move_skill
 from robot_cl.routes import Fitted, Known, RouteSettings, whole
-from robot_cl.skills import add_run, base_policy, header_of, library_of, skill_policy
+from robot_cl.skills import RunSkill, add_run, base_policy, header_of, library_of, residual_of, skill_policy
 from sim.spec import Channel, Interface
 
 OBS, ACT = 4, 2
@@ -82,6 +82,12 @@ def test_a_residual_is_not_added_to_other_skills_than_it_was_trained_on(
     found, _ = add_run(run, "onward", tmp_path / "library")
     acts = skill_policy(found, {"onward": 1.0}).act(obs)
     np.testing.assert_allclose(acts, load_policy(run).act(obs), rtol=1e-4, atol=1e-5)
+
+
+def test_a_residual_belongs_to_the_library_of_its_base(library: Library, base: StackedGaussianActor) -> None:
+    skill = RunSkill(_skill(base, 3), SkillCard("x"), base, INTERFACE, "reach", {"left": 1.0}, "f" * 64)
+    with pytest.raises(ValueError, match="belongs to base ffffffffffff, the library is of base"):
+        residual_of(skill, library)
 
 
 @pytest.mark.parametrize("level", ["parameter", "noise", "action"])

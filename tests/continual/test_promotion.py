@@ -95,3 +95,21 @@ def test_a_refused_version_changes_nothing_and_a_promoted_one_can_be_rolled_back
     assert offer(0.801)
     assert library.card("drive").content != first
     assert library.rollback("drive").content == first
+
+
+def test_a_residual_is_judged_on_what_it_was_trained_on(shelf: Any) -> None:
+    library, base = shelf
+    change = torch.zeros(2, 8)
+    change[0, 2] = 0.001  # a little faster; on the bare base this drives nowhere
+    residual = Adapter({"net.layers.1": Factors(torch.eye(8), change)}, library.header)
+    arguments = (SkillCard("drive"), TASKS[:1], 4, 0, GateConfig(margin=0.2))
+    assert not promote_skill(library, base, "drive", residual, *arguments, threads=1).promoted
+    assert promote_skill(library, base, "drive", residual, *arguments, {"drive": 1.0}, threads=1).promoted
+    assert [(p.skill, p.coefficient) for p in library.card("drive").parents] == [("drive", 1.0)]
+
+
+def test_an_adapter_of_another_base_is_refused_before_anything_is_played(shelf: Any) -> None:
+    library, base = shelf
+    stray = driver(base.actor, -0.8)  # of no base
+    with pytest.raises(ValueError, match="does not belong to this library's base"):
+        promote_skill(library, base, "drive", stray, SkillCard("drive"), TASKS[:1], 10**9, 0, GateConfig())
