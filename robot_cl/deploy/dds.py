@@ -10,7 +10,7 @@ import numpy as np
 from robot_cl.deploy.cdr import ReadTemplate, WriteTemplate, decode
 from robot_cl.deploy.clock import Clock, MonotonicClock
 from robot_cl.deploy.dds_node import Node, Reader, Writer
-from robot_cl.deploy.extract import command_paths, command_template, read_state, state_paths
+from robot_cl.deploy.extract import UNKNOWN, command_paths, command_template, read_state, state_paths, unknown_paths
 from robot_cl.deploy.messages import Message
 from robot_cl.deploy.robot import CommandTopic, RobotSpec, StateTopic
 from robot_cl.deploy.transport import Inbox, InboxTransport, State
@@ -27,7 +27,7 @@ class StateReader:
     """
 
     def __init__(self, topic: StateTopic):
-        self.topic = topic
+        self.topic, self.count = topic, len(topic.signals)
         self.template: ReadTemplate | None = None
 
     def read(self, data: bytes | Message) -> tuple[float | None, np.ndarray]:
@@ -36,13 +36,13 @@ class StateReader:
             return read_state(self.topic, data)
         if self.template is not None:
             found = self.template.read(data)
-            if found is not None:
-                return found
+            if found is not None and not (found[1][self.count :] == UNKNOWN).any():
+                return found[0], found[1][: self.count]
         message = decode(self.topic.type, data)
         found = read_state(self.topic, message)
         paths = state_paths(self.topic, message)
         if all(paths) and data[1] == 1:
-            self.template = ReadTemplate(self.topic.type, data, paths)
+            self.template = ReadTemplate(self.topic.type, data, paths + unknown_paths(self.topic))
         return found
 
 

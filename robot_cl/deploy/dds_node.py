@@ -7,6 +7,7 @@ keep-last-1 readers, and the type's hash in USER_DATA. With any of these otherwi
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,15 @@ def configuration(interface: str = "", peers: tuple[str, ...] = (), multicast: b
     )
 
 
+def _check_peer(peer: str) -> None:
+    """The library ends the process over an address it does not know. Raises ValueError."""
+    host = peer if peer.count(":") != 1 else peer.partition(":")[0]
+    try:
+        socket.getaddrinfo(host.strip("[]"), None)
+    except (OSError, UnicodeError):
+        raise ValueError(f"peer {peer!r} is neither an address nor a host that is known here") from None
+
+
 @cache
 def open_domain(number: int, settings: str) -> Domain:
     """A domain with these settings. The library holds them once per process; so they are kept until it ends.
@@ -91,7 +101,7 @@ def open_domain(number: int, settings: str) -> Domain:
     try:
         return Domain(number, settings)
     except DDSException:
-        why = "there is no such network interface or peer, or this process has opened it with other settings"
+        why = "there is no such network interface, or this process has opened it with other settings"
         raise ValueError(f"DDS domain {number} cannot be opened: {why}") from None
 
 
@@ -174,6 +184,8 @@ class Node:
             raise LookupError(f"there is no DDS codec {codec!r}; one of {', '.join(CODECS)}")
         self.fast = codec == "fast" and dds_raw.available
         number = domain_id(domain)
+        for peer in peers:
+            _check_peer(peer)
         if interface or peers or not multicast:
             open_domain(number, configuration(interface, peers, multicast))
         with _as_os_error(f"DDS domain {number} cannot be opened", "; is CYCLONEDDS_URI right, and the network up?"):

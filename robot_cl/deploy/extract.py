@@ -10,6 +10,7 @@ import numpy as np
 from robot_cl.deploy.messages import (
     COMMAND_PATHS,
     SENSOR_PATHS,
+    UNKNOWN_PATHS,
     Message,
     blank,
     get_path,
@@ -21,6 +22,7 @@ from robot_cl.deploy.messages import (
 from robot_cl.deploy.robot import CommandTopic, StateTopic
 
 Path = tuple[str | int, ...]
+UNKNOWN = -1.0
 
 
 def joint_order(topic: StateTopic, names: Sequence[str]) -> list[int]:
@@ -44,7 +46,8 @@ def joint_order(topic: StateTopic, names: Sequence[str]) -> list[int]:
 
 
 def state_paths(topic: StateTopic, message: Mapping[str, Any]) -> list[Path]:
-    """Where each of the topic's signals stands in such a message; () for a joint field the message leaves empty.
+    """Where each of the topic's signals stands in such a message; () for what the message leaves empty or says it
+    cannot tell.
 
     Raises ValueError where names or counts do not fit.
     """
@@ -58,7 +61,14 @@ def state_paths(topic: StateTopic, message: Mapping[str, Any]) -> list[Path]:
         if len(message["data"]) != len(topic.names):
             raise ValueError(f"{topic.topic} carries {len(message['data'])} values, expected {len(topic.names)}")
         return [("data", i) for i in range(len(topic.names))]
-    return [tuple(p) for p in SENSOR_PATHS[topic.type].values()]
+    telling = UNKNOWN_PATHS.get(topic.type, {})
+    unknown = {group for group, path in telling.items() if get_path(message, path) == UNKNOWN}
+    return [() if p[0] in unknown else tuple(p) for p in SENSOR_PATHS[topic.type].values()]
+
+
+def unknown_paths(topic: StateTopic) -> list[Path]:
+    """Where a message says of its parts that it cannot tell them, by `UNKNOWN`."""
+    return list(UNKNOWN_PATHS.get(topic.type, {}).values())
 
 
 def read_state(topic: StateTopic, message: Message) -> tuple[float | None, np.ndarray]:
@@ -67,7 +77,7 @@ def read_state(topic: StateTopic, message: Message) -> tuple[float | None, np.nd
     Raises ValueError with one sentence for a message that is not this topic's.
     """
     try:
-        values = [get_path(message, path) if path else np.nan for path in state_paths(topic, message)]  # type: ignore[arg-type]
+        values = [get_path(message, path) if path else np.nan for path in state_paths(topic, message)]
         return stamp_of(message), np.array(values)
     except (LookupError, TypeError, AttributeError, OverflowError) as problem:
         raise ValueError(f"{topic.topic} carries something that is no {topic.type} ({problem!r})") from None
@@ -128,7 +138,7 @@ def read_command(topic: CommandTopic, message: Message) -> np.ndarray:
     Raises ValueError with one sentence for a message that is not this topic's.
     """
     try:
-        values = [get_path(message, path) for path in command_paths(topic)]  # type: ignore[arg-type]
+        values = [get_path(message, path) for path in command_paths(topic)]
         if len(message.get("data", values)) != len(values):
             raise ValueError(f"{topic.topic} carries {len(message['data'])} values, expected {len(values)}")
     except (LookupError, TypeError, AttributeError) as problem:

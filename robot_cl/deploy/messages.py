@@ -75,6 +75,12 @@ SENSOR_PATHS: dict[str, dict[str, tuple[str, ...]]] = {
         **{f"angular.{a}": ("twist", "twist", "angular", a) for a in _XYZ},
     },
 }
+# An Imu that cannot tell one of these says so by −1 in the first element of its covariance (sensor_msgs/msg/Imu).
+UNKNOWN_PATHS: dict[str, dict[str, tuple[str | int, ...]]] = {
+    "sensor_msgs/msg/Imu": {
+        group: (f"{group}_covariance", 0) for group in ("orientation", "angular_velocity", "linear_acceleration")
+    }
+}
 SENSOR_UNITS = {
     "position": "m", "orientation": "1", "linear": "m/s", "angular": "rad/s", "angular_velocity": "rad/s",
     "linear_acceleration": "m/s^2",
@@ -135,9 +141,9 @@ def set_stamp(message: Message, seconds: float) -> None:
         message["header"]["stamp"] = {"sec": whole, "nanosec": min(int((seconds - whole) * 1e9), 999_999_999)}
 
 
-def get_path(message: Mapping[str, Any], path: Sequence[str]) -> float:
+def get_path(message: Mapping[str, Any], path: Sequence[str | int]) -> float:
     for name in path:
-        message = message[name]
+        message = message[name]  # type: ignore[index]
     return float(message)  # type: ignore[arg-type]
 
 

@@ -145,6 +145,8 @@ class CommandTopic:
         paths = COMMAND_PATHS.get(self.type)
         for channel in self.channels if paths else ():
             _known(f"field of command {channel.name!r}", channel.field, tuple(paths or ()))
+        if self.type.endswith("JointTrajectory") and not all(c.is_position for c in self.channels):
+            raise ValueError(f"command topic {self.topic} is a trajectory, which carries positions alone")
         if paths:
             _unique(f"fields of command topic {self.topic}", [c.field for c in self.channels])
         if not self.channels:
@@ -223,6 +225,7 @@ class RobotSpec:
             raise ValueError(f"robot {self.name!r}: control_dt must be positive seconds, got {self.control_dt}")
         _unique("signals", [s for t in self.state for s in t.signals])
         _unique("commands", [c.name for c in self.channels])
+        _unique("command topics", [t.topic for t in self.command])
         if not self.state or not self.channels:
             raise ValueError(f"robot {self.name!r} needs at least one state topic and one command")
         for channel in self.channels:

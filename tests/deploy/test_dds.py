@@ -288,6 +288,9 @@ def test_what_dds_refuses_is_an_os_error_whatever_the_codec(domain: int, codec: 
 def test_an_interface_that_is_not_there_and_a_broken_configuration_are_explained(
     domain: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for peer in ("nobody.invalid", "nobody.invalid:7400", ""):
+        with pytest.raises(ValueError, match="neither an address nor a host"):
+            Node(domain, peers=(peer,))
     with pytest.raises(ValueError, match="no such network interface"):
         Node(domain, interface="nowhere0")
     monkeypatch.setenv("CYCLONEDDS_URI", "<CycloneDDS><Nonsense/></CycloneDDS>")

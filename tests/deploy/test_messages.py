@@ -143,6 +143,24 @@ def test_a_template_reads_what_the_general_decoder_reads(topic: StateTopic) -> N
     assert found[0] == (None if topic is GOAL else 77.125)
 
 
+def test_what_an_imu_says_it_cannot_tell_is_unknown() -> None:
+    pytest.importorskip("cyclonedds")
+    from robot_cl.deploy.dds import StateReader
+
+    topic = StateTopic("imu", "/imu", "sensor_msgs/msg/Imu")
+    message = filled(topic.type, np.random.default_rng(0))
+    unsure = {**message, "orientation_covariance": [-1.0] + [0.0] * 8}
+    reader, names = StateReader(topic), list(topic.signals)
+    for sent in (message, unsure, message, message):  # the third time through the template
+        raw = encode(topic.type, sent)
+        for values in (reader.read(raw)[1], read_state(topic, sent)[1], read_state(topic, decode(topic.type, raw))[1]):
+            assert len(values) == len(names)
+            told = dict(zip(names, values, strict=True))
+            assert math.isnan(told["imu.orientation.w"]) == (sent is unsure)
+            assert told["imu.angular_velocity.z"] == sent["angular_velocity"]["z"]
+    assert reader.template is not None
+
+
 def test_a_template_declines_whatever_is_shaped_otherwise() -> None:
     values = np.arange(6.0)
     first = write_state(JOINTS, values, 1.0)

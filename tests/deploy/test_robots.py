@@ -160,6 +160,19 @@ def test_the_ur5e_fits_a_policy_of_joint_positions() -> None:
         (lambda d: d["state"]["joints"].update(effort_unit=3), "effort_unit is 3"),
         (lambda d: d.update(name=None), "name is None"),
         (lambda d: d["command"][0]["channels"][0].update(velocity=1.0), "commands a position: give it a rate"),
+        (
+            lambda d: (
+                d["command"][0].update(type="trajectory_msgs/msg/JointTrajectory"),
+                d["command"][0]["channels"][0].update(unit="rad/s", name="e", hold=0.0, damp=0.0, stop=0.0),
+            ),
+            "carries positions alone",
+        ),
+        (
+            lambda d: d["command"].append(
+                {**d["command"][0], "channels": [{**d["command"][0]["channels"][0], "name": "hand.position"}]}
+            ),
+            "/forward_position_controller/commands appears more than once",
+        ),
         (lambda d: d["command"][0]["channels"][0].update(lowest=-1.0), "lowest and highest bound velocity commands"),
         (lambda d: d["command"][0]["channels"][0].update(lowest=math.nan), "lowest < highest"),
         (lambda d: d["command"][0]["channels"][0].update(kp=1.0, kd=-1.0), "has the gain -1.0"),
