@@ -21,7 +21,8 @@ Reward = Callable[[Tensor, Tensor, Tensor], Tensor]  # obs, action, next obs (ro
 
 
 class RowModels:
-    """One model per row of a batch of robots, each a copy of the best elite, updated from its own robot alone.
+    """One model per row of a batch of robots, each a copy of the best elite, updated from its own robot alone. Adam's
+    count of steps is one for all rows: one that begins later than others moves up to six times faster at first.
 
     Remembers the models, their optimiser and the newest `capacity` transitions of each row. Serves as judge of a
     `ReshapedPolicy` and, through `returns`, as the model of a planner. `leads` (B,) says in which rows the planner is
