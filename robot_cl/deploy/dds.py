@@ -27,7 +27,7 @@ class StateReader:
     """
 
     def __init__(self, topic: StateTopic):
-        self.topic, self.count = topic, len(topic.signals)
+        self.topic, self.count, self.doubtful = topic, len(topic.signals), bool(unknown_paths(topic))
         self.template: ReadTemplate | None = None
 
     def read(self, data: bytes | Message) -> tuple[float | None, np.ndarray]:
@@ -36,6 +36,8 @@ class StateReader:
             return read_state(self.topic, data)
         if self.template is not None:
             found = self.template.read(data)
+            if found is not None and not self.doubtful:
+                return found
             if found is not None and not (found[1][self.count :] == UNKNOWN).any():
                 return found[0], found[1][: self.count]
         message = decode(self.topic.type, data)

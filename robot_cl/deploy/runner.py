@@ -184,7 +184,8 @@ class Runner:
         self.clock.sleep_until(due)
 
     def close(self) -> None:
-        """Send the stop command if anything was being sent, and let go of the policy thread."""
+        """Send the stop command if anything was being sent, say so, and let go of the policy thread."""
+        stop = None
         if self.mode in SENDING and self.actuation.previous is not None:
             self._enter(Mode.ESTOP, "finished")
             stop = self.actuation.stop(self._values)
@@ -192,6 +193,8 @@ class Runner:
                 if self._sent(stop):
                     break
         self.mind.caller.close()
+        if stop is not None:
+            self._tell(self.since, Thought(), stop)
 
     def _sent(self, command: np.ndarray) -> bool:
         """Whether the transport took the command; a refusal is counted."""
@@ -219,11 +222,15 @@ class Runner:
         self.stats.add("tick", self.clock.now() - began)
 
     def _send(self, began: float, thought: Thought) -> None:
-        """The command of the present mode to the robot, if it sends one, and the step to the listeners."""
-        refusals, self._untold = self._untold, []
+        """The command of the present mode to the robot, if it sends one."""
         command = self._command(thought.action)
         if command is not None and self.mode in SENDING and not self._sent(command):
             self._doubt("a command could not be sent", began)
+        self._tell(began, thought, command)
+
+    def _tell(self, began: float, thought: Thought, command: np.ndarray | None) -> None:
+        """What was seen, thought and sent, to the listeners."""
+        refusals, self._untold = self._untold, []
         age = self.transport.age()
         if np.isfinite(age):
             self.stats.add("age", age)

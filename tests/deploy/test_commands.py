@@ -74,6 +74,8 @@ def test_nothing_is_armed_before_a_rehearsal_and_then_it_drives_and_records(
     assert [mode for _, mode, _ in ran.json["history"]][:3] == ["hold", "ramp", "active"]
     log = read_log("a.mcap")
     assert np.isfinite(log.command[log.mode == "active"]).all() and (log.mode == "active").sum() > 3
+    assert log.mode[-1] == "estop" and np.isfinite(log.command[-1]).all(), "the last word is written down as well"
+    assert "estop: finished" in ran.err
 
 
 def test_a_dry_run_says_what_it_would_send_and_sends_nothing(
