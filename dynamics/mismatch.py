@@ -179,8 +179,11 @@ def best_metric(rows: Sequence[Correlation], slice_name: str) -> str:
 
 
 def epoch_regret(error: np.ndarray, returns: np.ndarray) -> tuple[int, int, float]:
-    """(best epoch by error, best epoch by return, return lost by stopping at the former), from (epochs,) each."""
-    by_error, by_return = int(np.argmin(error)), int(np.argmax(returns))
+    """(best epoch by error, best epoch by return, return lost by stopping at the former), from (epochs,) each.
+
+    An error that is no number, of a model that diverged, is the worst.
+    """
+    by_error, by_return = int(np.argmin(np.where(np.isnan(error), np.inf, error))), int(np.argmax(returns))
     return by_error, by_return, float(returns[by_return] - returns[by_error])
 
 

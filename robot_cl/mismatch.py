@@ -6,6 +6,7 @@ world they meet.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -246,7 +247,7 @@ def run_study(bench: Bench, progress: Progress | None = None) -> Study:
         for steps, model in bench.models(name, width, kind):
             metrics, (ret, gap) = bench.scores(model), bench.worth(model)
             members.append(Member(name, width, kind, steps, metrics, ret, gap))
-            if kind == "nll" and (likeliest is None or metrics["nll"] < likeliest[0]):
+            if kind == "nll" and metrics["nll"] < (likeliest[0] if likeliest else math.inf):
                 likeliest = metrics["nll"], copy.deepcopy(model)
             if progress is not None:
                 progress(len(members), total + 1, f"{kind}, width {width}, {steps} steps: return {ret:,.0f}")

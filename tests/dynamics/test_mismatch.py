@@ -122,6 +122,8 @@ def test_few_models_are_refused_and_an_infinite_error_ranks_last() -> None:
 
 def test_stopping_by_error_costs_the_return_between_the_two_epochs() -> None:
     assert mismatch.epoch_regret(np.array([3.0, 1.0, 2.0]), np.array([5.0, 6.0, 9.0])) == (1, 2, 3.0)
+    diverged = np.array([np.nan, 1.0, np.nan])
+    assert mismatch.epoch_regret(diverged, np.array([5.0, 6.0, 9.0])) == (1, 2, 3.0)
 
 
 def test_exploitation_gap_is_predicted_minus_real() -> None:
