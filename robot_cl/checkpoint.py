@@ -8,10 +8,11 @@ checkpoint only. Everything appears whole or not at all, and nothing is ever unp
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from policies.lora import LowRank, base_digest, linear_layers
 from policies.policy import Policy
 from robot_cl.data.atomic import whole_folder, write_json
 from robot_cl.learners.base import check_shapes
+from robot_cl.plain_files import read_json, write_whole
 from sim.spec import Interface
 
 FORMAT = 1
@@ -171,9 +173,8 @@ def load_resume(folder: Path) -> tuple[dict[str, Tensor], dict[str, np.ndarray],
         raise LookupError(f"{folder} has no {RESUME}/ state; only the newest checkpoint of a run can be continued")
     arrays = {}
     if (resume / "worlds.npz").exists():
-        with np.load(resume / "worlds.npz", allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    counters = json.loads((resume / "counters.json").read_text(encoding="utf-8"))
+        arrays = load_arrays(resume / "worlds.npz")
+    counters = read_json(resume / "counters.json")
     return load_tensors(resume / "learner.safetensors"), arrays, counters
 
 
@@ -192,14 +193,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a readable safetensors file ({problem})") from None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A file that is either the old one or the new one, whatever kills the writer."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Everything in an .npz file. Raises ValueError in one sentence for a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, EOFError, BadZipFile, zlib.error) as problem:
+        raise ValueError(f"{path} is damaged ({problem}); copy it again from where it was whole") from None
 
 
 def _run_policy(path: Path, member: int | None) -> Policy:

@@ -5,6 +5,7 @@ Nothing heavy is imported here: a verb's module is imported when the verb is use
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
@@ -62,6 +63,9 @@ VERBS: dict[str, tuple[str, str, str]] = {
 }
 FLAGS = {"-h": "help", "--help": "help", "--json": "json", "-q": "quiet", "--quiet": "quiet", "--version": "version"}
 OVERRIDE = re.compile(r"[+~]*[A-Za-z_][\w./@-]*=")
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_SAID = re.compile(r"No space left on device|quota exceeded|^\d+ requested and \d+ written$")
 USER_MISTAKES = (ValueError, LookupError, OSError, ImportError)
 
 
@@ -109,6 +113,10 @@ def _call(name: str, verb: Verb, rest: list[str], flags: set[str]) -> int:
     except KeyboardInterrupt:
         print(f"stopped; {call.resume or 'nothing was left half-written'}", file=sys.stderr)
         return 130
+    except Exception as problem:
+        if call.resume and _is_full(problem):
+            problem.add_note(call.resume)
+        raise
     if call.as_json:
         wrote = str(outcome.wrote) if outcome.wrote else None
         print(to_json({**outcome.data, "wrote": wrote, "next": outcome.next}))
@@ -189,6 +197,8 @@ def _split(name: str, verb: Verb, rest: list[str]) -> tuple[list[str], list[str]
     """Plain words and key=value words. Raises ValueError if the verb takes fewer or more plain words."""
     words = [word for word in rest if not OVERRIDE.match(word)]
     fewest, most = verb.words
+    if "=" in rest:
+        raise ValueError(f"robot-cl {name}: options are written key=value, without blanks around =")
     if not fewest <= len(words) <= most:
         problem = f"does not know what to do with {words[most]!r}" if len(words) > most else "needs more words"
         raise ValueError(f"robot-cl {name} {problem}; usage: robot-cl {name} {verb.usage}".rstrip())
@@ -225,12 +235,24 @@ def _complain(problem: Exception) -> int:
     """One sentence on standard error. A bare KeyError or IndexError is a bug of ours, not a mistake of the user's."""
     mistake = isinstance(problem, USER_MISTAKES) and type(problem) not in (KeyError, IndexError)
     text = " ".join(str(problem).split()) or type(problem).__name__
+    if _is_full(problem):
+        then = "; ".join(getattr(problem, "__notes__", ["run it again"]))
+        print(f"robot-cl: the disk is full ({text}); free some space, then {then}", file=sys.stderr)
+        return 2
+    if isinstance(problem, OSError) and problem.strerror and problem.filename:
+        advice = "; choose another folder" if problem.errno in NOT_WRITABLE else ""
+        text = f"{problem.filename}: {problem.strerror.lower()}{advice}"
     if mistake:
         print(f"robot-cl: {text}", file=sys.stderr)
         return 2
     kind = type(problem).__name__
     print(f"robot-cl: unexpected {kind}: {text} (ROBOT_CL_DEBUG=1 shows where)", file=sys.stderr)
     return 1
+
+
+def _is_full(problem: Exception) -> bool:
+    """Whether there was no room: NumPy, HDF5 and safetensors each say it in words of their own."""
+    return getattr(problem, "errno", None) in FULL or bool(FULL_SAID.search(str(problem)))
 
 
 if __name__ == "__main__":

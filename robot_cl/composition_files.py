@@ -31,9 +31,9 @@ from robot_cl.checkpoint import (
     load_tensors,
     save_tensors,
     write_policy,
-    write_whole,
 )
 from robot_cl.data.atomic import whole_folder, write_json
+from robot_cl.plain_files import write_whole
 from robot_cl.routes import NEW, Known, Route
 from sim.spec import Interface
 

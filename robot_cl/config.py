@@ -142,9 +142,19 @@ def _apply(config: Any, overrides: Sequence[Override]) -> None:
         if key not in known and not any(known.get(parent) for parent in parents):
             raise not_found("option", key, known)
         try:
-            OmegaConf.update(config, key, value, merge=False)
+            _update(config, key, value)
         except OmegaConfBaseException as problem:
             raise ValueError(_mismatch(key, value, str(problem).splitlines()[0])) from None
+
+
+def _update(config: Any, key: str, value: Any) -> None:
+    """Set one key; 2e5 is a whole number where one is expected."""
+    try:
+        OmegaConf.update(config, key, value, merge=False)
+    except OmegaConfBaseException as problem:
+        if not (isinstance(value, float) and value.is_integer() and "converted to Integer" in str(problem)):
+            raise
+        OmegaConf.update(config, key, int(value), merge=False)
 
 
 def _keys(config: Any, prefix: str = "") -> dict[str, bool]:

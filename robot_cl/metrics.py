@@ -148,19 +148,30 @@ def read_metrics(run: Path | str) -> dict[str, np.ndarray]:
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     if not path.exists():
         return list(FIXED), []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if None not in row.values()]  # a killed writer may leave half a line
-        return list(reader.fieldnames or FIXED), rows
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row.values()]  # a killed writer may leave half a line
+            columns = list(reader.fieldnames or FIXED)
+        if not set(FIXED) <= set(columns):
+            raise csv.Error(f"its first line is not {','.join(FIXED)},...")
+        return columns, rows
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise ValueError(f"{path} is damaged ({problem}); copy it again from where it was whole") from None
 
 
 def _cell(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.9g}"
 
 
-def _start_wandb(run: Path) -> Any:
+def import_wandb() -> Any:
+    """Raises ValueError if it is not installed."""
     try:
         import wandb
     except ImportError:
         raise ValueError("wandb=true, but wandb is not installed; pip install wandb, or leave it out") from None
-    return wandb.init(project="robot-cl", name=run.name, dir=str(run))
+    return wandb
+
+
+def _start_wandb(run: Path) -> Any:
+    return import_wandb().init(project="robot-cl", name=run.name, dir=str(run))

@@ -18,6 +18,7 @@ import numpy as np
 from robot_cl import report_sections as sections
 from robot_cl import svg_maps
 from robot_cl.activity import read_activity
+from robot_cl.plain_files import write_whole
 from robot_cl.report_composition import composition_section
 from robot_cl.report_continual import continual_headline, continual_section
 from robot_cl.report_gate import gate_section
@@ -35,9 +36,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None, title: str | Non
     page = make_page(folders, title, lead)
     target = out or folders[-1].path / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    part.write_text(render(page), encoding="utf-8")
-    part.replace(target)
+    write_whole(target, render(page))
     return target
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from robot_cl import svg, svg_maps
+from robot_cl.plain_files import read_json
 from robot_cl.run_folder import RunFolder
 
 FILE = "composition.json"
@@ -20,7 +20,7 @@ def composition_section(run: RunFolder) -> dict[str, Any] | None:
     path = run.path / FILE
     if not path.exists():
         return None
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read_json(path)
     return {
         "why": str(data.get("why", "")),
         "measure": str(data.get("measure", "loss")),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from robot_cl import svg, svg_maps
+from robot_cl.plain_files import read_json
 from robot_cl.run_folder import RunFolder
 
 FILE = "gate.json"
@@ -16,7 +16,7 @@ def gate_section(run: RunFolder) -> dict[str, Any] | None:
     path = run.path / FILE
     if not path.exists():
         return None
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read_json(path)
     return {
         "against": str(data["against"]),
         "promoted": bool(data["promoted"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -199,9 +200,9 @@ def commands(runs: Sequence[RunFolder]) -> list[str]:
     for run in runs:
         command = run.provenance.get("command")
         if command:
-            lines.append(command if isinstance(command, str) else " ".join(map(str, command)))
+            lines.append(command if isinstance(command, str) else shlex.join(map(str, command)))
         if run.trained:
-            lines.append(f"robot-cl verify {_here(run.path)}")
+            lines.append(f"robot-cl verify {shlex.quote(_here(run.path))}")
     return list(dict.fromkeys(lines))
 
 

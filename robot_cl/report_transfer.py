@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 
 from robot_cl import svg, svg_maps
+from robot_cl.plain_files import read_json
 from robot_cl.run_folder import RunFolder
 from robot_cl.scores import interval_text
 
@@ -19,7 +19,7 @@ def transfer_section(run: RunFolder) -> dict[str, Any] | None:
     path = run.path / FILE
     if not path.exists():
         return None
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read_json(path)
     shift = f" under {data['shift']}" if data["shift"] else ""
     given = f"{data['draws']} disjoint draws of {data['demonstrations']} demonstrations"
     return {
@@ -28,7 +28,7 @@ def transfer_section(run: RunFolder) -> dict[str, Any] | None:
         "chart": _markup(svg.intervals([_row(row) for row in data["rows"]], "return")),
         "rows": [_line(row) for row in data["rows"]],
         "curves": _curves(data["by_demonstrations"]),
-        "reached": [_reached(name, of) for name, of in data["by_demonstrations"].items()],
+        "reached": [_reached(name, of) for name, of in data["by_demonstrations"].items() if of["area"] is not None],
         "left_out": _left_out(data["left_out"]),
         "matrix": _matrix(data["matrix"]),
         "coverage": data["coverage"],

@@ -17,6 +17,7 @@ from policies.actor import ActorPolicy, StackedGaussianActor
 from robot_cl import seeding
 from robot_cl.batch import Transitions
 from robot_cl.checkpoint import load_resume, save_checkpoint
+from robot_cl.data.atomic import claim
 from robot_cl.data.sampler import Sampler
 from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.learners import learner_class, name_of
@@ -172,6 +173,7 @@ class Run:
 
     def open_folder(self, folder: Path, rows: int = 0) -> None:
         """Write to this folder from now on, keeping the first `rows` rows of its metrics."""
+        claim(folder)
         self.folder = folder
         self._writer = MetricWriter(folder, rows, self.config.tensorboard, self.config.wandb)
         (folder / DIGESTS).write_text("".join(line + "\n" for line in self.digests), encoding="utf-8")

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import yaml
 
-from robot_cl.checkpoint import write_whole
 from robot_cl.learners import LEARNERS, config_class, name_of
 from robot_cl.learners.base import LearnerConfig
 from robot_cl.learners.sb3 import SB3Config
+from robot_cl.plain_files import read_yaml, write_whole
 
 T = TypeVar("T")
 FILE = "config.yaml"
@@ -88,11 +88,11 @@ def read_config(run: Path) -> tuple[TrainConfig, LearnerConfig | SB3Config]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; {run} is not a run folder, or was killed before it began")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_yaml(path)
         learner = dict(data.pop("learner"))
         name = learner.pop("name")
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as problem:
-        raise ValueError(f"{path} is not a run's configuration ({problem})") from None
+    except (KeyError, TypeError) as problem:
+        raise ValueError(f"{path} is not a run's configuration: it does not name a learner ({problem})") from None
     if name not in LEARNERS:
         raise LookupError(f"{run} was made by {name}, not trained; it can be evaluated, but not resumed or verified")
     return filled(TrainConfig, data, str(path)), filled(config_class(name), learner, str(path))

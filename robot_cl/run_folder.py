@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 from robot_cl.curves import Metrics, load_metrics
 from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.learners import LEARNERS
+from robot_cl.plain_files import read_json, read_yaml
 from robot_cl.scores import Entry, read_scores
 
 
@@ -32,20 +32,18 @@ class RunFolder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        import yaml
-
-        text = (self.path / "config.yaml").read_text(encoding="utf-8")
-        return yaml.safe_load(text) or {}
+        return read_yaml(self.path / "config.yaml")
 
     @property
     def trained(self) -> bool:
         """Whether a learner made it, so that its first updates can be made again; compositions and merges were not."""
-        return self.config.get("learner", {}).get("name") in LEARNERS
+        learner = self.config.get("learner")
+        return isinstance(learner, dict) and learner.get("name") in LEARNERS
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         path = self.path / "provenance.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     @cached_property
     def metrics(self) -> Metrics:

@@ -13,6 +13,7 @@ import numpy as np
 from robot_cl import stats
 from robot_cl.data.reference import find_reference
 from robot_cl.evaluate import Evaluation
+from robot_cl.plain_files import write_whole
 
 FILE = "evaluation.json"
 FORMAT = 1
@@ -126,10 +127,8 @@ def add_score(folder: Path, entry: Entry) -> Path:
     entries = [old for old in read_scores(folder) if old.same_as != entry.same_as]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
-    part = path.with_suffix(".part")
     data = {"format": FORMAT, "entries": [asdict(e) for e in [*entries, entry]]}
-    part.write_text(json.dumps(data, indent=1, allow_nan=False), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(data, indent=1, allow_nan=False))
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from policies.card import SkillCard
 from policies.hashing import content_digest
 from robot_cl.checkpoint import ADAPTER, CHECKPOINTS, checkpoint_folder, read_card
+from robot_cl.plain_files import read_json, read_yaml
 
 
 def card_of_run(checkpoint: Path, member: int = 0) -> SkillCard:
@@ -77,9 +77,7 @@ def _known_skill(checkpoint: Path, member: int) -> tuple[str, dict[str, float]]:
 
 
 def _config(run: Path) -> dict[str, Any]:
-    import yaml
-
-    return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
+    return read_yaml(run / "config.yaml")
 
 
 def _scores(run: Path, step: int, member: int, where: str, simulator: str | None) -> tuple[dict[str, float], str]:
@@ -106,4 +104,4 @@ def _run_of(checkpoint: Path) -> Path | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sim
 from policies.actor import StackedGaussianActor
 from robot_cl import seeding
-from robot_cl.checkpoint import checkpoint_folder, load_actor, load_resume
+from robot_cl.checkpoint import CHECKPOINTS, LAST, checkpoint_folder, load_actor, load_resume
 from robot_cl.data.atomic import write_json
 from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.learners import learner_class, name_of
 from robot_cl.learners.base import LearnerConfig
 from robot_cl.learners.sb3 import SB3Config
+from robot_cl.metrics import import_wandb
 from robot_cl.paths import new_run_folder, runs_root
+from robot_cl.plain_files import read_json
 from robot_cl.provenance import provenance
 from robot_cl.run import DIGESTS, Progress, Run, agreed_interface
 from robot_cl.run_config import TrainConfig, read_config, write_config
@@ -25,8 +27,14 @@ from sim.spec import Interface
 DEFAULT_OFFLINE, DEFAULT_ONLINE = 100_000, 1_000_000
 
 
-def train(config: TrainConfig, learner: LearnerConfig | SB3Config, progress: Progress | None = None) -> Path:
-    """Train and return the run folder. `progress(phase, step, total, metrics)` is called now and then.
+def train(
+    config: TrainConfig,
+    learner: LearnerConfig | SB3Config,
+    progress: Progress | None = None,
+    began: Callable[[Path], None] | None = None,
+) -> Path:
+    """Train and return the run folder. `progress(phase, step, total, metrics)` is called now and then, `began(folder)`
+    as soon as there is a folder.
 
     Raises ValueError, LookupError or OSError, in one sentence and before anything is written, for options that do not
     fit together; DivergedError (a ValueError) if training produces NaN. An interrupted run can be resumed.
@@ -36,19 +44,28 @@ def train(config: TrainConfig, learner: LearnerConfig | SB3Config, progress: Pro
         seeding.use_torch_threads(config.torch_threads or 1)
         interface = agreed_interface(config.task, None)
         folder = _new_folder(config, learner, interface, None)
+        if began is not None:
+            began(folder)
         train_sb3(folder, config, learner, interface, progress)
         return folder
-    run, folder = begin(config, learner, progress)
+    run, folder = begin(config, learner, progress, began)
     run.go()
     return folder
 
 
-def begin(config: TrainConfig, learner: LearnerConfig, progress: Progress | None = None) -> tuple[Run, Path]:
+def begin(
+    config: TrainConfig,
+    learner: LearnerConfig,
+    progress: Progress | None = None,
+    began: Callable[[Path], None] | None = None,
+) -> tuple[Run, Path]:
     """A run before its first update, its folder written. For errors see `train`."""
     config = resolve(config, learner)
     seeding.use_torch_threads(config.torch_threads or 1)
     run, config, learner = _new_run(config, learner, progress)
     folder = _new_folder(config, learner, run.interface, run.dataset)
+    if began is not None:
+        began(folder)
     run.begin(folder)
     return run, folder
 
@@ -69,14 +86,13 @@ def take_up(run: Path | str, progress: Progress | None = None) -> tuple[Run, Pat
     config, learner = _ours(folder)
     _check_dataset(folder, config)
     seeding.use_torch_threads(config.torch_threads or 1)
-    try:
+    if (folder / CHECKPOINTS / LAST).exists():
         checkpoint = checkpoint_folder(folder)
-    except LookupError:  # killed before the first one: from the start
-        again, *_ = _new_run(config, learner, progress)
-        again.begin(folder)
-    else:
         again = Run(config, learner, load_actor(checkpoint), progress)
         again.restore(folder, checkpoint)
+    else:  # killed before the first one: from the start
+        again, *_ = _new_run(config, learner, progress)
+        again.begin(folder)
     return again, folder
 
 
@@ -141,6 +157,8 @@ def resolve(config: TrainConfig, learner: LearnerConfig | SB3Config) -> TrainCon
         sim.make(task, num_worlds=1, threads=1, shift=config.shift)  # what it does not know is refused here
     if not offline + online:
         raise ValueError(f"{name} has nothing to do; give data=NAME and offline_steps, or task=NAME and online_steps")
+    if config.wandb:
+        import_wandb()  # refused before there is a folder
     return replace(
         config,
         task=task,
@@ -205,7 +223,7 @@ def _check_dataset(folder: Path, config: TrainConfig) -> None:
     """Raises ValueError if the dataset under the run's name is not the one it began with."""
     if not config.data:
         return
-    then = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["dataset"]
+    then = read_json(folder / "provenance.json")["dataset"]
     now = open_dataset(config.data).meta
     if now.hash != then["hash"]:
         raise ValueError(f"dataset {now.id} has changed since {folder} began; restore it, or start a new run")

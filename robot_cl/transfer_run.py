@@ -18,12 +18,12 @@ import yaml
 
 from robot_cl import transfer
 from robot_cl.at_once import AtOnce
-from robot_cl.checkpoint import write_whole
 from robot_cl.compose_run import CHOICE_SEED, ComposeOptions, Job, as_list, read
 from robot_cl.coverage import coverage, describe_skill_shifts
-from robot_cl.data.atomic import write_json
-from robot_cl.demonstrations import Demonstrations
+from robot_cl.data.atomic import claim, write_json
+from robot_cl.demonstrations import Demonstrations, picked
 from robot_cl.paths import new_run_folder, runs_root
+from robot_cl.plain_files import read_json, read_yaml, write_whole
 from robot_cl.provenance import provenance
 from robot_cl.routes import Route
 from robot_cl.run_config import filled, plain
@@ -73,7 +73,7 @@ class Parts:
         self.path, self.wanted, self.progress = folder / PARTS, wanted, progress
         self.found: dict[str, list[float]] = {}
         if self.path.exists():
-            self.found = json.loads(self.path.read_text(encoding="utf-8"))
+            self.found = read_json(self.path)
 
     def __call__(self, key: str, find: Callable[[], np.ndarray]) -> np.ndarray:
         self._tell(key)
@@ -103,7 +103,7 @@ def start(options: TransferOptions, progress: Progress | None = None) -> Path:
 def is_study(folder: Path) -> bool:
     """Whether a run folder is one of this kind."""
     path = folder / "config.yaml"
-    return path.exists() and path.read_text(encoding="utf-8").startswith(f"kind: {KIND}\n")
+    return path.exists() and path.read_bytes().startswith(f"kind: {KIND}\n".encode())
 
 
 def proceed(folder: Path, progress: Progress | None = None) -> Path:
@@ -113,7 +113,7 @@ def proceed(folder: Path, progress: Progress | None = None) -> Path:
     if (folder / FILE).exists():
         return folder
     path = folder / "config.yaml"
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = read_yaml(path)
     data.pop("kind")
     options = filled(TransferOptions, data, str(path))
     return finish(folder, options, opened(options), progress)
@@ -131,6 +131,7 @@ def opened(options: TransferOptions) -> Job:
 
 def finish(folder: Path, options: TransferOptions, job: Job, progress: Progress | None) -> Path:
     """transfer.json from what is kept and what is missing."""
+    claim(folder)
     draws, play, settings = divided(job.demos, options.draws), player(job, options), options.settings()
     expert = options.expert or expert_return(job, options)
     parts = Parts(folder, planned(options, job), progress)
@@ -172,8 +173,8 @@ def divided(demos: Demonstrations, draws: int) -> list[Demonstrations]:
 
 def expert_return(job: Job, options: TransferOptions) -> float:
     """Mean return of the demonstrations themselves."""
-    whole = [e.ret for e in job.dataset.episodes() if e.complete][: options.demos * options.draws]
-    return sum(whole) / len(whole)
+    taken = picked(job.dataset, options.demos * options.draws, options.pick)
+    return sum(episode.ret for episode in taken) / len(taken)
 
 
 def player(job: Job, options: TransferOptions) -> transfer.Play:
@@ -190,7 +191,8 @@ def player(job: Job, options: TransferOptions) -> transfer.Play:
 def learning(
     job: Job, draws: list[Demonstrations], options: TransferOptions, play: transfer.Play, expert: float, parts: Parts
 ) -> dict[str, Any]:
-    """For α(s), the residual and a fresh adapter: mean return by number of demonstrations, to-80 % and area."""
+    """For α(s), the residual and a fresh adapter: mean return by number of demonstrations, to-80 % and area; these two
+    are None where the expert's return is not above 0, of which there is no share."""
     found: dict[str, dict[int, float]] = {}
     for count in options.by_count:
         fewer = [d.where(d.episode < count) for d in draws]
@@ -199,11 +201,17 @@ def learning(
     return {
         name: {
             "mean": {str(c): m for c, m in means.items()},
-            "to_80": (lambda n: None if n == float("inf") else n)(transfer.demonstrations_to(means, expert)),
-            "area": transfer.area_over_demonstrations(means, expert),
+            "to_80": reached(means, expert) if expert > 0 else None,
+            "area": transfer.area_over_demonstrations(means, expert) if expert > 0 else None,
         }
         for name, means in found.items()
-    }  # fmt: skip
+    }
+
+
+def reached(means: dict[int, float], expert: float) -> float | None:
+    """Demonstrations to 80 % of the expert, None if that was not reached."""
+    count = transfer.demonstrations_to(means, expert)
+    return None if count == float("inf") else count
 
 
 def matrix_tasks(options: TransferOptions) -> list[str]:

@@ -26,6 +26,7 @@ from policies.policy import Policy
 from robot_cl.adapt.chase import chase
 from robot_cl.adapt.explore import Act, Exploration, explore, pool_of, runs_of
 from robot_cl.adapt.robots import Prepared, prepared
+from robot_cl.plain_files import read_json
 from sim.robots.regimes import UNCHANGED, Regime
 
 Log = Callable[[str], None]
@@ -79,7 +80,7 @@ class Learned:
         folder = Path(folder)
         if not (folder / "card.json").is_file():
             raise FileNotFoundError(f"{folder} holds no card.json; robot-cl adapt robot=NAME writes such a folder")
-        card = json.loads((folder / "card.json").read_text())
+        card = read_json(folder / "card.json")
         robot = prepared(str(card["robot"]))
         model = Ensemble.load(folder / "model.safetensors")
         coder = robot.coder(model)

@@ -30,6 +30,7 @@ from policies.policy import Policy
 from robot_cl.adapt.explore import evidence_of
 from robot_cl.adapt.learn import new_flow
 from robot_cl.data.collect import policy_name
+from robot_cl.plain_files import read_json
 from sim import channels
 from sim.shift import Shift
 
@@ -120,7 +121,7 @@ class TaskLearned:
         path = Path(folder) / "card.json"
         if not path.is_file():
             raise FileNotFoundError(f"{folder} holds no card.json; robot-cl adapt POLICY writes such a folder")
-        card = json.loads(path.read_text())
+        card = read_json(path)
         if "task" not in card:
             raise ValueError(f"{folder} was made for a robot with its planner, not for a task's policy")
         model = Ensemble.load(Path(folder) / "model.safetensors")

@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robot_cl.commands.runs import typed
 from robot_cl.commands.verb import Call, Outcome, Verb
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _policy(call: Call, options: AdaptOptions) -> Outcome:
     call.say(f"mean return of {options.held_out} episodes; changes ({', '.join(config.changes)}) were drawn anew")
     learned.card["held_out"] = rows
     folder = _write(learned, options, task)
-    following = f"evaluate {call.words[0]} adapt={folder} shift=gain0.5"
+    following = f"evaluate {typed(call.words[0])} adapt={typed(folder)} shift=gain0.5"
     return Outcome({"card": learned.card}, wrote=folder, next=following)
 
 

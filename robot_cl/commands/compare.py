@@ -16,7 +16,7 @@ class CompareOptions:
 
 
 def run(call: Call, options: CompareOptions) -> Outcome:
-    from robot_cl.commands.runs import find_run
+    from robot_cl.commands.runs import find_run, typed
     from robot_cl.compare import compare
     from robot_cl.scores import headline_entry, interval_text, read_scores
 
@@ -26,7 +26,7 @@ def run(call: Call, options: CompareOptions) -> Outcome:
         try:
             named.append((path.name, headline_entry(read_scores(path))))
         except LookupError:
-            raise LookupError(f"{path} has no evaluation yet; run: robot-cl evaluate {path}") from None
+            raise LookupError(f"{path} has no evaluation yet; run: robot-cl evaluate {typed(path)}") from None
     rows = compare(named, options.mixed, options.seed)
     against = named[0][0]
     table = call.table(
@@ -46,7 +46,7 @@ def run(call: Call, options: CompareOptions) -> Outcome:
         )
     call.console.print(table)
     call.say(f"difference and P(better) are against {against}; differences pair episodes that share a seed")
-    return Outcome({"rows": [row.to_dict() for row in rows]}, next=f"report {' '.join(map(str, runs))}")
+    return Outcome({"rows": [row.to_dict() for row in rows]}, next=f"report {' '.join(map(typed, runs))}")
 
 
 COMPARE = Verb(

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robot_cl.commands.runs import typed
 from robot_cl.commands.verb import Call, Outcome, Verb
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def run(call: Call, options: ComposeOptions) -> Outcome:
     shift = f" shift={options.shift}" if options.shift else ""
     skill = done.published.card.name if done.published else None
     data = plain(done.choice) | {"skill": skill, "not_published": done.refusal}
-    return Outcome(data, wrote=folder, next=f"evaluate {folder}{shift}", code=1 if done.refusal else 0)
+    return Outcome(data, wrote=folder, next=f"evaluate {typed(folder)}{shift}", code=1 if done.refusal else 0)
 
 
 def show(call: Call, choice: Choice) -> None:

@@ -12,7 +12,7 @@ NUMBERS = {"acc": "ACC", "forgetting": "forgetting", "bwt": "BWT", "forward_tran
 
 def run(call: Call, options: Any) -> Outcome:
     """A new run, or with a RUN the rest of one."""
-    from robot_cl.commands.runs import find_run
+    from robot_cl.commands.runs import find_run, typed
     from robot_cl.config import read_groups
     from robot_cl.continual import summary
     from robot_cl.continual.run import ContinualConfig, proceed, read_continual, start
@@ -30,7 +30,7 @@ def run(call: Call, options: Any) -> Outcome:
         folder = watched(call, lambda progress: start(config, learner, progress))
     data = summary.read(folder)
     show(call, data)
-    return Outcome({"continual": data}, wrote=folder, next=f"report {folder}")
+    return Outcome({"continual": data}, wrote=folder, next=f"report {typed(folder)}")
 
 
 def watched(call: Call, work: Any) -> Path:

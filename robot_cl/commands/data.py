@@ -92,6 +92,9 @@ def mixture(options: CollectOptions) -> list[Any]:
     if options.replay:
         return replay_like(policies)
     noises = options.noise if isinstance(options.noise, list) else [options.noise] * len(names)
+    for noise in noises:
+        if isinstance(noise, bool) or not isinstance(noise, (int, float)):
+            raise ValueError(f"noise expects a number, or a list with one for each policy, got {noise!r}")
     shares = options.shares or [1.0] * len(names)
     for what, given in (("noise", noises), ("shares", shares)):
         if len(given) != len(names):

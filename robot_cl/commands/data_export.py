@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robot_cl.commands.helptext import REQUIRED
+from robot_cl.commands.runs import typed
 from robot_cl.commands.verb import Call, Outcome, Verb
 
 
@@ -24,7 +25,7 @@ def run(call: Call, options: ExportOptions) -> Outcome:
     with call.working(f"writing {options.to}"):
         folder = export_lerobot(dataset, Path(options.to))
     call.say(f"{dataset.meta.steps:,} steps in {dataset.meta.episodes:,} episodes, actions in the robot's units")
-    return Outcome({"folder": str(folder), "dataset": dataset.name}, wrote=folder, next=f"data import {folder}")
+    return Outcome({"folder": str(folder), "dataset": dataset.name}, wrote=folder, next=f"data import {typed(folder)}")
 
 
 EXPORT = Verb(

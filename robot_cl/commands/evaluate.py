@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robot_cl.commands.runs import typed
 from robot_cl.commands.verb import Call, Outcome, Verb
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def run(call: Call, options: EvaluateOptions) -> Outcome:
     entry = evaluate_subject(call, subject, options)
     show(call, [entry])
     owner = subject.folder if (subject.folder / "config.yaml").exists() else None
-    following = f"report {owner}" if owner else "list"
+    following = f"report {typed(owner)}" if owner else "list"
     data = {key: value for key, value in vars(entry).items()}
     return Outcome({"evaluation": data}, wrote=subject.folder, next=following)
 

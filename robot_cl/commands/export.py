@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robot_cl.commands.helptext import REQUIRED
+from robot_cl.commands.runs import typed
 from robot_cl.commands.verb import Call, Outcome, Verb
 
 
@@ -53,7 +54,7 @@ def run(call: Call, options: ExportWords) -> Outcome:
     }  # fmt: skip
     if options.guard:
         data["guard"] = guarded(call, report.folder, options.task, options.guard)
-    return Outcome(data, wrote=report.folder, next=f"deploy rehearse {report.folder}")
+    return Outcome(data, wrote=report.folder, next=f"deploy rehearse {typed(report.folder)}")
 
 
 def with_flow(report: Any, folder: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from robot_cl.commands.runs import find_source, typed
 from robot_cl.commands.verb import Call, Outcome, Verb
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def run(call: Call, options: GateOptions) -> Outcome:
         if len(call.words) != 2:
             raise ValueError("the gate needs two policies: robot-cl gate NEW OLD, or robot-cl gate NEW skill=NAME")
         verdict = gate_two(call, options)
-        after = f"report {call.words[0] if verdict.promoted else call.words[1]}"
+        word = call.words[0] if verdict.promoted else call.words[1]
+        after = f"report {typed(word)}" if find_source(word)[1] else f"evaluate {typed(word)}"
     show(call, verdict)
     keep(call, options, verdict)
     return Outcome(_data(verdict), next=after, code=0 if verdict.promoted else 1)
@@ -46,7 +48,6 @@ def run(call: Call, options: GateOptions) -> Outcome:
 
 def keep(call: Call, options: GateOptions, verdict: GateVerdict) -> None:
     """gate.json in NEW's folder, if it is a run, for its report."""
-    from robot_cl.commands.runs import find_source
     from robot_cl.data.atomic import write_json
 
     owner = find_source(call.words[0])[1]
@@ -57,7 +58,6 @@ def keep(call: Call, options: GateOptions, verdict: GateVerdict) -> None:
 
 def gate_two(call: Call, options: GateOptions) -> GateVerdict:
     from robot_cl.checkpoint import load_policy
-    from robot_cl.commands.runs import find_source
     from robot_cl.continual.promotion import gate_policies
     from robot_cl.continual.release_gate import GateConfig
 
@@ -73,19 +73,21 @@ def gate_skill(call: Call, options: GateOptions) -> GateVerdict:
     from robot_cl.commands.runs import find_run
     from robot_cl.continual.promotion import promote_skill
     from robot_cl.continual.release_gate import GateConfig
-    from robot_cl.skills import base_policy, find_skills, run_skill
+    from robot_cl.skills import base_policy, find_skills, residual_of, run_skill
 
     assert options.skill is not None
     library = find_skills([options.skill], options.base)
     found, base = run_skill(find_run(call.words[0]), options.member), base_policy(library)
     tasks = options.tasks or _own_task(base)
     config = GateConfig(options.margin, options.confidence)
-    slow = library.adapter(options.skill)
-    fast = found.adapter if options.rate == 1.0 else part_way(slow, found.adapter, options.rate)
+    fast, parents = (residual_of(found, library), found.parents) if found.parents else (found.adapter, None)
+    if options.rate != 1.0:
+        fast, parents = library.whole(fast, parents)[0] if parents else fast, None
+        fast = part_way(library.adapter(options.skill), fast, options.rate)
     with call.working("playing the same episodes with both versions"):
         return promote_skill(
-            library, base, options.skill, fast, found.card, tasks, options.episodes, options.seed, config,
-            threads=options.threads,
+            library, base, options.skill, fast, found.card, tasks, options.episodes, options.seed, config, parents,
+            options.threads,
         )  # fmt: skip
 
 

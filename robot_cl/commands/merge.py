@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robot_cl.commands.runs import typed
 from robot_cl.commands.verb import Call, Outcome, Verb
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def run(call: Call, options: MergeOptions) -> Outcome:
     folder = shown(Path(merged.folder))
     data = {"how": options.how, "weights": merged.weights, "distances": merged.distances,
             "skill": merged.published.card.name if merged.published else None}  # fmt: skip
-    return Outcome(data, wrote=folder, next=f"evaluate {folder}")
+    return Outcome(data, wrote=folder, next=f"evaluate {typed(folder)}")
 
 
 def _options() -> type:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +84,7 @@ def find_source(word: str) -> Source:
 
 def of_run(folder: Path) -> Source:
     from robot_cl.data.store import open_dataset
+    from robot_cl.plain_files import read_json
     from robot_cl.replay_files import lived
     from robot_cl.run_config import read_config
     from sim.spec import Interface
@@ -93,7 +93,7 @@ def of_run(folder: Path) -> Source:
     if config.data:
         found = open_dataset(config.data)
         return Source(folder.name, found.transitions(), config.task or found.meta.task, folder)
-    interface = Interface.from_dict(json.loads((folder / "interface.json").read_text(encoding="utf-8")))
+    interface = Interface.from_dict(read_json(folder / "interface.json"))
     experience = lived(folder, interface.obs_dim, interface.act_dim, config.num_worlds or 1)
     if experience is None:
         raise LookupError(f"{folder} has neither a dataset nor a replay buffer; name a dataset, or a run of mbpo")

@@ -20,7 +20,7 @@ class ReportOptions:
 
 
 def run(call: Call, options: ReportOptions) -> Outcome:
-    from robot_cl.commands.runs import find_run, with_sweeps_opened
+    from robot_cl.commands.runs import find_run, typed, with_sweeps_opened
     from robot_cl.curves import write_csv, write_png
     from robot_cl.report import write_report
     from robot_cl.run_folder import open_run
@@ -42,7 +42,7 @@ def run(call: Call, options: ReportOptions) -> Outcome:
         call.say(f"{figure.relative_to(runs[-1])}")
     wrote = [str(p) for p in (page, options.csv, options.png, *beside) if p]
     following = "verify" if open_run(runs[-1]).trained else "export"
-    return Outcome({"files": wrote}, wrote=page, next=f"{following} {runs[-1]}")
+    return Outcome({"files": wrote}, wrote=page, next=f"{following} {typed(runs[-1])}")
 
 
 def figures(run: Path) -> list[Path]:

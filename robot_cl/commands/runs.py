@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 LAST = "last"
@@ -74,6 +75,11 @@ def find_source(word: str) -> tuple[Path | str, Path | None]:
         if not (os.sep in word or word.endswith((".zip", ".npz", ".safetensors"))):
             raise
         raise FileNotFoundError(f"there is no {word}; give a run, a checkpoint, a bundle or a policy file") from None
+
+
+def typed(path: Path | str) -> str:
+    """A path as it stands in a command: relative if it lies below the working directory, quoted if it has blanks."""
+    return shlex.quote(str(_shown(Path(path))))
 
 
 def _shown(path: Path) -> Path:

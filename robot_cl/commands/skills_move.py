@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robot_cl.commands.runs import typed
 from robot_cl.commands.verb import Call, Outcome, Verb
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def run_export(call: Call, options: ExportOptions) -> Outcome:
     library = find_skills([name], options.base)
     folder = export_peft(library.load(name).adapter, Path(options.out or name), library.folder.name)
     call.say(f"{name}: adapter_model.safetensors and adapter_config.json, for peft.PeftModel.from_pretrained")
-    return Outcome({"name": name, "folder": str(folder)}, wrote=folder, next=f"skills import {folder} name={name}")
+    following = f"skills import {typed(folder)} name={name}"
+    return Outcome({"name": name, "folder": str(folder)}, wrote=folder, next=following)
 
 
 @dataclass

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robot_cl.commands.runs import typed
 from robot_cl.commands.verb import Call, Outcome, Verb
 from robot_cl.scale.launchers import Launching
 
@@ -33,7 +34,7 @@ def launching_of(overrides: list[str]) -> tuple[Launching, list[str]]:
 def go(call: Call, sweep: Sweep, launching: Launching | None = None) -> Outcome:
     """Do a sweep's jobs with a bar, and say what came out. Exit code 1 if some failed."""
     total, shown = len(sweep.jobs()), short(sweep.folder)
-    call.resume = f"continue with: robot-cl resume {shown}"
+    call.resume = f"continue with: robot-cl resume {typed(shown)}"
     with call.progress(f"{total} jobs") as bar:
         sweep.go(launching, bar)
     results, failures = sweep.results(), sweep.failures()
@@ -43,7 +44,7 @@ def go(call: Call, sweep: Sweep, launching: Launching | None = None) -> Outcome:
     for number, problem in list(failures.items())[:10]:
         call.say(f"  job {number} failed: {problem}")
     runs = [str(short(Path(found["run"]))) for found in results.values() if "run" in found]
-    following = f"resume {shown}" if failures else f"report {shown}"
+    following = f"resume {typed(shown)}" if failures else f"report {typed(shown)}"
     data = {"jobs": total, "done": len(results), "taken_up_again": again, "runs": runs}
     failed = {str(number): problem for number, problem in failures.items()}
     return Outcome(data | {"failed": failed}, wrote=sweep.folder, next=following, code=1 if failures else 0)

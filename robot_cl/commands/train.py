@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
@@ -65,10 +64,18 @@ def smoke(call: Call, words: list[str]) -> list[str]:
 
 
 def train_one(call: Call, overrides: list[str]) -> Path:
+    from robot_cl.commands.runs import typed
     from robot_cl.train import train
 
     name, config, learner = read_train(overrides)
-    return watched(call, f"training {name}", lambda progress: train(config, learner, progress))
+
+    def began(folder: Path) -> None:
+        if name == "sb3":
+            call.resume = f"{shown(folder)} ends here: Stable-Baselines3 cannot continue a run"
+        else:
+            call.resume = f"continue with: robot-cl resume {typed(folder)}"
+
+    return watched(call, f"training {name}", lambda progress: train(config, learner, progress, began))
 
 
 def read_train(overrides: Sequence[str]) -> tuple[str, Any, Any]:
@@ -121,19 +128,11 @@ def only_its_parts(config: Any, learner: str, overrides: list[str]) -> Any:
 
 
 def watched(call: Call, title: str, work: Callable[[Any], Path]) -> Path:
-    """`work(progress)` with a bar; on Ctrl-C the call learns how to resume."""
-    from robot_cl.paths import runs_root
-
-    began = time.time()
+    """`work(progress)` with a bar -> the run folder as one would type it."""
     with call.progress(title) as bar:
-        try:
-            return shown(work(narrated(bar)))
-        except KeyboardInterrupt:
-            made = [p for p in runs_root().glob("*/config.yaml") if p.stat().st_mtime >= began - 1]
-            if made:
-                newest = max(made, key=lambda p: p.stat().st_mtime).parent
-                call.resume = f"continue with: robot-cl resume {shown(newest)}"
-            raise
+        folder = shown(work(narrated(bar)))
+    call.resume = ""
+    return folder
 
 
 def narrated(bar: Progress) -> Callable[[str, int, int, dict[str, float]], None]:
@@ -158,6 +157,7 @@ def shown(path: Path) -> Path:
 
 
 def _trained(call: Call, runs: list[Path]) -> Outcome:
+    from robot_cl.commands.runs import typed
     from robot_cl.curves import load_metrics
 
     data = {}
@@ -171,7 +171,7 @@ def _trained(call: Call, runs: list[Path]) -> Outcome:
         data[str(run)] = last
         parts = [f"{name.replace('_', ' ')} {_numbers(last[name])}" for name in SHOWN if name in last]
         call.say(f"{run.name}: {', '.join(parts) or 'done'}")
-    following = f"evaluate {runs[-1]}" if len(runs) == 1 else f"compare {' '.join(map(str, runs))}"
+    following = f"evaluate {typed(runs[-1])}" if len(runs) == 1 else f"compare {' '.join(map(typed, runs))}"
     return Outcome({"runs": data}, wrote=runs[-1], next=following)
 
 
@@ -205,7 +205,7 @@ def _train_options() -> type:
 
 
 def run_resume(call: Call, options: Any) -> Outcome:
-    from robot_cl.commands.runs import find_run
+    from robot_cl.commands.runs import find_run, typed
     from robot_cl.continual.run import is_continual
     from robot_cl.scale.sweep import Sweep, is_sweep
     from robot_cl.train import resume
@@ -224,6 +224,7 @@ def run_resume(call: Call, options: Any) -> Outcome:
         from robot_cl.commands.transfer import run as run_transfer
 
         return run_transfer(call, None)
+    call.resume = f"continue with: robot-cl resume {typed(folder)}"
     return _trained(call, [watched(call, f"continuing {folder.name}", lambda progress: resume(folder, progress))])
 
 
@@ -235,7 +236,7 @@ class VerifyOptions:
 
 
 def run_verify(call: Call, options: VerifyOptions) -> Outcome:
-    from robot_cl.commands.runs import find_run
+    from robot_cl.commands.runs import find_run, typed
     from robot_cl.train import verify
 
     folder = find_run(call.words[0])
@@ -243,7 +244,8 @@ def run_verify(call: Call, options: VerifyOptions) -> Outcome:
         result = verify(folder, options.updates)
     call.say(f"{folder.name}: {result}")
     data = {"identical": result.identical, "updates": result.updates, "diverged_at": result.diverged_at}
-    return Outcome(data, next=f"report {folder}" if result.identical else "doctor", code=0 if result.identical else 1)
+    following = f"report {typed(folder)}" if result.identical else "doctor"
+    return Outcome(data, next=following, code=0 if result.identical else 1)
 
 
 TRAIN = Verb(

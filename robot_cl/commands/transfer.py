@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from robot_cl.commands.verb import Call, Outcome, Verb
@@ -10,8 +9,9 @@ from robot_cl.commands.verb import Call, Outcome, Verb
 
 def run(call: Call, options: Any) -> Outcome:
     """A new study, or with a RUN the rest of one."""
-    from robot_cl.commands.runs import find_run
+    from robot_cl.commands.runs import find_run, typed
     from robot_cl.config import read_options
+    from robot_cl.plain_files import read_json
     from robot_cl.transfer_run import FILE, TransferOptions, proceed, start
 
     call.resume = "continue with: robot-cl transfer last"
@@ -23,9 +23,9 @@ def run(call: Call, options: Any) -> Outcome:
         else:
             folder = start(read_options(TransferOptions, call.overrides), bar)
     call.resume = ""
-    data = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    data = read_json(folder / FILE)
     show(call, data)
-    return Outcome(data, wrote=folder, next=f"report {folder}")
+    return Outcome(data, wrote=folder, next=f"report {typed(folder)}")
 
 
 def show(call: Call, data: dict[str, Any]) -> None:
@@ -42,7 +42,8 @@ def show(call: Call, data: dict[str, Any]) -> None:
     for name, of in data["by_demonstrations"].items():
         means = ", ".join(f"{count}: {mean:,.1f}" for count, mean in of["mean"].items())
         reached = f"80 % of the expert with {of['to_80']}" if of["to_80"] else "80 % of the expert not reached"
-        call.say(f"{name}: return by demonstrations {means}; {reached}; area {of['area']:.2f}")
+        shares = "" if of["area"] is None else f"; {reached}; area {of['area']:.2f}"
+        call.say(f"{name}: return by demonstrations {means}{shares}")
     whole = np.mean(data["left_out"][""])
     for name, returns in data["left_out"].items():
         if name:

@@ -13,7 +13,7 @@ import yaml
 
 from policies.actor import StackedGaussianActor
 from robot_cl import seeding
-from robot_cl.checkpoint import checkpoint_folder, load_actor, load_resume, write_whole
+from robot_cl.checkpoint import checkpoint_folder, load_actor, load_resume
 from robot_cl.continual import summary
 from robot_cl.continual.actors import State
 from robot_cl.continual.base_policy import load_base, save_base, train_base
@@ -22,11 +22,12 @@ from robot_cl.continual.loop import Measuring, Progress, read_row, run_method
 from robot_cl.continual.method import MethodConfig, Setup
 from robot_cl.continual.methods import METHODS, REFERENCE, method_class
 from robot_cl.continual.stage_worlds import score, stage_world
-from robot_cl.data.atomic import write_json
+from robot_cl.data.atomic import claim, write_json
 from robot_cl.learners import config_class, name_of
 from robot_cl.learners.base import LearnerConfig
 from robot_cl.learners.stacks import repeated
 from robot_cl.paths import new_run_folder, runs_root
+from robot_cl.plain_files import read_yaml, write_whole
 from robot_cl.provenance import provenance, simulator_fingerprint
 from robot_cl.run_config import filled, plain
 from robot_cl.suite_worlds import SuiteWorlds, is_suite
@@ -87,7 +88,7 @@ def start(config: ContinualConfig, learner: LearnerConfig, progress: Progress | 
 def is_continual(folder: Path) -> bool:
     """Whether a run folder is one of this kind."""
     path = folder / "config.yaml"
-    return path.exists() and path.read_text(encoding="utf-8").startswith("kind: continual")
+    return path.exists() and path.read_bytes().startswith(b"kind: continual")
 
 
 def read_continual(folder: Path) -> tuple[ContinualConfig, LearnerConfig]:
@@ -95,7 +96,7 @@ def read_continual(folder: Path) -> tuple[ContinualConfig, LearnerConfig]:
     path = folder / "config.yaml"
     if not is_continual(folder):
         raise ValueError(f"{folder} is not a continual run; robot-cl continual makes one")
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = read_yaml(path)
     data.pop("kind")
     learner = data.pop("learner")
     chosen = config_class(learner.pop("name"))
@@ -105,6 +106,7 @@ def read_continual(folder: Path) -> tuple[ContinualConfig, LearnerConfig]:
 def proceed(folder: Path, progress: Progress | None = None) -> Path:
     """Do what of a run is not done yet; the result is that of a run never interrupted. Returns the folder."""
     config, learner = read_continual(folder)
+    claim(folder)
     seeding.use_torch_threads(1)
     setup, untrained = prepare(folder, config, learner, progress)
     finished: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {}

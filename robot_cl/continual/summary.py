@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from robot_cl import stats
-from robot_cl.checkpoint import write_whole
 from robot_cl.continual import metrics
 from robot_cl.continual.route import Route, played
+from robot_cl.plain_files import write_whole
 from sim.stream import Stage, Stream
 
 FILE, FORMAT = "continual.json", 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -61,6 +62,29 @@ def remove_folder(root: Path, folder: Path) -> None:
         if parent == root or any(parent.iterdir()):
             break
         parent.rmdir()
+
+
+_CLAIMED: dict[Path, int] = {}  # folder -> the descriptor that holds this process's claim
+
+
+def claim(folder: Path) -> None:
+    """The folder is this process's to write to until it ends, however it ends; what it claims again stays its own.
+
+    Raises ValueError if another process has claimed it.
+    """
+    path = folder.resolve()
+    if path in _CLAIMED:
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"{folder} is being written by another process; wait for it, or stop that one first") from None
+    except OSError:  # a file system without locks; better no protection than no run
+        os.close(handle)
+        return
+    _CLAIMED[path] = handle
 
 
 def write_json(path: Path, data: object) -> None:

@@ -256,7 +256,7 @@ def _stored_name(name: str, root: Path) -> str:
     if Path(name).expanduser().is_dir():
         raise ValueError(f"{name} is a folder without meta.json; import it first: robot-cl data import {name}")
     hint = "D4RL sets are not shipped; import the HDF5 file" if d4rl_id({"kind": "d4rl", "file": name}) else ""
-    if not hint:
+    if not hint and not stored:
         check_name(name)
     raise not_found("dataset", name, stored, hint)
 

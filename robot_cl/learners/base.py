@@ -107,7 +107,7 @@ class Learner:
         self.extra: dict[str, Tensor] = {}
         self.nets = nn.ModuleDict()
         if config.trainable is not Trainable.full and actor is None:
-            raise ValueError(f"trainable={config.trainable} needs a trained policy to adapt; give init_from=RUN")
+            raise ValueError(f"trainable={config.trainable} needs a trained policy to adapt; give base=RUN")
         if actor is None:
             actor = self.new_actor()
         elif (actor.obs_dim, actor.act_dim) != (obs_dim, act_dim):

@@ -24,8 +24,9 @@ from typing import Any
 
 import yaml
 
-from robot_cl.checkpoint import write_whole
+from robot_cl.data.atomic import claim
 from robot_cl.paths import DATA_VARIABLE, LIBRARY_VARIABLE, data_root, library_root, new_run_folder
+from robot_cl.plain_files import read_json, read_yaml, write_whole
 from robot_cl.run_config import filled, plain
 from robot_cl.scale.kinds import kind_of_job
 from robot_cl.scale.launchers import Launching, launcher
@@ -64,14 +65,14 @@ class Sweep:
         path = self.folder / "config.yaml"
         if not is_sweep(self.folder):
             raise ValueError(f"{self.folder} is not a sweep; its config.yaml should begin with kind: sweep")
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return read_yaml(path)
 
     @property
     def launching(self) -> Launching:
         return filled(Launching, self.about["launch"], str(self.folder / "config.yaml"))
 
     def jobs(self) -> list[Job]:
-        return json.loads((self.folder / "jobs.json").read_text(encoding="utf-8"))
+        return read_json(self.folder / "jobs.json", list)
 
     def job_folder(self, number: int) -> Path:
         return self.folder / "jobs" / f"{number:04d}"
@@ -98,10 +99,11 @@ class Sweep:
 
     def _read(self, name: str) -> dict[int, dict[str, Any]]:
         found = sorted((self.folder / "jobs").glob(f"*/{name}"))
-        return {int(path.parent.name): json.loads(path.read_text(encoding="utf-8")) for path in found}
+        return {int(path.parent.name): read_json(path) for path in found}
 
     def go(self, launching: Launching | None = None, progress: Progress | None = None) -> Sweep:
         """Do what is not done yet, also what failed or was killed before, and write the table."""
+        claim(self.folder)
         launching = launching or self.launching
         total = len(self.jobs())
         left = [number for number in range(total) if not self.done(number)]
@@ -203,7 +205,7 @@ def alone(folder: Path) -> Iterator[None]:
 def is_sweep(folder: Path) -> bool:
     """Whether a run folder is one of many jobs."""
     path = folder / "config.yaml"
-    return path.exists() and path.read_text(encoding="utf-8").startswith("kind: sweep")
+    return path.exists() and path.read_bytes().startswith(b"kind: sweep")
 
 
 def _columns(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""What goes wrong around a run: damaged files, full and locked disks, two at once, typing as one is used to."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import SafetensorError
+
+from robot_cl.cli import main
+from robot_cl.commands.runs import typed
+from robot_cl.config import read_options
+from robot_cl.data.atomic import claim
+from robot_cl.plain_files import read_json, write_whole
+from robot_cl.run_config import TrainConfig
+from tests.app.conftest import Cli
+
+DAMAGED: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
+    "empty configuration": ("config.yaml", b"", ("report", "resume", "evaluate")),
+    "configuration that is a list": ("config.yaml", b"- a\n", ("report", "resume", "evaluate")),
+    "configuration in bytes": ("config.yaml", b"\xff\xfe\x00", ("report", "resume", "verify")),
+    "configuration with a constructor": ("config.yaml", b"task: !!python/name:os.system\n", ("report", "resume")),
+    "half a provenance": ("provenance.json", b'{"a": "b', ("report", "resume")),
+    "metrics in bytes": ("metrics.csv", b"\x95\x00\n", ("report", "resume")),
+    "metrics of something else": ("metrics.csv", b"a,b\n1,2\n", ("report", "resume")),
+    "half the counters": ("checkpoints/20/resume/counters.json", b'{"step": ', ("resume",)),
+    "counters that are a list": ("checkpoints/20/resume/counters.json", b"[]", ("resume",)),
+    "a pointer to nowhere": ("checkpoints/last", b"rubbish", ("resume", "evaluate")),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_file_is_named_in_one_sentence(case: str, cli: Cli, place: Path, tmp_path: Path) -> None:
+    name, content, verbs = DAMAGED[case]
+    run = shutil.copytree(next((place / "runs").glob("*-cloned")), tmp_path / "run")
+    (run / name).write_bytes(content)
+    for verb in verbs:
+        ran = cli(verb, str(run))
+        assert ran.code == 2, (verb, ran)
+        assert str(run / name) in ran.err and ran.err.count("\n") == 1, (verb, ran.err)
+        assert "object" not in ran.err and "Error" not in ran.err, ran.err
+
+
+def test_what_a_file_should_hold_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("3")
+    with pytest.raises(ValueError, match=r"a\.json is damaged \(it holds a int\)"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """`failing(problem)` makes the verb `list` raise it after it has said how to go on."""
+    import robot_cl.commands.list as module
+    from robot_cl.commands.verb import Call, Outcome, Verb
+
+    def replace(problem: BaseException) -> None:
+        def run(call: Call, options: Any) -> Outcome:
+            call.resume = "continue with: robot-cl resume X"
+            raise problem
+
+        monkeypatch.setattr(module, "LIST", Verb(run=run, usage="", about="", examples=("robot-cl list",)))
+
+    return replace
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "x"),
+        OSError("560000 requested and 76768 written"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_called_that_and_the_way_on_is_named(
+    problem: Exception, cli: Cli, failing: Callable[[BaseException], None]
+) -> None:
+    failing(problem)
+    ran = cli("list")
+    assert ran.code == 2 and "the disk is full" in ran.err and "robot-cl resume X" in ran.err
+
+
+def test_a_folder_that_may_not_be_written_is_named_without_numbers(
+    cli: Cli, failing: Callable[[BaseException], None]
+) -> None:
+    failing(PermissionError(errno.EACCES, "Permission denied", "/there"))
+    assert cli("list").err == "robot-cl: /there: permission denied; choose another folder\n"
+
+
+def test_a_file_that_could_not_be_written_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_whole(tmp_path / "a", "old")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "a", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_two_processes_do_not_write_one_run(cli: Cli, place: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(next((place / "runs").glob("*-cloned")), tmp_path / "run")
+    code = "import sys, pathlib; from robot_cl.data.atomic import claim; claim(pathlib.Path(sys.argv[1])); print(1);"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code + "sys.stdout.flush(); input()", str(run)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert other.stdout is not None and other.stdout.readline()
+    ran = cli("resume", str(run))
+    assert ran.code == 2 and "is being written by another process" in ran.err
+    other.communicate("\n")
+    claim(run)  # the process has ended, and its claim with it
+    claim(run)  # and what is ours stays ours
+
+
+def test_whole_numbers_may_be_written_with_an_exponent(cli: Cli) -> None:
+    assert read_options(TrainConfig, ["online_steps=2e5", "batch=64.0"]).online_steps == 200_000
+    ran = cli("train", "learner=iql", "online_steps=2.5")
+    assert ran.code == 2 and "online_steps expects a whole number, got 2.5" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", "learner", "=", "iql"], "without blanks around ="),
+        (["train", "learner=iql", "data=hopper/tiny"], "no dataset 'hopper/tiny'; did you mean hopper/tiny-v0?"),
+        (["train", "learner=iql", "data=hopper/tiny-v0", "trainable=adapter"], "give base=RUN"),
+        (["data", "collect", "task=hopper", "policy=random", "name=hopper/x-v0", "noise=abc"], "noise expects a number"),
+    ],
+)
+def test_mistakes_of_habit_are_understood(words: list[str], says: str, cli: Cli) -> None:
+    ran = cli(*words)
+    assert ran.code == 2 and says in ran.err, ran
+
+
+def test_what_is_refused_leaves_no_run_behind(cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    before = list((place / "runs").iterdir())
+    ran = cli("train", "learner=bc", "data=hopper/tiny-v0", "offline_steps=2", "wandb=true")
+    assert ran.code == 2 and "wandb is not installed" in ran.err
+    assert list((place / "runs").iterdir()) == before
+
+
+def test_ctrl_c_names_the_run_where_it_lies(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("robot_cl.run.Run.go", stop)
+    out = tmp_path / "else where"
+    words = ["train", "learner=bc", "data=hopper/tiny-v0", "offline_steps=2", "name=it", f"out={out}", "eval_every=0"]
+    assert main(words) == 130
+    run = next(out.iterdir())
+    assert f"continue with: robot-cl resume '{run}'" in capsys.readouterr().err
+
+
+def test_a_path_with_blanks_is_quoted_in_the_next_command() -> None:
+    assert typed("runs/my run") == "'runs/my run'" and typed("runs/a") == "runs/a"
