@@ -257,8 +257,7 @@ class Runner:
                     self._receive(order)
             except (ValueError, LookupError):
                 self.stats.events["bad_order"] += 1
-        while self._orders:
-            order = self._orders.popleft()
+        while (order := self._waiting()) is not None:
             try:
                 self._carry_out(order)
             except (ValueError, LookupError) as problem:
@@ -273,6 +272,13 @@ class Runner:
             self._stop.set()
         else:
             self._orders.append(order)
+
+    def _waiting(self) -> Order | None:
+        """The next order. A stop from another thread may take all of them back at any moment."""
+        try:
+            return self._orders.popleft()
+        except IndexError:
+            return None
 
     def _carry_out(self, order: Order) -> None:
         if order.verb == "skills":
