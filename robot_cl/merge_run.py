@@ -88,7 +88,8 @@ def merge(options: MergeOptions) -> Merged:
     weights = dict(zip(names, row, strict=True))
     published = _publish(library, adapter, weights, options) if options.publish else None
     distances = {name: distance(adapter, skill) for name, skill in skills.items()}
-    actor = merge_into(copy.deepcopy(base.actor), deltas)
+    # As it was published: cut to a rank, it is another policy, and what grows on this one names it as its parent.
+    actor = merge_into(copy.deepcopy(base.actor), library.adapter(published.card.name) if published else deltas)
     folder = _write(options, library, base, actor, _below(options, skills, weights, library))
     return Merged(folder, weights, distances, published)
 

@@ -23,6 +23,7 @@ from robot_cl.checkpoint import load_policy
 from robot_cl.compose_run import publish
 from robot_cl.composition_files import write_route, write_run
 from robot_cl.demonstrations import Demonstrations
+from robot_cl.merge_run import MergeOptions, merge
 from robot_cl.moving import move_skill
 from robot_cl.routes import Fitted, Known, RouteSettings, whole
 from robot_cl.skills import RunSkill, add_run, base_policy, header_of, library_of, residual_of, skill_policy
@@ -50,7 +51,7 @@ def _skill(base: StackedGaussianActor, seed: int, interface: Interface = INTERFA
 
 @pytest.fixture
 def library(base: StackedGaussianActor, tmp_path: Path) -> Library:
-    made = library_of(base, INTERFACE, "reach", tmp_path / "library")
+    made = library_of(base, INTERFACE, "vehicle-waypoint", tmp_path / "library")
     for seed, name in enumerate(("left", "right")):
         card = SkillCard(name, interface=INTERFACE.to_dict(), control_dt=0.02)
         made.publish(name, _skill(base, seed), card)
@@ -85,7 +86,7 @@ def test_a_residual_is_not_added_to_other_skills_than_it_was_trained_on(
 
 
 def test_a_residual_belongs_to_the_library_of_its_base(library: Library, base: StackedGaussianActor) -> None:
-    skill = RunSkill(_skill(base, 3), SkillCard("x"), base, INTERFACE, "reach", {"left": 1.0}, "f" * 64)
+    skill = RunSkill(_skill(base, 3), SkillCard("x"), base, INTERFACE, "vehicle-waypoint", {"left": 1.0}, "f" * 64)
     with pytest.raises(ValueError, match="belongs to base ffffffffffff, the library is of base"):
         residual_of(skill, library)
 
@@ -106,6 +107,17 @@ def test_a_composition_is_one_skill_only_where_weights_are_mixed(
     job: Any = SimpleNamespace(known=known, options=SimpleNamespace(publish="both"))
     with pytest.raises(ValueError, match=f"mixes at the level of {level}s and is no skill of its own"):
         publish(job, route)
+
+
+def test_a_merge_that_is_published_acts_as_the_skill_does(
+    library: Library, demos: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBOT_CL_LIBRARY", str(tmp_path / "library"))
+    names, obs = ["left", "right"], demos.obs.numpy()
+    options = MergeOptions(skills=names, how="ties", rank=1, publish="both", out=str(tmp_path / "runs"))
+    merged = merge(options)
+    acts = skill_policy(library, {"both": 1.0}).act(obs)
+    np.testing.assert_allclose(load_policy(merged.folder).act(obs), acts, rtol=1e-4, atol=1e-5)
 
 
 @dataclass
@@ -129,7 +141,7 @@ def test_a_skill_moves_to_another_interface_only_by_force_and_its_card_says_whic
     with torch.no_grad():
         next(other.parameters()).add_(0.01)
     slower = Interface(INTERFACE.obs, INTERFACE.action, 0.05)
-    target = library_of(other, slower, "reach", tmp_path / "library")
+    target = library_of(other, slower, "vehicle-waypoint", tmp_path / "library")
     with pytest.raises(ValueError, match=r"control period 0\.02 s against 0\.05 s\); force=true"):
         move_skill(library, "left", target, Move())
     assert move_skill(library, "left", target, Move(force=True))[1]
