@@ -158,6 +158,23 @@ def test_a_transfer_study_that_was_stopped_goes_on_to_the_same_table(
     assert "transfer study" in typed("transfer", "kick").err
 
 
+def test_the_expert_of_a_study_is_what_was_demonstrated(typed: Cli, home: Path) -> None:
+    from types import SimpleNamespace
+
+    from robot_cl.data.store import open_dataset
+    from robot_cl.demonstrations import Demonstrations, Pick
+    from robot_cl.transfer_run import TransferOptions, expert_return
+
+    data: Any = open_dataset("hopper/demo-v0", root=home / "datasets")
+    returns = [episode.ret for episode in data.episodes() if episode.complete]
+    for pick, expected in ((Pick.first, returns[:2]), (Pick.best, sorted(returns)[-2:])):
+        options = TransferOptions(data=data.name, demos=1, draws=2, pick=pick)
+        job: Any = SimpleNamespace(dataset=data)
+        assert expert_return(job, options) == pytest.approx(np.mean(expected))
+        demos = Demonstrations.of(data, 2, pick)
+        assert len(demos) == sum(e.stop - e.start for e in data.episodes() if e.complete and e.ret in expected)
+
+
 @pytest.mark.parametrize(
     "composer",
     ["psec", "psec level=noise", "psec level=action", "psec per_layer=true", "fixed", "atlas", "mora", "ridge"],
@@ -240,6 +257,12 @@ def test_a_skill_on_top_of_an_unknown_one_asks_for_that_first(typed: Cli, home: 
     _line(typed, "skills", "add", "lean", "name=lean")
     card = _line(typed, "skills", "add", "above", "name=above", "--json").json["skill"]
     assert [(p["skill"], p["coefficient"]) for p in card["parents"]] == [("lean", 1.0)]
+    _line(typed, "skills", "remove", "above")  # instead it is to be the next version of the one below
+    for rate, parents in (("1.0", ["lean"]), ("0.5", [])):
+        _line(typed, "gate", "above", "skill=lean", f"rate={rate}", "episodes=5", "margin=0.9", "--json")
+        now = _line(typed, "skills", "show", "lean", "--json").json["skill"]
+        assert [p["skill"] for p in now["parents"]] == parents
+        assert _line(typed, "skills", "rollback", "lean", "--json").json["skill"]["content"] != now["content"]
 
 
 def test_a_skill_moves_to_a_new_base_or_stays_and_says_so(typed: Cli, home: Path) -> None:
