@@ -25,18 +25,21 @@ class Plant(Protocol):
 
 class JointPlant:
     """Joints that follow: each channel's position moves to its command with time constant `tau` (velocity commands are
-    integrated). For tests and latency measurements, where physics does not matter. Remembers position and velocity.
+    integrated), inside their limits from the beginning. For tests, latency measurements and rehearsals without a world,
+    where physics does not matter: every body stands upright. Remembers position and velocity.
     """
 
     def __init__(self, spec: RobotSpec, tau: float = 0.05, start: float = 0.0):
         self.spec, self.tau = spec, tau
-        self.position = np.full(len(spec.channels), start)
+        bounds = [(c.low, c.high) if c.is_position else (c.lowest, c.highest) for c in spec.channels]
+        self.position = np.clip(start, *np.array(bounds).T)
         self.velocity = np.zeros(len(spec.channels))
-        self._speedy = np.array([c.unit.endswith("/s") for c in spec.channels])
+        self._speedy = np.array([c.is_speed for c in spec.channels])
+        self._upright = np.array([name.endswith("orientation.w") for name in spec.signals], dtype=np.float64)
         self._position_at, self._speed_at = spec.position_index(), spec.speed_index()
 
     def signals(self) -> np.ndarray:
-        values = np.zeros(len(self.spec.signals))
+        values = self._upright.copy()
         for places, source in ((self._position_at, self.position), (self._speed_at, self.velocity)):
             values[places[places >= 0]] = source[places >= 0]
         return values

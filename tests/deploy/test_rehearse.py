@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import threading
@@ -30,6 +31,7 @@ from robot_cl.deploy.robot_file import load_robot
 from robot_cl.deploy.run import RunOptions, check, run
 from robot_cl.deploy.runner import Runner
 from sim.robots import frames
+from sim.spec import Channel, Interface
 
 MakeBundle = Callable[..., Path]
 VEHICLE = Path(__file__).parents[2] / "configs" / "robot" / "vehicle.yaml"
@@ -50,6 +52,24 @@ def test_a_rehearsal_answers_every_question_and_leaves_a_receipt(make_bundle: Ma
     receipt = require_receipt(folder, robot_file)
     assert receipt.passed and set(receipt.checks) == {c.name for c in found.checks}
     PolicyBundle.load(folder)
+
+
+def test_without_a_world_a_robot_stands_upright_inside_its_box(
+    tmp_path: Path, robot_file: Path, arm_dict: dict, arm_interface: Interface, linear: Callable[..., bytes]
+) -> None:
+    for channel in arm_dict["command"][0]["channels"]:
+        channel["low"] = 0.25
+    arm_dict["state"]["imu"] = {"topic": "/imu", "type": "sensor_msgs/msg/Imu"}
+    arm_dict["terms"] = {"up": {"unit": "1", "signal": "imu.orientation", "function": "up.z"}}
+    robot_file.write_text(yaml.safe_dump(arm_dict))
+    interface = dataclasses.replace(arm_interface, obs=(*arm_interface.obs, Channel("up", "1")))
+    terms, model = terms_from_interface(interface), linear(5, 2)
+    digest = hashlib.sha256(model).hexdigest()
+    contract = Contract(digest, len(model), "t", interface.control_dt, interface.digest, *terms)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "policy.onnx").write_bytes(model)
+    (tmp_path / "bundle" / "contract.json").write_text(contract.to_json())
+    assert rehearse(tmp_path / "bundle", robot_file, RehearseOptions(seconds=1.0)).passed
 
 
 def test_weather_that_interrupts_the_drive_fails_the_rehearsal(make_bundle: MakeBundle, robot_file: Path) -> None:
