@@ -7,6 +7,7 @@ checkpoint only. Everything appears whole or not at all, and nothing is ever unp
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import zlib
@@ -227,11 +228,16 @@ def _composition(folder: Path, card: dict[str, Any]) -> ComposedActor:
 def _refuse_giants(spec: Any, path: Path) -> None:
     """Widths that the weights on disk cannot have are refused before memory is taken for them."""
     try:
-        hidden = spec["config"]["hidden"]  # one width for all blocks of a generative actor
-        widths = [int(spec[key]) for key in ("obs_dim", "act_dim")]
-        widths += map(int, [hidden] if isinstance(hidden, int) else hidden)
-        numbers = int(spec["population"]) * sum(widths)
+        population, obs, act = (int(spec[key]) for key in ("population", "obs_dim", "act_dim"))
+        hidden = spec["config"]["hidden"]
+        if isinstance(hidden, int):  # of a generative actor: one width for all blocks
+            blocks, features, time = (int(spec["config"][key]) for key in ("blocks", "features", "time_width"))
+            widths = [obs, act, hidden, blocks, features, time]
+            weights = 8 * blocks * hidden**2 + (obs + 2 * act + time) * hidden + (features + time) * time
+        else:
+            widths = [obs, *map(int, hidden), act]
+            weights = sum(a * b for a, b in itertools.pairwise(widths))
     except (KeyError, TypeError, ValueError) as problem:
         raise ValueError(f"{path.with_name(CARD)} does not describe an actor ({problem!r})") from None
-    if min(widths) < 1 or numbers > path.stat().st_size:
+    if min(widths) < 1 or 4 * population * weights > path.stat().st_size:
         raise ValueError(f"{path.with_name(CARD)} describes an actor larger than {path.name} can hold")

@@ -14,8 +14,17 @@ import torch
 
 from policies.actor import ActorConfig
 from policies.critics import CriticConfig
+from policies.diffusion import FlowActor, GenerativeConfig
+from policies.networks import generators
 from robot_cl import run_config
-from robot_cl.checkpoint import checkpoint_folder, load_actor, load_policy, load_resume, load_tensors
+from robot_cl.checkpoint import (
+    checkpoint_folder,
+    load_actor,
+    load_policy,
+    load_resume,
+    load_tensors,
+    write_policy,
+)
 from robot_cl.data.collect import UniformPolicy, collect
 from robot_cl.data.store import open_dataset
 from robot_cl.learners.bc import BCConfig, CloningLoss
@@ -98,6 +107,7 @@ def test_damaged_and_missing_policies_are_refused_in_a_sentence(tmp_path, data):
         ({"kind": "pickle"}, "known kinds: gaussian"),
         ({"format": 99}, "format 1"),
         ({"actor": card["actor"] | {"population": 10**9}}, "larger than"),
+        ({"actor": card["actor"] | {"config": card["actor"]["config"] | {"hidden": [500, 500]}}}, "larger than"),
         ({"actor": card["actor"] | {"obs_dim": 12}}, "expected"),
         ({"actor": {}}, "does not describe an actor"),
     ):
@@ -116,6 +126,18 @@ def test_damaged_and_missing_policies_are_refused_in_a_sentence(tmp_path, data):
     with pytest.raises(LookupError, match="not a checkpoint"):
         load_policy(run)
     with pytest.raises(LookupError, match="no checkpoint"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"blocks": 10**7}, {"features": 10**8}, {"time_width": 10**5}, {"hidden": 10**4}])
+def test_a_generative_actor_larger_than_its_weights_is_refused_before_it_is_built(change, tmp_path):
+    actor = FlowActor(3, 2, generators(0, 1), GenerativeConfig(hidden=8, blocks=1, features=4, time_width=4))
+    write_policy(tmp_path, actor, {"step": 0})
+    assert load_policy(tmp_path).obs_dim == 3
+    card = json.loads((tmp_path / "policy.json").read_text())
+    card["actor"]["config"] |= change
+    (tmp_path / "policy.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="larger than"):
         load_policy(tmp_path)
 
 
