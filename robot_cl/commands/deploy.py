@@ -92,8 +92,8 @@ def run_rehearse(call: Call, options: RehearseWords) -> Outcome:
     robot = find_robot(options.robot, bundle)
     times = {name: seconds(name, getattr(options, name)) for name in ("latency", "jitter", "ramp")}
     plain: dict[str, Any] = {k: v for k, v in vars(options).items() if k not in ("robot", *times)}
-    with call.working("rehearsing"):
-        found = rehearse(bundle, robot, RehearseOptions(**plain | times))
+    with call.progress("rehearsing") as bar:
+        found = rehearse(bundle, robot, RehearseOptions(**plain | times), bar)
     alone = "made from the contract alone; nothing can be armed with this"
     call.say(f"robot: {named(robot) if robot else alone}")
     show_checks(call, found.checks)
@@ -136,7 +136,8 @@ def run_check(call: Call, options: CheckWords) -> Outcome:
     blocked = any(f.blocks for f in findings)
     if not blocked:
         listens, sends = (", ".join(t.topic for t in topics) for topics in (spec.state, spec.command))
-        call.mark(f"{MARKS[True]} every name, unit, period and limit fits: hears {listens}, commands {sends}")
+        what = "nothing forbids driving" if findings else "every name, unit, period and limit fits"
+        call.mark(f"{MARKS[True]} {what}: hears {listens}, commands {sends}")
     receipt = None
     try:
         require_receipt(bundle, robot)

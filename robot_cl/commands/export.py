@@ -90,8 +90,8 @@ def guarded(call: Call, folder: Path, task: str | None, rollouts: int, alpha: fl
     """Calibrate the bundle's guard and say what it promises."""
     from robot_cl.deploy.guard import GuardConfig, calibrate_bundle
 
-    with call.working(f"playing {rollouts} rollouts for the guard"):
-        guard = calibrate_bundle(folder, task, rollouts, steps, GuardConfig(alpha=alpha))
+    with call.progress(f"playing {rollouts} rollouts for the guard") as bar:
+        guard = calibrate_bundle(folder, task, rollouts, steps, GuardConfig(alpha=alpha), progress=bar)
     seconds = guard.horizon * _control_dt(folder)
     call.say(
         f"guard: at most {100 * alpha:g} % false alarms in {seconds:g} s of healthy driving, "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from robot_cl.deploy.bundle import read_plain
 from robot_cl.deploy.novelty import SCORES, Rollouts, Score
 from robot_cl.deploy.receipt import GUARD_FILE
 
+Progress = Callable[[float, float, str], None]  # (done, total, note)
 FORMAT, MAX_GUARD_BYTES = 1, 32 * 2**20
 SHRINK = 10  # pseudo-rollouts of the pooled deviation mixed into each time step's
 
@@ -164,7 +166,7 @@ def calibrate(data: Rollouts, config: GuardConfig | None = None, seed: int = 0) 
 
 def calibrate_bundle(
     folder: Path | str, task: str | None = None, rollouts: int = 100, steps: int = 200,
-    config: GuardConfig | None = None, seed: int = 0,
+    config: GuardConfig | None = None, seed: int = 0, progress: Progress | None = None,
 ) -> ConformalGuard:  # fmt: skip
     """Play the bundle in its world, calibrate a guard on it and put guard.json into the bundle.
 
@@ -177,7 +179,7 @@ def calibrate_bundle(
     task = task or bundle.contract.task
     if not task:
         raise LookupError(f"{folder} does not name the world it was trained in; say task=NAME")
-    guard = calibrate(collect(bundle, task, rollouts, steps, seed), config, seed)
+    guard = calibrate(collect(bundle, task, rollouts, steps, seed, progress=progress), config, seed)
     guard.save(folder)
     return guard
 
@@ -194,14 +196,17 @@ def run_guard(guard: ConformalGuard, data: Rollouts) -> np.ndarray:
     return np.stack([guard.step(data.obs[:, t], data.action[:, t]) for t in range(data.obs.shape[1])], 1)
 
 
-def collect(policy: Any, task: str, count: int, steps: int, seed: int = 0, shift: str | None = None) -> Rollouts:
+def collect(
+    policy: Any, task: str, count: int, steps: int, seed: int = 0, shift: str | None = None,
+    progress: Progress | None = None,
+) -> Rollouts:  # fmt: skip
     """`count` rollouts of `steps` steps that did not end before. Raises ValueError if too many ended early."""
     import sim
 
     world = sim.make(task, num_worlds=count, seed=seed, shift=shift)
     kept: list[Rollouts] = []
     for attempt in range(4):
-        found = play(policy, world, steps, seed + attempt * count)
+        found = play(policy, world, steps, seed + attempt * count, progress)
         kept.append(found[0][found[1] >= steps])
         if sum(map(len, kept)) >= count:
             break
@@ -213,7 +218,9 @@ def collect(policy: Any, task: str, count: int, steps: int, seed: int = 0, shift
     return Rollouts(obs, action)
 
 
-def play(policy: Any, world: Any, steps: int, seed: int) -> tuple[Rollouts, np.ndarray]:
+def play(
+    policy: Any, world: Any, steps: int, seed: int, progress: Progress | None = None
+) -> tuple[Rollouts, np.ndarray]:
     """One rollout in each world of `world`, and how many steps each lasted (n,) before it ended."""
     obs, lengths = world.reset(seed), np.full(world.num_worlds, steps)
     seen, done, over = [], [], np.zeros(world.num_worlds, dtype=bool)
@@ -225,4 +232,6 @@ def play(policy: Any, world: Any, steps: int, seed: int) -> tuple[Rollouts, np.n
         obs, _, terminated, truncated, _ = world.step(action)
         ended = (terminated | truncated) & ~over
         lengths[ended], over = t + 1, over | ended
+        if progress is not None:
+            progress(t + 1, steps, f"{int(over.sum())} of {len(over)} ended")
     return Rollouts(np.stack(seen, 1), np.stack(done, 1)), lengths

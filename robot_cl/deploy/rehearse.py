@@ -28,6 +28,8 @@ from robot_cl.deploy.robot_file import load_robot
 from robot_cl.deploy.runner import ENABLED, Runner
 
 START = 0.5  # seconds into a drill after which its fault begins
+DRILLS_S = 6.5  # of all drills together, about
+Progress = Callable[[float, float, str], None]  # (done, total, note)
 
 
 @dataclass
@@ -79,9 +81,13 @@ class Rehearsal:
 
 
 def rehearse(
-    bundle: Path | str, robot: Path | str | None = None, options: RehearseOptions | None = None
-) -> Rehearsal:
-    """Drive and drill. Raises OSError, ValueError, LookupError if bundle, robot file and world do not fit together."""
+    bundle: Path | str, robot: Path | str | None = None, options: RehearseOptions | None = None,
+    progress: Progress | None = None,
+) -> Rehearsal:  # fmt: skip
+    """Drive and drill; `progress` hears of it in simulated seconds.
+
+    Raises OSError, ValueError, LookupError if bundle, robot file and world do not fit together.
+    """
     options = options or RehearseOptions()
     digests = (bundle_digest(bundle), file_digest(robot)) if robot is not None else None
     policy = PolicyBundle.load(bundle)
@@ -89,7 +95,7 @@ def rehearse(
     findings = compare(policy.contract, spec)
     if any(f.blocks for f in findings):
         raise ValueError("; ".join(f.text for f in findings if f.blocks))
-    stage = _Stage(policy, spec, options, load_flow(bundle, policy.contract), guard_of(bundle))
+    stage = _Stage(policy, spec, options, load_flow(bundle, policy.contract), guard_of(bundle), progress)
     drive, result = stage.drive()
     checks = [drive, *(drill(stage) for drill in DRILLS)]
     passed = all(c.passed for c in checks)
@@ -132,9 +138,10 @@ class _Stage:
 
     def __init__(
         self, policy: PolicyBundle, spec: RobotSpec, options: RehearseOptions, flow: FlowStage | None,
-        guard: Guard | None,
+        guard: Guard | None, progress: Progress | None = None,
     ):  # fmt: skip
         self.policy, self.spec, self.options, self.flow, self.guard = policy, spec, options, flow, guard
+        self.progress, self.done = progress, 0.0
         self.dt = spec.control_dt
         self.task = options.task or policy.contract.task or spec.task or None
         self.start = round(START / self.dt) * self.dt  # of a drill's fault: a tick
@@ -172,6 +179,10 @@ class _Stage:
             if act is not None:
                 act(scene, k * self.dt)
             runner.tick()
+            self.done += self.dt
+            if self.progress is not None and k % 16 == 0:
+                drives = 1 if isinstance(plant, JointPlant) else 2
+                self.progress(self.done, drives * self.options.seconds + DRILLS_S, "")
         return scene
 
     def _wait_for_state(self, scene: Scene) -> None:

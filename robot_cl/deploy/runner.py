@@ -252,9 +252,9 @@ class Runner:
             self._blend_from, self._blend_at = self.actuation.previous, self.clock.now()
         for text in self.transport.messages():
             try:
-                order = parse_order(text)
-                if VERBS[order.verb] or self.config.remote_start:
-                    self._receive(order)
+                heard = parse_order(text)
+                if VERBS[heard.verb] or self.config.remote_start:
+                    self._receive(heard)
             except (ValueError, LookupError):
                 self.stats.events["bad_order"] += 1
         while (order := self._waiting()) is not None:

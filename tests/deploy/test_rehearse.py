@@ -45,8 +45,10 @@ def robot_file(tmp_path: Path, arm_dict: dict) -> Path:
 
 
 def test_a_rehearsal_answers_every_question_and_leaves_a_receipt(make_bundle: MakeBundle, robot_file: Path) -> None:
-    folder = make_bundle()
-    found = rehearse(folder, robot_file, RehearseOptions(seconds=2.0, noise=0.001))
+    folder, heard = make_bundle(), list[tuple[float, float]]()
+    options = RehearseOptions(seconds=2.0, noise=0.001)
+    found = rehearse(folder, robot_file, options, lambda done, total, note: heard.append((done, total)))
+    assert (np.diff([done for done, _ in heard]) > 0).all() and 0.9 < heard[-1][0] / heard[-1][1] < 1.1
     assert found.passed, [c for c in found.checks if not c.passed]
     assert len(found.checks) == 9 and found.receipt is not None
     receipt = require_receipt(folder, robot_file)
