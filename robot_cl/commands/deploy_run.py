@@ -185,10 +185,11 @@ SAY = Verb(
         "robot-cl deploy say stop",
         "robot-cl deploy say skills hop=0.5 walk=1",
         "robot-cl deploy say goal x=0.4 y=0.1 domain=7",
+        "robot-cl deploy say policy trot",
         "robot-cl deploy say hold transport=rosbridge host=192.168.1.5",
     ),
     more_help=lambda words: _say_help(),
-    words=(1, 1),
+    words=(1, 2),
     free=True,
 )
 SIMULATE = Verb(

@@ -171,7 +171,7 @@ def calibrate_bundle(
     """Play the bundle in its world, calibrate a guard on it and put guard.json into the bundle.
 
     A rehearsal made before counts no more, because the bundle then acts otherwise. Raises LookupError if no world is
-    named, ValueError with too few rollouts.
+    named, ValueError with too few rollouts or steps.
     """
     from robot_cl.deploy.bundle import PolicyBundle
 
@@ -179,6 +179,8 @@ def calibrate_bundle(
     task = task or bundle.contract.task
     if not task:
         raise LookupError(f"{folder} does not name the world it was trained in; say task=NAME")
+    if rollouts < 1 or steps < 2:
+        raise ValueError(f"a guard needs rollouts of at least 2 steps, got {rollouts} of {steps}")
     guard = calibrate(collect(bundle, task, rollouts, steps, seed, progress=progress), config, seed)
     guard.save(folder)
     return guard

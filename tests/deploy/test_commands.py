@@ -130,6 +130,8 @@ def test_times_are_written_as_people_write_them() -> None:
         (["deploy", "say", "skills"], "skills takes at least one NAME=NUMBER"),
         (["deploy", "say", "skills", "hop=much"], "skills expects NAME=NUMBER"),
         (["deploy", "say", "stop", "transport=loopback"], "nothing can be said over 'loopback'"),
+        (["deploy", "say", "policy", "trot", "transport=loopback"], "nothing can be said over 'loopback'"),
+        (["deploy", "say", "stop", "now", "transport=loopback"], "stop expects NAME=NUMBER"),
         (["deploy", "rehearse", "nowhere"], "nowhere has no contract.json"),
         (["deploy", "run", "nowhere", "robot=arm"], "nowhere is not a folder"),
         (["export", "--to", "b"], "export needs a RUN"),
