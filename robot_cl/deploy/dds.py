@@ -17,7 +17,7 @@ from robot_cl.deploy.transport import Inbox, InboxTransport, State
 
 OPERATOR_TOPIC, STRING = "/robot_cl/operator", "std_msgs/msg/String"
 LINGER_S = 0.1
-ORDERS = 8  # of one period that are kept
+WAITING = 8  # messages between two reads that are kept: a gripper may speak on the topic of its arm, right after it
 
 
 class StateReader:
@@ -73,10 +73,10 @@ class DdsTransport(InboxTransport):
         prefix = spec.namespace.strip("/")
         self._lead = f"/{prefix}" if prefix else ""
         self._states = [
-            (t, self.node.reader(self._lead + t.topic, t.type), StateReader(t)) for t in spec.state
-        ]  # fmt: skip
+            (t, self.node.reader(self._lead + t.topic, t.type, WAITING), StateReader(t)) for t in spec.state
+        ]
         self._commands = [self._command(topic) for topic in spec.command]
-        self._operator: Reader = self.node.reader(self._lead + OPERATOR_TOPIC, STRING, depth=ORDERS)
+        self._operator: Reader = self.node.reader(self._lead + OPERATOR_TOPIC, STRING, depth=WAITING)
         self._polled = self.clock.now()
 
     def read(self) -> State | None:

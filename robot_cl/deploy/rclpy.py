@@ -21,6 +21,7 @@ from robot_cl.deploy.robot import RobotSpec, StateTopic
 from robot_cl.deploy.transport import Inbox, InboxTransport, State
 
 OPERATOR_TOPIC, STRING = "/robot_cl/operator", "std_msgs/msg/String"
+WAITING = 8  # messages of a topic between two reads that are kept: a gripper may speak on the topic of its arm
 
 
 def message_class(kind: str) -> Any:
@@ -56,23 +57,31 @@ class RclpyTransport(InboxTransport):
         self.node = Node("robot_cl", namespace=spec.namespace or None, context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
-        sensors = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
+        sensors = QoSProfile(depth=WAITING, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
         commands = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
-        self._texts: deque[str] = deque(maxlen=8)
+        self._texts: deque[str] = deque(maxlen=WAITING)
+        self._heard, self._polled, self._when = 0, self.clock.now(), 0.0
         self._publishers_seen: dict[str, set[bytes]] = {t.key: set() for t in spec.state}
         for topic in spec.state:
             kind = message_class(topic.type)
             self.node.create_subscription(kind, topic.topic.lstrip("/"), self._listener(topic), sensors)
         self.node.create_subscription(
-            message_class(STRING), OPERATOR_TOPIC.lstrip("/"), lambda m: self._texts.append(m.data), commands
+            message_class(STRING), OPERATOR_TOPIC.lstrip("/"), self._operator, commands
         )
         self._publishers = [
             self.node.create_publisher(message_class(t.type), t.topic.lstrip("/"), commands) for t in spec.command
         ]
 
     def read(self) -> State | None:
-        for _ in range(4 * len(self.spec.state)):
+        now = self.clock.now()
+        # What waited while nobody asked may be as old as the pause.
+        self._when = now if now - self._polled <= 2 * self.spec.control_dt else self._polled
+        for _ in range(WAITING * len(self.spec.state)):
+            heard = self._heard
             self._executor.spin_once(timeout_sec=0.0)
+            if self._heard == heard:
+                break
+        self._polled = now
         return self.inbox.read()
 
     def write(self, command: np.ndarray) -> None:
@@ -95,15 +104,20 @@ class RclpyTransport(InboxTransport):
 
     def _listener(self, topic: StateTopic) -> Callable[[Any], None]:
         def listen(message: Any) -> None:
+            self._heard += 1
             found: Message = from_fields(topic.type, message)
             try:
                 stamp, values = read_state(topic, found)
             except ValueError as problem:
                 self.inbox.refuse(str(problem))
                 return
-            self.inbox.offer(topic, stamp, values, self._source(topic))
+            self.inbox.offer(topic, stamp, values, self._source(topic), self._when)
 
         return listen
+
+    def _operator(self, message: Any) -> None:
+        self._heard += 1
+        self._texts.append(message.data)
 
     def _source(self, topic: StateTopic) -> int:
         """How many publishers the topic has had so far: one that restarts is another. ROS 2 Jazzy does not say whose a

@@ -26,6 +26,7 @@ from robot_cl.deploy.clock import MonotonicClock
 from robot_cl.deploy.contract import Contract, terms_from_interface
 from robot_cl.deploy.dds import OPERATOR_TOPIC, STRING, DdsTransport
 from robot_cl.deploy.dds_node import Node, configuration, domain_id, idl_type, topic_name, type_hash
+from robot_cl.deploy.extract import write_state
 from robot_cl.deploy.loopback import JointPlant
 from robot_cl.deploy.messages import SCHEMAS
 from robot_cl.deploy.modes import Mode, RunnerConfig
@@ -272,6 +273,27 @@ def test_a_domain_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     assert 'address="127.0.0.1"' in configuration("lo", ("127.0.0.1",), False)
     with pytest.raises(LookupError, match="codec"):
         Node(7, codec="quick")
+
+
+def test_a_gripper_that_speaks_on_the_topic_of_its_arm_does_not_drown_it(domain: int) -> None:
+    spec = dds_peer.arm_spec(50.0)
+    transport, node = DdsTransport(spec, **dds_peer.network(domain)), Node(**dds_peer.network(domain))
+    arm, gripper = (node.writer(spec.state[0].topic, spec.state[0].type) for _ in range(2))
+    clock = MonotonicClock()
+    end = clock.now() + PATIENCE
+    while not (arm.listeners() and gripper.listeners() and clock.now() < end):
+        clock.sleep_until(clock.now() + 0.01)
+    other = {**write_state(spec.state[0], np.zeros(4), 1.0), "name": ["finger"], "position": [0.1], "velocity": [0.0]}
+    heard: set[float] = set()
+    for k in range(1, 20):  # the gripper always has the last word
+        arm.write(write_state(spec.state[0], np.full(4, float(k)), 100.0 + k))
+        gripper.write(other)
+        clock.sleep_until(clock.now() + 0.01)
+        state = transport.read()
+        heard |= {float(state.values[0])} if state is not None else set()
+    node.close()
+    transport.close()
+    assert len(heard) > 10 and "finger" in str(transport.problem())
 
 
 @pytest.mark.parametrize("codec", ["fast", "public"])
