@@ -61,6 +61,12 @@ class ThreadCaller:
         self._thread = threading.Thread(target=self._work, name="policy", daemon=True)
         self._thread.start()
 
+    @property
+    def native_id(self) -> int:
+        """What the operating system calls the policy's thread."""
+        assert self._thread.native_id is not None
+        return self._thread.native_id
+
     def call(self, obs: np.ndarray, weights: np.ndarray | None, deadline: float) -> np.ndarray | None:
         if self._busy and not self._done.acquire(timeout=max(0.0, deadline - self.clock.now())):
             return None

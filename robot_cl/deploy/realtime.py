@@ -8,8 +8,8 @@ import os
 import signal
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -18,12 +18,13 @@ WAKEFULNESS = Path("/dev/cpu_dma_latency")  # Linux: held open, it bounds the ti
 
 
 @contextmanager
-def punctual(priority: int | None = None) -> Iterator[str | None]:
+def punctual(priority: int | None = None, beside: Sequence[int] = ()) -> Iterator[str | None]:
     """Within it, other threads hold the interpreter for at most 0.2 ms and the collector rests, and idle cores do not
     sleep deeply where this process may ask for that (on Linux usually root alone).
 
-    `priority` (1 to 99) asks for SCHED_FIFO for the calling thread. Yields None, or why it was not granted. A loop
-    under SCHED_FIFO must block each period, or nothing else runs on its core.
+    `priority` (1 to 99) asks for SCHED_FIFO for the calling thread, and one less for the threads `beside` it (native
+    ids), on whose answers it waits. Yields None, or why it was not granted. A loop under SCHED_FIFO must block each
+    period, or nothing else runs on its core.
     """
     refusal = None
     before = sys.getswitchinterval()
@@ -38,12 +39,16 @@ def punctual(priority: int | None = None) -> Iterator[str | None]:
         if priority is not None:
             try:
                 os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+                for thread in beside:
+                    os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(max(priority - 1, 1)))
             except OSError as problem:
                 refusal = f"no real-time scheduling: {problem.strerror} (try `ulimit -r 99`)"
         yield refusal
     finally:
         if priority is not None and refusal is None:
-            os.sched_setscheduler(0, *policy)
+            for thread in (*beside, 0):
+                with suppress(ProcessLookupError):  # one that has ended
+                    os.sched_setscheduler(thread, *policy)
         if collecting:
             gc.enable()
         gc.unfreeze()

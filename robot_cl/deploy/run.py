@@ -48,7 +48,7 @@ class RunOptions:
     record: Path | None = None  # MCAP file; None: logs/<time>-<robot>.mcap
     recording: bool = True
     remote_start: bool = False  # whether orders over the network may enable and start
-    priority: int | None = None  # SCHED_FIFO priority of the control thread, 1 to 99
+    priority: int | None = None  # SCHED_FIFO priority of the control thread, 1 to 99; the policy's is one less
     guard: bool = True  # use the bundle's guard, where it has one
     flow: bool = True  # realign actions by the bundle's flow, where it has one
     others: tuple[Path, ...] = ()  # further bundles of the same interface, for the order "policy NAME"
@@ -122,14 +122,13 @@ def run(
         recorder = Recorder(path, policy.contract, spec, skills=list(skills)) if path else None
         tellers: tuple[Listener, ...] = (_Teller(voice), _Display(voice, spec))
         listeners = (*tellers, *([recorder] if recorder else []))
-        runner = Runner(
-            policy, policy.contract, transport, clock, config, ThreadCaller(policy, clock), listeners, guard, stage
-        )
+        caller = ThreadCaller(policy, clock)
+        runner = Runner(policy, policy.contract, transport, clock, config, caller, listeners, guard, stage)
         for name, other in others.items():
             guarding = guard_of(named[name]) if options.guard else None
             flow = load_flow(named[name], other.contract) if options.flow else None
             runner.offer(name, other, other.contract, guarding, flow)
-        return _drive(runner, recorder, options, voice, orders)
+        return _drive(runner, caller, recorder, options, voice, orders)
     finally:
         transport.close()
         voice.close()
@@ -138,12 +137,13 @@ def run(
 
 
 def _drive(
-    runner: Runner, recorder: Recorder | None, options: RunOptions, say: Say, orders: Iterable[str] | None
-) -> RunReport:
+    runner: Runner, caller: ThreadCaller, recorder: Recorder | None, options: RunOptions, say: Say,
+    orders: Iterable[str] | None,
+) -> RunReport:  # fmt: skip
     begin = runner.clock.now()
     if orders is not None:
         threading.Thread(target=_listen, args=(runner, orders, say), name="orders", daemon=True).start()
-    with punctual(options.priority) as refusal:
+    with punctual(options.priority, (caller.native_id,)) as refusal:
         if refusal:
             say(refusal)
         # Last of all, so that nothing has grown stale when the robot is enabled. Nothing is sent before `run`.

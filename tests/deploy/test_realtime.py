@@ -1,6 +1,10 @@
+import os
 import struct
 import sys
+import threading
 from pathlib import Path
+
+import pytest
 
 from robot_cl.deploy import realtime
 
@@ -18,6 +22,21 @@ def test_cores_are_kept_awake_as_long_as_the_loop_runs(tmp_path, monkeypatch):
         assert refusal is None and sys.getswitchinterval() < interval
         assert str(file) in open_files() and struct.unpack("i", file.read_bytes()) == (0,)
     assert str(file) not in open_files() and sys.getswitchinterval() == interval
+
+
+def test_the_thread_on_whose_answers_the_loop_waits_is_scheduled_one_below_it():
+    over = threading.Event()
+    policy = threading.Thread(target=over.wait)
+    policy.start()
+    with realtime.punctual(30, (policy.native_id,)) as refusal:
+        if refusal is None:
+            assert os.sched_getscheduler(policy.native_id) == os.SCHED_FIFO
+            assert [os.sched_getparam(i).sched_priority for i in (0, policy.native_id)] == [30, 29]
+    assert {os.sched_getscheduler(i) for i in (0, policy.native_id)} == {os.SCHED_OTHER}
+    over.set()
+    policy.join()
+    if refusal is not None:
+        pytest.skip(refusal)
 
 
 def test_a_system_that_does_not_permit_it_is_no_failure(tmp_path, monkeypatch):
