@@ -50,6 +50,8 @@ class MergeOptions:
         strange = sorted(set(self.settings) - set(known))
         if strange:
             raise ValueError(f"{self.how} has no setting {strange[0]!r}; it has {', '.join(known) or 'none'}")
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank is {self.rank}; expected 1 or more, or leave it out for as many as it takes")
         counts = {key: value for key, value in self.settings.items() if isinstance(known[key], int)}
         for key, value in counts.items():
             if value != int(value) or value < 0:

@@ -70,9 +70,15 @@ def move_skill(library: Library, name: str, target: Library, options: MoveOption
 
 
 def probes(library: Library, name: str, options: MoveOptions) -> Tensor:
-    """Observations (N, obs_dim), in random order: of a dataset, or of the skill's own episodes."""
+    """Observations (N, obs_dim), in random order: of a dataset, or of the skill's own episodes. Raises ValueError for a
+    dataset of another width."""
     if options.data:
-        dataset = open_dataset(options.data)
+        dataset, width = open_dataset(options.data), base_policy(library).obs_dim
+        if dataset.meta.obs_dim != width:
+            raise ValueError(
+                f"dataset {dataset.name} has {dataset.meta.obs_dim} observations, base {library.folder.name} reads "
+                f"{width}; give one of the base's own robot"
+            )
         obs = dataset.transitions().obs
     else:
         policy = skill_policy(library, {name: 1.0})
@@ -117,6 +123,8 @@ def import_skill(path: Path, options: ForeignOptions) -> tuple[Library, Publishe
         return library, library.add_file(path, options.name, options.overwrite)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no {path}; give a folder with adapter_model.safetensors, or a skill file")
+    if not (path / "adapter_config.json").exists():
+        raise FileNotFoundError(f"{path} has no adapter_config.json; give the folder of a peft adapter, or a skill file")
     adapter = import_peft(path)
     if options.base is None and not adapter.header.base:
         raise ValueError(f"{path} does not say which base it belongs to; name it with base=DIGEST or base=RUN")

@@ -22,6 +22,7 @@ from policies.normalizer import Normalizer
 from robot_cl.checkpoint import load_policy
 from robot_cl.compose_run import publish
 from robot_cl.composition_files import write_route, write_run
+from robot_cl.data.collect import UniformPolicy, collect
 from robot_cl.demonstrations import Demonstrations
 from robot_cl.merge_run import MergeOptions, merge
 from robot_cl.moving import move_skill
@@ -107,6 +108,12 @@ def test_a_composition_is_one_skill_only_where_weights_are_mixed(
     job: Any = SimpleNamespace(known=known, options=SimpleNamespace(publish="both"))
     with pytest.raises(ValueError, match=f"mixes at the level of {level}s and is no skill of its own"):
         publish(job, route)
+
+
+def test_a_skill_is_not_moved_by_observations_of_another_robot(library: Library, tmp_path: Path) -> None:
+    other = collect("hopper", UniformPolicy(11, 3), 20, "hopper/few-v0", root=tmp_path, stochastic=True).path
+    with pytest.raises(ValueError, match=r"has 11 observations, base .* reads 4"):
+        move_skill(library, "left", library, Move(data=str(other)))
 
 
 def test_a_merge_that_is_published_acts_as_the_skill_does(

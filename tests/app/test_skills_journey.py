@@ -303,7 +303,7 @@ def test_adapters_travel_in_the_format_of_peft(typed: Cli) -> None:
         (["skills", "show", "kick", "base=ffff"], "one library of base 'ffff'"),
         (["skills", "search"], "say what to look for"),
         (["skills", "remove", "nothing-here"], "no skill 'nothing-here'"),
-        (["skills", "rollback", "nothing-here"], "an earlier version of 'nothing-here'"),
+        (["skills", "rollback", "nothing-here"], "earlier version of 'nothing-here'"),
         (["skills", "import", "nowhere"], "there is no nowhere"),
         (["skills", "rebase", "kick", "to=nowhere"], "nowhere"),
         (["compose", "skills=[kick]"], "data=... is needed"),
@@ -317,6 +317,7 @@ def test_adapters_travel_in_the_format_of_peft(typed: Cli) -> None:
         (["merge", "skills=[kick,hop-low-gravity]", "settings.depth=1"], "ties has no setting 'depth'"),
         (["merge", "skills=[kick,hop-low-gravity]", "weights=[1]"], "2 skills need 2 weights"),
         (["merge", "skills=[kick,hop-low-gravity]", "how=doge", "settings.steps=1.5"], "expected a count"),
+        (["merge", "skills=[kick,hop-low-gravity]", "rank=0"], "rank is 0; expected 1 or more"),
         (["merge"], "skills=... is needed"),
     ],
 )
