@@ -37,14 +37,14 @@ def folder(root: Path, name: str) -> Path:
 def file(base: Path, inside: str, types: dict[str, str] = TYPES) -> Path:
     """The file `inside` (parts separated by /) below `base`, which may be read and shown. Raises RefusedError."""
     path = base
-    for part in inside.split("/"):
-        _check_part(part)
-        path = path / part
-        if path.is_symlink():
-            raise RefusedError(403, f"{part!r} is a link; links are not followed")
     try:
+        for part in inside.split("/"):
+            _check_part(part)
+            path = path / part
+            if path.is_symlink():
+                raise RefusedError(403, f"{part!r} is a link; links are not followed")
         found = path.stat(follow_symlinks=False)
-    except OSError:
+    except OSError:  # nothing there, or a path longer than any can be
         raise RefusedError(404, f"there is no file {inside!r}") from None
     if not stat.S_ISREG(found.st_mode):
         raise RefusedError(404, f"{inside!r} is not a file")
@@ -58,7 +58,10 @@ def file(base: Path, inside: str, types: dict[str, str] = TYPES) -> Path:
 def listing(base: Path) -> Iterator[tuple[str, int, bool]]:
     """(path inside, bytes, whether it may be shown) of up to MAX_LISTED files, two levels deep, none that is hidden."""
     for name, entry in list(itertools.islice(_walk(base, "", 2), MAX_LISTED)):
-        size = entry.stat(follow_symlinks=False).st_size
+        try:
+            size = entry.stat(follow_symlinks=False).st_size
+        except OSError:  # a run that is being trained removes what it no longer needs
+            continue
         yield name, size, os.path.splitext(name)[1] in TYPES and size <= MAX_FILE  # noqa: PTH122 (text, not a path)
 
 
@@ -69,8 +72,11 @@ def _check_part(part: str) -> None:
 
 def _walk(folder: Path | str, prefix: str, levels: int) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Plain files by name, those of folders after their folder's place; neither hidden ones nor links."""
-    with os.scandir(folder) as found:
-        entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+    except OSError:
+        return
     for entry in entries:
         if entry.is_file(follow_symlinks=False):
             yield prefix + entry.name, entry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import os
 import re
 import threading
@@ -109,7 +110,10 @@ class RunIndex:
         """Look at the folder now. Not `full`: only into runs whose folder changed or that were training lately."""
         changed, seen, now = False, set(), self.now()
         for k, entry in enumerate(_folders(self.root)):
-            made = entry.stat(follow_symlinks=False).st_mtime_ns
+            try:
+                made = entry.stat(follow_symlinks=False).st_mtime_ns
+            except OSError:  # removed while we looked
+                continue
             line = self._lines.get(entry.name)
             if not full and line and self._folders.get(entry.name) == made and now - line.changed > LIVE_S:
                 seen.add(entry.name)
@@ -142,7 +146,7 @@ def _folders(root: Path) -> Iterable[os.DirEntry[str]]:
     try:
         with os.scandir(root) as entries:
             yield from (e for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
-    except FileNotFoundError:
+    except OSError:
         return
 
 
@@ -162,11 +166,12 @@ def _stamp(entry: os.DirEntry[str]) -> tuple[int, ...] | None:
 
 def read_line(run: Path) -> Line:
     """What the list says about a run; a damaged file becomes the line's `problem`, never an error."""
-    line = Line(run.name, changed=_changed(run), report=(run / "report.html").is_file())
+    line = Line(run.name)
     try:
+        line = replace(line, changed=_changed(run), report=(run / "report.html").is_file())
         line = _configured(line, run)
         return _scored(replace(line, step=last_step(run / "metrics.csv")), run)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as problem:
+    except Exception as problem:  # whatever one file holds, the other runs are still to be shown
         said = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         return replace(line, problem=said[:200])
 
@@ -175,7 +180,8 @@ def _changed(run: Path) -> float:
     """When its training last wrote metrics; of a run without, when anything was last written."""
     if (run / "metrics.csv").is_file():
         return (run / "metrics.csv").stat().st_mtime
-    return max(f.stat().st_mtime for n in ("evaluation.json", "config.yaml") if (f := run / n).is_file())
+    written = (f.stat().st_mtime for n in ("evaluation.json", "config.yaml") if (f := run / n).is_file())
+    return max(written, default=run.stat().st_mtime)
 
 
 def _configured(line: Line, run: Path) -> Line:
@@ -205,7 +211,10 @@ def _scored(line: Line, run: Path) -> Line:
     last = entries[-1]
     interval = last.get("mean_interval")
     pair = (float(interval[0]), float(interval[1])) if interval else None
-    return replace(line, score=float(last["mean"]), interval=pair, simulator=str(last.get("simulator", "")))
+    score = float(last["mean"])
+    if not all(map(math.isfinite, (score, *(pair or ())))):
+        raise ValueError("evaluation.json has numbers that are not finite")
+    return replace(line, score=score, interval=pair, simulator=str(last.get("simulator", "")))
 
 
 def last_step(path: Path) -> int | None:

@@ -32,7 +32,7 @@ def _card(base: str, path: Path) -> dict[str, Any]:
     about: dict[str, Any] = {"base": base, "name": path.parent.name, "problem": ""}
     try:
         card = json.loads(small_text(path))
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         card, about["problem"] = {}, str(problem).splitlines()[0][:200]
     if not isinstance(card, dict):
         card, about["problem"] = {}, "its card is not a JSON object"

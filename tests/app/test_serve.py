@@ -149,8 +149,8 @@ OUTSIDE = [
     "/runs/RUN/files/link.txt", "/runs/RUN/files/folder/secret.txt", "/runs/RUN/files/.hidden.txt",
     "/runs/RUN/files/huge.csv", "/runs/RUN/files/pipe.txt", "/runs/RUN/files/weights.safetensors",
     "/runs/RUN/files/config.yaml%00.txt", "/runs/RUN/files/" + "a" * 300 + ".txt", "/runs/linked", "/runs/RUN/files/",
-    "/runs/linked/files/config.yaml", "/skills/../RUN", "/skills/%2e%2e/runs", "/page/report.html.j2",
-    "/page/../cli.py",
+    "/runs/RUN/files/" + "a/" * 3000 + "a.txt", "/runs/linked/files/config.yaml", "/skills/../RUN",
+    "/skills/%2e%2e/runs", "/page/report.html.j2", "/page/../cli.py",
     "/api/runs/..%2f../curves", "/runs?page=0", "/runs?page=-1", "/runs?page=x", "/runs?sort=__class__", "/nowhere",
     "/runs?q=" + "a" * 1000, "/page/..%2f..%2fcli.py",
 ]  # fmt: skip
@@ -224,6 +224,51 @@ def test_a_damaged_run_is_a_line_with_its_problem(client: TestClient, index: Run
     assert client.get(f"/runs/{run.name}").status_code == 200
 
 
+def no_config(run: Path) -> None:
+    (run / "config.yaml").unlink()
+    (run / "config.yaml").symlink_to("/nowhere")
+
+
+def a_folder_as_config(run: Path) -> None:
+    (run / "metrics.csv").unlink()
+    (run / "config.yaml").unlink()
+    (run / "config.yaml").mkdir()
+
+
+def scores(text: str) -> Callable[[Path], Any]:
+    return lambda run: (run / "evaluation.json").write_text(text)
+
+
+def endless(run: Path) -> None:
+    (run / "config.yaml").write_text("offline_steps: .inf\n")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        no_config, a_folder_as_config, endless, scores('{"entries": [{"mean": 1, "mean_interval": [1]}]}'),
+        scores("[" * 100_000), scores('{"entries": [{"mean": NaN}]}'),
+    ],
+)  # fmt: skip
+def test_no_file_of_one_run_hides_the_others(
+    client: TestClient, index: RunIndex, root: Path, harm: Callable[[Path], None]
+) -> None:
+    run = make_run(root, "2026-06-01-harmed")
+    harm(run)
+    index.refresh()
+    assert read_line(run).problem and sorted(names(client)) == ["first", "harmed", "second"]
+
+
+def test_what_is_removed_meanwhile_is_not_an_error(root: Path, tmp_path: Path) -> None:
+    (run,) = root.glob("*first")
+    looking = files.listing(run)
+    assert next(looking)[0] == "config.yaml"
+    (run / "metrics.csv").unlink()
+    assert [name for name, _, _ in looking] == ["evaluation.json"]
+    (tmp_path / "gone").write_text("no folder any more")
+    assert RunIndex(tmp_path / "gone").refresh().lines == ()
+
+
 def test_skills_are_shown_by_their_cards(client: TestClient, tmp_path: Path) -> None:
     card = tmp_path / "library" / "abc123" / "hop" / "card.json"
     card.parent.mkdir(parents=True)
@@ -231,7 +276,7 @@ def test_skills_are_shown_by_their_cards(client: TestClient, tmp_path: Path) -> 
     card.write_text(json.dumps({"name": "hop", "description": "hops high", "scores": {"hopper": 12.0}}))
     assert "hops high" in client.get("/skills").text
     assert "12.0" in client.get("/skills/abc123/hop").text
-    for text in ("not json", "[1]", '{"scores": [1], "learner": {"a": 1}}', "{}"):
+    for text in ("not json", "[1]", '{"scores": [1], "learner": {"a": 1}}', "{}", "[" * 100_000):
         card.write_text(text)
         assert client.get("/skills").status_code == client.get("/skills/abc123/hop").status_code == 200, text
 
