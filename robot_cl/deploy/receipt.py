@@ -54,8 +54,9 @@ def write_receipt(
     return path
 
 
-def require_receipt(folder: Path | str, robot: Path | str) -> Receipt:
-    """The receipt that allows to arm this bundle on this robot. Raises ValueError saying what is missing."""
+def require_receipt(folder: Path | str, robot: Path | str, max_speed: float = 0.0) -> Receipt:
+    """The receipt that allows to arm this bundle on this robot, at no more than the share of its speed limits that it
+    was rehearsed at. Raises ValueError saying what is missing."""
     remedy = f"run: robot-cl deploy rehearse {folder} robot={robot}"
     try:
         data = json.loads(read_plain(Path(folder), RECEIPT_FILE, MAX_CONTRACT_BYTES))
@@ -69,4 +70,7 @@ def require_receipt(folder: Path | str, robot: Path | str) -> Receipt:
     if receipt.passed is not True:
         failed = ", ".join(name for name, good in receipt.checks.items() if not good)
         raise ValueError(f"the rehearsal did not pass ({failed}); mend that first, then {remedy}")
+    share = receipt.options.get("max_speed")
+    if not isinstance(share, int | float) or not max_speed <= share:
+        raise ValueError(f"it was rehearsed at max_speed={share} and is to run at {max_speed:g}; {remedy}")
     return receipt

@@ -105,7 +105,7 @@ def run(
         raise ValueError(f"the bundles of a run are told apart by their folders' names, got {', '.join(named)} alone")
     policy, spec = PolicyBundle.load(bundle), load_robot(robot)
     for folder in (bundle, *options.others) if options.armed else ():
-        require_receipt(folder, robot)
+        require_receipt(folder, robot, options.max_speed)
     clock = MonotonicClock()
     path = (options.record or _log_path(spec)) if options.recording else None
     transport = _open(options, spec, policy.contract, clock)

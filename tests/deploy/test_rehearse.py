@@ -125,6 +125,14 @@ def test_a_robot_file_edited_during_its_rehearsal_was_not_rehearsed(
         require_receipt(folder, robot_file)
 
 
+def test_nothing_is_armed_faster_than_it_was_rehearsed(make_bundle: MakeBundle, robot_file: Path) -> None:
+    folder = make_bundle()
+    rehearse(folder, robot_file, RehearseOptions(seconds=1.0, max_speed=0.5))
+    assert require_receipt(folder, robot_file, 0.2).passed and require_receipt(folder, robot_file, 0.5).passed
+    with pytest.raises(ValueError, match=r"rehearsed at max_speed=0\.5 and is to run at 1; run: robot-cl"):
+        run(folder, robot_file, RunOptions(transport="loopback", armed=True))
+
+
 def test_arming_without_a_receipt_is_refused(make_bundle: MakeBundle, robot_file: Path) -> None:
     with pytest.raises(ValueError, match="rehearsal receipt"):
         run(make_bundle(), robot_file, RunOptions(transport="loopback", armed=True))
