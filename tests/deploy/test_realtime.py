@@ -2,11 +2,13 @@ import os
 import struct
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from robot_cl.deploy import realtime
+from robot_cl.deploy.clock import MonotonicClock
 
 
 def open_files() -> set[str]:
@@ -37,6 +39,15 @@ def test_the_thread_on_whose_answers_the_loop_waits_is_scheduled_one_below_it():
     policy.join()
     if refusal is not None:
         pytest.skip(refusal)
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="a clock of Linux")
+def test_a_state_from_before_the_machine_slept_is_old(monkeypatch):
+    clock, slept, ask = MonotonicClock(), 0.0, time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda which: ask(which) + slept * (which == time.CLOCK_BOOTTIME))
+    before = clock.now()
+    slept = 60.0
+    assert clock.now() >= before + 60.0
 
 
 def test_a_system_that_does_not_permit_it_is_no_failure(tmp_path, monkeypatch):
