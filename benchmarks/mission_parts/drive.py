@@ -206,7 +206,7 @@ class Mission:
     def kill_and_restart(self) -> None:
         self.kills += 1
         self.process.kill()
-        killed = time.monotonic()
+        killed = self.clock.now()
         self.process.wait()
         self.until(lambda: self.runner.mode in (Mode.HOLD, Mode.DAMP))
         self.watch.may_drive = False

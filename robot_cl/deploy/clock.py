@@ -17,8 +17,8 @@ class Clock(Protocol):
 
 
 class MonotonicClock:
-    """The operating system's monotonic clock; on Linux the one that goes on while a machine sleeps, so that a state from
-    before somebody closed a laptop is old when it opens."""
+    """The operating system's monotonic clock; on Linux the one that goes on while a machine sleeps, so that a state
+    from before somebody closed a laptop is old when it opens."""
 
     def now(self) -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
