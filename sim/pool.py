@@ -64,9 +64,16 @@ class _Helper:
         self._go.release()
 
     def finish(self) -> BaseException | None:
-        self._done.acquire()
-        problem, self._problem = self._problem, None
-        return problem
+        """Wait until the job is done -> what it raised, or what interrupted the waiting."""
+        interrupted = None
+        while True:
+            try:
+                self._done.acquire()
+                break
+            except KeyboardInterrupt as problem:  # the thread is still at work on the caller's simulations
+                interrupted = problem
+        raised, self._problem = self._problem, None
+        return raised or interrupted
 
     def _loop(self) -> None:
         while True:

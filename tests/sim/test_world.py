@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import mujoco
@@ -237,14 +239,15 @@ def test_a_forked_child_steps_like_its_parent() -> None:
 
 
 def test_threads_end_with_their_world() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())  # threads of earlier worlds may still be ending
     world = sim.make("hopper", 4, threads=3)
-    assert threading.active_count() == before + 2
+    own = set(threading.enumerate()) - before
+    assert len(own) == 2
     del world
     gc.collect()
-    for thread in [t for t in threading.enumerate() if t.name == "sim"]:
+    for thread in own:
         thread.join(timeout=5)
-    assert threading.active_count() <= before
+    assert not any(thread.is_alive() for thread in own)
 
 
 def test_an_error_in_a_thread_reaches_the_caller_and_the_pool_lives_on() -> None:
@@ -258,6 +261,27 @@ def test_an_error_in_a_thread_reaches_the_caller_and_the_pool_lives_on() -> None
             pool.each(fail, range(4))
     pool.each(lambda indices: seen.extend(indices), range(50))
     assert sorted(seen) == list(range(50))
+
+
+def test_ctrl_c_waits_for_the_threads_and_the_pool_lives_on() -> None:
+    pool, caller, taken, seen = Pool(2), threading.main_thread(), threading.Event(), []
+
+    def work(items: Iterator[int]) -> None:
+        for _ in items:
+            if threading.current_thread() is caller:
+                taken.wait(10)
+                continue
+            taken.set()
+            time.sleep(0.05)  # until the caller waits
+            signal.pthread_kill(caller.ident or 0, signal.SIGINT)
+            time.sleep(0.05)
+            seen.append("thread")
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.each(work, range(2))
+    assert seen == ["thread"]
+    pool.each(lambda items: seen.extend(items), range(4))
+    assert sorted(seen[1:]) == [0, 1, 2, 3]
 
 
 def test_importing_sim_stays_light() -> None:
