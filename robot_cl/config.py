@@ -24,6 +24,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from robot_cl.commands.helptext import describe
 from robot_cl.data.naming import not_found
 from robot_cl.paths import config_dir
 
@@ -199,9 +200,16 @@ def _to_object(config: Any) -> Any:
         return _tuples(OmegaConf.to_object(config))
     except MissingMandatoryValue as problem:
         key = str(problem.full_key or problem.key)
-        raise ValueError(f"{key}=... is needed; see --help for what it takes") from None
+        raise ValueError(f"{key}=... is needed{_meaning(config, key)}; see --help for all options") from None
     except OmegaConfBaseException as problem:
         raise ValueError(f"the configuration does not fit: {str(problem).splitlines()[0]}") from None
+
+
+def _meaning(config: Any, key: str) -> str:
+    """What --help says about a key, if it does."""
+    schema = OmegaConf.get_type(config)
+    lines = describe(schema) if is_dataclass(schema) else []
+    return next((f": {line.meaning}" for line in lines if line.name == key and line.meaning), "")
 
 
 def _tuples(filled: Any) -> Any:

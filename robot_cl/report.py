@@ -31,10 +31,11 @@ MAX_FILM_BYTES = 20_000_000  # of all films together; a page beyond that no long
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None, title: str | None = None, lead: str = "") -> Path:
-    """Write the page about `runs`, by default into the last one's report.html, and return its path."""
+    """Write the page about `runs`, by default into the last one's folder, and return its path."""
     folders = [open_run(Path(path)) for path in runs]
     page = make_page(folders, title, lead)
-    target = out or folders[-1].path / "report.html"
+    target = out or folders[-1].path
+    target = target / "report.html" if target.is_dir() else target
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, render(page))
     return target

@@ -165,8 +165,10 @@ def find_history(name: str, base: str | None = None, root: Path | None = None) -
     holding = [library for library in open_libraries(base, root) if library.store.versions(name)]
     if len(holding) == 1:
         return holding[0]
-    there = ", ".join(library.folder.name for library in holding) or "none"
-    raise LookupError(f"there must be one library with an earlier version of {name!r}, there are: {there}")
+    if not holding:
+        raise LookupError(f"there is no earlier version of {name!r}; what has versions is in: robot-cl skills log")
+    there = ", ".join(library.folder.name for library in holding)
+    raise LookupError(f"several libraries have an earlier version of {name!r}; add base= one of {there}")
 
 
 def find_skills(names: list[str], base: str | None = None, root: Path | None = None) -> Library:

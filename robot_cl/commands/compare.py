@@ -16,7 +16,7 @@ class CompareOptions:
 
 
 def run(call: Call, options: CompareOptions) -> Outcome:
-    from robot_cl.commands.runs import find_run, typed
+    from robot_cl.commands.runs import find_run, plain_names, typed
     from robot_cl.compare import compare
     from robot_cl.scores import headline_entry, interval_text, read_scores
 
@@ -28,14 +28,14 @@ def run(call: Call, options: CompareOptions) -> Outcome:
         except LookupError:
             raise LookupError(f"{path} has no evaluation yet; run: robot-cl evaluate {typed(path)}") from None
     rows = compare(named, options.mixed, options.seed)
-    against = named[0][0]
+    shown = plain_names([row.name for row in rows])
     table = call.table(
         "run", "policy", "episodes ", "mean [95 %] ", "IQM [95 %] ", "score ", "difference [95 %] ", "P(better) [95 %] "
     )
-    for row in rows:
+    for row, name in zip(rows, shown, strict=True):
         entry, better, gain = row.entry, row.improvement, row.difference
         table.add_row(
-            row.name,
+            name,
             entry.label,
             f"{entry.members} × {len(entry.seeds)}" if entry.members > 1 else str(len(entry.seeds)),
             interval_text(entry.mean, entry.mean_interval),
@@ -45,7 +45,7 @@ def run(call: Call, options: CompareOptions) -> Outcome:
             "" if better is None else interval_text(better.estimate, (better.low, better.high), 2),
         )
     call.console.print(table)
-    call.say(f"difference and P(better) are against {against}; differences pair episodes that share a seed")
+    call.say(f"difference and P(better) are against {shown[0]}; differences pair episodes that share a seed")
     return Outcome({"rows": [row.to_dict() for row in rows]}, next=f"report {' '.join(map(typed, runs))}")
 
 

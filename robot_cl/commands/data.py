@@ -84,11 +84,13 @@ def recorded(call: Call, dataset: Any) -> Outcome:
 
 def mixture(options: CollectOptions) -> list[Any]:
     """The parts that the options name. Raises ValueError where lists differ in length."""
+    from robot_cl.commands.runs import find_source
     from robot_cl.data.collect import Part, UniformPolicy, random_part, replay_like
     from robot_cl.evaluate import load
 
     names = options.policy if isinstance(options.policy, list) else [options.policy]
-    policies = [random_part(options.task).policy if name == UniformPolicy.name else load(str(name)) for name in names]
+    uniform = random_part(options.task).policy
+    policies = [uniform if name == UniformPolicy.name else load(find_source(str(name))[0]) for name in names]
     if options.replay:
         return replay_like(policies)
     noises = options.noise if isinstance(options.noise, list) else [options.noise] * len(names)

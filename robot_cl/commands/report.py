@@ -12,7 +12,7 @@ from robot_cl.commands.verb import Call, Outcome, Verb
 class ReportOptions:
     """Options of `report`."""
 
-    out: str | None = None  # where the page goes; none: report.html in the run folder
+    out: str | None = None  # where the page goes, a file or a folder; none: the run folder
     title: str | None = None  # heading; none: the run's name
     csv: str | None = None  # also write the curves as a table: mean, smallest and largest seed
     png: str | None = None  # also write the curves as one figure

@@ -21,8 +21,7 @@ def find_run(word: str) -> Path:
     path = Path(word).expanduser()
     if (path / "config.yaml").exists():
         return path
-    root = runs_root()
-    names = sorted(p.name for p in root.iterdir() if (p / "config.yaml").exists()) if root.is_dir() else []
+    root, names = runs_root(), _names()
     if word == LAST and names:
         return _shown(max((root / name for name in names), key=lambda p: (p / "config.yaml").stat().st_mtime))
     fits = [name for name in names if word in (name, _label(name))] or [name for name in names if word in name]
@@ -36,6 +35,14 @@ def find_run(word: str) -> Path:
     raise not_found("run", word, labels, "" if labels else "train makes one")
 
 
+def _names() -> list[str]:
+    """The folders under runs/ that are runs, oldest first by name."""
+    from robot_cl.paths import runs_root
+
+    root = runs_root()
+    return sorted(p.name for p in root.iterdir() if (p / "config.yaml").exists()) if root.is_dir() else []
+
+
 def with_sweeps_opened(runs: list[Path]) -> list[Path]:
     """The same runs, and in place of each sweep those of its jobs that are done. Raises LookupError if it has none."""
     from robot_cl.scale.sweep import Sweep, is_sweep
@@ -47,6 +54,12 @@ def with_sweeps_opened(runs: list[Path]) -> list[Path]:
             raise LookupError(f"{path} is a sweep without a finished run yet; go on with it: robot-cl resume {path}")
         found += inner or [path]
     return found
+
+
+def plain_names(names: list[str]) -> list[str]:
+    """Runs' names without their dates, where these do not tell them apart."""
+    labels = [_label(name) for name in names]
+    return labels if len(set(labels)) == len(set(names)) else names
 
 
 def _label(name: str) -> str:
@@ -69,12 +82,16 @@ def find_source(word: str) -> tuple[Path | str, Path | None]:
         return run, run
     except LookupError:
         from robot_cl.data.behaviours import list_behaviours
+        from robot_cl.data.naming import not_found
 
         if word in list_behaviours():
             return word, None
-        if not (os.sep in word or word.endswith((".zip", ".npz", ".safetensors"))):
+        if os.sep in word or word.endswith((".zip", ".npz", ".safetensors")):
+            raise FileNotFoundError(f"there is no {word}; give a run, a checkpoint, a bundle or a file") from None
+        if any(word in name for name in _names()):
             raise
-        raise FileNotFoundError(f"there is no {word}; give a run, a checkpoint, a bundle or a policy file") from None
+        known = {*map(_label, _names()), *list_behaviours()}
+        raise not_found("run or behaviour", word, known, "the path of a policy file works too") from None
 
 
 def typed(path: Path | str) -> str:

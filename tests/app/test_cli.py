@@ -109,7 +109,7 @@ def test_the_overview_lists_every_verb(cli: Cli) -> None:
         (["evaluate", "cloned", "member=2"], "has training seeds 0 to 1"),
         (["evaluate", "walk.safetensors", "step=7"], "is not one"),
         (["evaluate", "nothing.zip"], "there is no nothing.zip"),
-        (["evaluate", "nonsense"], "no run 'nonsense'"),
+        (["evaluate", "nonsense"], "no run or behaviour 'nonsense'"),
         (["evaluate", "cloned", "task=halfcheetah"], "does not fit task 'halfcheetah'"),
         (["evaluate", "cloned", "--episodes"], "--episodes needs a value"),
         (["report", "runs"], "is not a run"),

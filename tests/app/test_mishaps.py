@@ -14,7 +14,7 @@ import pytest
 from safetensors import SafetensorError
 
 from robot_cl.cli import main
-from robot_cl.commands.runs import typed
+from robot_cl.commands.runs import plain_names, typed
 from robot_cl.config import read_options
 from robot_cl.data.atomic import claim
 from robot_cl.plain_files import read_json, write_whole
@@ -132,7 +132,7 @@ def test_whole_numbers_may_be_written_with_an_exponent(cli: Cli) -> None:
         (["train", "learner", "=", "iql"], "without blanks around ="),
         (["train", "learner=iql", "data=hopper/tiny"], "no dataset 'hopper/tiny'; did you mean hopper/tiny-v0?"),
         (["train", "learner=iql", "data=hopper/tiny-v0", "trainable=adapter"], "give base=RUN"),
-        (["data", "collect", "task=hopper", "policy=random", "name=hopper/x-v0", "noise=abc"], "noise expects a number"),
+        (["data", "collect", "task=hopper", "policy=random", "name=hopper/x-v0", "noise=abc"], "noise expects a num"),
     ],
 )
 def test_mistakes_of_habit_are_understood(words: list[str], says: str, cli: Cli) -> None:
@@ -165,3 +165,30 @@ def test_ctrl_c_names_the_run_where_it_lies(
 
 def test_a_path_with_blanks_is_quoted_in_the_next_command() -> None:
     assert typed("runs/my run") == "'runs/my run'" and typed("runs/a") == "runs/a"
+
+
+def test_a_run_records_data_by_its_name(cli: Cli) -> None:
+    ran = cli("data", "collect", "task=hopper", "policy=cloned", "name=hopper/by-name-v0", "steps=20")
+    assert ran.code == 0, ran
+    ran = cli("data", "collect", "task=hopper", "policy=clonde", "name=hopper/other-v0", "steps=20")
+    assert ran.code == 2 and "no run or behaviour 'clonde'; did you mean cloned?" in ran.err
+
+
+def test_a_misspelt_behaviour_is_found_among_runs(cli: Cli) -> None:
+    assert "did you mean hopper-medium" in cli("evaluate", "hopper-medum").err
+
+
+def test_what_is_needed_is_explained(cli: Cli) -> None:
+    assert "data=... is needed: dataset with the demonstrations" in cli("compose", "task=hopper").err
+    assert "there is no earlier version of 'nope'" in cli("skills", "rollback", "nope").err
+
+
+def test_a_report_goes_into_a_folder_that_is_named(cli: Cli, tmp_path: Path) -> None:
+    assert cli("report", "cloned", f"out={tmp_path}").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_names_are_shown_without_dates_that_say_nothing() -> None:
+    assert plain_names(["2026-01-31-bc", "2026-01-31-120000-iql"]) == ["bc", "iql"]
+    same = ["2026-01-31-bc", "2026-02-01-bc"]
+    assert plain_names(same) == same
