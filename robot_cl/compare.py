@@ -16,6 +16,7 @@ from robot_cl.scores import Entry
 class Comparison:
     """One run against the first. `improvement` is P(a random episode of this run beats one of the first), with its
     95 % interval; `difference` the mean difference of episodes that share a seed, None where the seeds differ.
+    Intervals are over training seeds and the episodes within them; both are None for a single episode.
     """
 
     name: str
@@ -50,8 +51,9 @@ def _against(first: Entry, name: str, entry: Entry, k: int, seed: int) -> Compar
     if k == 0:
         return Comparison(name, entry, None, None)
     rng = np.random.default_rng([seed, k])
+    if min(len(entry.seeds), len(first.seeds)) < 2:
+        return Comparison(name, entry, None, None)
     ours, theirs = np.array(entry.returns), np.array(first.returns)
-    improvement = stats.probability_of_improvement(ours.ravel(), theirs.ravel(), rng)
-    paired = entry.seeds == first.seeds and len(entry.seeds) > 1
-    difference = stats.paired_bootstrap(ours.mean(0), theirs.mean(0), rng) if paired else None
+    improvement = stats.nested_improvement(list(ours), list(theirs), rng)
+    difference = stats.nested_difference(list(ours), list(theirs), rng) if entry.seeds == first.seeds else None
     return Comparison(name, entry, improvement, difference)

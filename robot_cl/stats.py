@@ -156,24 +156,6 @@ def profile_band(
     return low, high
 
 
-def paired_bootstrap(
-    scores: np.ndarray,
-    baseline: np.ndarray,
-    rng: np.random.Generator,
-    statistic: Statistic = mean,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-) -> Interval:
-    """Interval of `statistic` of scores − baseline, where entry k of both shares seed k: (runs,) each.
-
-    Pairing removes what a start state adds to both sides, so small differences show with few episodes.
-    """
-    x, y = (np.asarray(side, dtype=np.float64) for side in (scores, baseline))
-    if x.shape != y.shape or x.ndim != 1:
-        raise ValueError(f"paired scores need equal shapes (runs,), got {x.shape} and {y.shape}")
-    return stratified_bootstrap(x - y, rng, statistic, resamples, confidence)
-
-
 def nested_bootstrap(
     groups: Sequence[np.ndarray],
     rng: np.random.Generator,
@@ -186,10 +168,55 @@ def nested_bootstrap(
     Groups are redrawn first and scores within them after that, because episodes of one trained network share its luck.
     A single group is an ordinary bootstrap. Raises ValueError where groups differ in size or hold fewer than two.
     """
+    scores = _groups(groups)
+    return _percentiles(float(statistic(scores.ravel())), statistic(_nested(scores, rng, resamples)), confidence)
+
+
+def nested_improvement(
+    groups: Sequence[np.ndarray],
+    baseline: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """As `probability_of_improvement` of all scores of several groups over all of `baseline`'s, both redrawn as in
+    `nested_bootstrap`: many episodes of few training seeds do not tell what another seed would do."""
+    x, y = _groups(groups), _groups(baseline)
+    drawn = zip(_nested(x, rng, resamples), _nested(y, rng, resamples), strict=True)
+    return _percentiles(_win_rate(x.ravel(), y.ravel()), np.array([_win_rate(a, b) for a, b in drawn]), confidence)
+
+
+def nested_difference(
+    groups: Sequence[np.ndarray],
+    baseline: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """Interval of the mean of groups − baseline, (groups, episodes) each, where episode k of all shares seed k.
+
+    Episodes are redrawn for both sides at once, which keeps the pairing, and each side's groups on their own.
+    """
+    x, y = _groups(groups), _groups(baseline)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"paired scores need equally many episodes, got {x.shape[1]} and {y.shape[1]}")
+    episodes = rng.integers(0, x.shape[1], (resamples, 1, x.shape[1]))
+
+    def redrawn(side: np.ndarray) -> np.ndarray:
+        return side[rng.integers(0, len(side), (resamples, len(side), 1)), episodes].mean(axis=(1, 2))
+
+    return _percentiles(float(x.mean() - y.mean()), redrawn(x) - redrawn(y), confidence)
+
+
+def _groups(groups: Sequence[np.ndarray]) -> np.ndarray:
     scores = np.asarray(groups, dtype=np.float64)
     if scores.ndim != 2 or scores.shape[1] < 2 or not np.isfinite(scores).all():
         raise ValueError(f"groups need equal sizes of at least two finite scores, got shape {scores.shape}")
+    return scores
+
+
+def _nested(scores: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """Groups redrawn, and scores within them: (groups, size) -> (resamples, groups · size)."""
     count, size = scores.shape
     which = rng.integers(0, count, (resamples, count, 1))
-    drawn = scores[which, rng.integers(0, size, (resamples, count, size))]
-    return _percentiles(float(statistic(scores.ravel())), statistic(drawn.reshape(resamples, -1)), confidence)
+    return scores[which, rng.integers(0, size, (resamples, count, size))].reshape(resamples, -1)

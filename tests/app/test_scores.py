@@ -83,6 +83,17 @@ def test_differences_are_paired_only_over_the_same_seeds() -> None:
     assert row.difference is None and row.improvement is not None and row.improvement.estimate == 0.5
 
 
+def test_a_difference_of_training_seeds_is_not_one_of_runs() -> None:
+    """The same three outcomes, one seed of three luckier: no number of episodes makes that sure."""
+    first = entry([[100.0 + k for k in range(20)], [200.0 + k for k in range(20)], [300.0 + k for k in range(20)]])
+    other = entry([[100.0 + k for k in range(20)], [250.0 + k for k in range(20)], [300.0 + k for k in range(20)]])
+    _, row = compare([("a", first), ("b", other)])
+    assert row.difference is not None and row.difference.low < 0.0 < row.difference.estimate < row.difference.high
+    assert row.improvement is not None and row.improvement.low < 0.5 < row.improvement.high
+    _, row = compare([("a", entry([[1.0]])), ("b", entry([[2.0]]))])
+    assert row.improvement is None and row.difference is None
+
+
 def test_simulators_are_not_mixed_unasked() -> None:
     here, there = entry([[1.0, 2.0]]), entry([[1.0, 2.0]], simulator="mujoco 2")
     with pytest.raises(ValueError, match=r"mujoco 2.*mujoco 1.*mixed=true"):

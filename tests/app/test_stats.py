@@ -68,10 +68,27 @@ def test_tasks_are_redrawn_apart() -> None:
 
 def test_pairing_by_seed_removes_the_spread_the_seeds_share() -> None:
     shared = rng(1).normal(0, 100, 20)
-    better = stats.paired_bootstrap(shared + 1.0, shared, rng())
+    better = stats.nested_difference([shared + 1.0], [shared], rng())
     assert better.low == pytest.approx(1.0) and better.high == pytest.approx(1.0)
     unpaired = stats.stratified_bootstrap(shared, rng(), stats.mean)
     assert unpaired.high - unpaired.low > 20
+
+
+def test_comparisons_of_few_training_seeds_do_not_take_their_luck_for_a_difference() -> None:
+    """Two sides of one distribution, in which training seeds differ five times as much as episodes."""
+    source = rng(7)
+
+    def side() -> list[np.ndarray]:
+        return list(source.normal(0, 5, (8, 1)) + source.normal(0, 1, (8, 10)))
+
+    def missed(intervals: list[stats.Interval], truth: float) -> float:
+        return float(np.mean([not i.low <= truth <= i.high for i in intervals]))
+
+    pairs = [(side(), side()) for _ in range(60)]
+    assert missed([stats.nested_difference(x, y, rng(), 300) for x, y in pairs], 0.0) <= 0.15
+    assert missed([stats.nested_improvement(x, y, rng(), 100) for x, y in pairs], 0.5) <= 0.15
+    pooled = [stats.probability_of_improvement(np.ravel(x), np.ravel(y), rng(), 100) for x, y in pairs]
+    assert missed(pooled, 0.5) > 0.5
 
 
 def test_the_interval_of_the_mean_covers_the_truth_about_as_often_as_it_says() -> None:
@@ -110,7 +127,8 @@ def test_intervals_agree_with_rliable() -> None:
         (lambda: stats.stratified_bootstrap(np.array([1.0, np.nan]), rng()), "NaN"),
         (lambda: stats.strata(np.zeros((0,))), "at least one run"),
         (lambda: stats.wilson(3, 2), "not a rate"),
-        (lambda: stats.paired_bootstrap(np.zeros(3), np.zeros(4), rng()), "equal shapes"),
+        (lambda: stats.nested_difference([np.zeros(3)], [np.zeros(4)], rng()), "equally many"),
+        (lambda: stats.nested_improvement([np.zeros(1)], [np.zeros(4)], rng()), "at least two"),
         (lambda: stats.probability_of_improvement(np.zeros((3, 2)), np.zeros((3, 1)), rng()), "same tasks"),
         (lambda: stats.stratified_bootstrap(np.arange(4.0), rng(), confidence=95.0), "fraction"),
     ],
