@@ -96,6 +96,8 @@ def evaluate(
     """
     if episodes < 1 or worlds < 1:
         raise ValueError(f"episodes and worlds must be at least 1, got {episodes} and {worlds}")
+    if not 0.0 <= film_seconds < float("inf"):
+        raise ValueError(f"film is {film_seconds:g} seconds; expected a number, or 0 for none")
     if isinstance(policy, (str, Path)):
         policy = load(policy, member)
     task = task or task_of(policy)
@@ -176,7 +178,7 @@ def _play(world: Any, policy: Policy, seed: int, film_seconds: float, progress: 
     success = np.full(n, -1)
     action, going = np.zeros((n, world.interface.act_dim), dtype=np.float32), np.ones(n, dtype=bool)
     stride, frames = _stride(world.interface.control_dt), []
-    filmed = int(film_seconds / world.interface.control_dt)
+    filmed = max(1, round(film_seconds / world.interface.control_dt)) if film_seconds else 0
     obs = world.reset(seed=seed)
     policy.reset()
     t = 0

@@ -129,6 +129,11 @@ def test_the_film_is_of_the_median_episode_and_ends_with_it() -> None:
     world = sim.make("hopper", seed=got.film.seed)
     np.testing.assert_array_equal(got.film.qpos[0], world.get_qpos()[0])
     assert evaluate(policy, "hopper", 2).film is None
+    short = evaluate(policy, "hopper", 2, film_seconds=0.001).film  # less than a control step
+    assert short is not None and len(short.qpos) == 1
+    for seconds in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="film is"):
+            evaluate(policy, "hopper", 2, film_seconds=seconds)
 
 
 def test_progress_ends_at_the_number_of_episodes() -> None:
