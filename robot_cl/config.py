@@ -149,13 +149,16 @@ def _apply(config: Any, overrides: Sequence[Override]) -> None:
 
 
 def _update(config: Any, key: str, value: Any) -> None:
-    """Set one key; 2e5 is a whole number where one is expected."""
+    """Set one key; 2e5 is a whole number where one is expected, and one value a list of one."""
     try:
         OmegaConf.update(config, key, value, merge=False)
     except OmegaConfBaseException as problem:
-        if not (isinstance(value, float) and value.is_integer() and "converted to Integer" in str(problem)):
+        if isinstance(value, float) and value.is_integer() and "converted to Integer" in str(problem):
+            OmegaConf.update(config, key, int(value), merge=False)
+        elif isinstance(value, (str, int, float)) and "is not a ListConfig" in str(problem):
+            OmegaConf.update(config, key, [value], merge=False)
+        else:
             raise
-        OmegaConf.update(config, key, int(value), merge=False)
 
 
 def _keys(config: Any, prefix: str = "") -> dict[str, bool]:

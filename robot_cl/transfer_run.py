@@ -88,8 +88,10 @@ class Parts:
             self.progress(len(self.wanted & set(self.found)), len(self.wanted), key.rpartition("/")[0])
 
 
-def start(options: TransferOptions, progress: Progress | None = None) -> Path:
-    """A new study, to its end -> its folder. Raises ValueError, LookupError or OSError before anything is written."""
+def start(
+    options: TransferOptions, progress: Progress | None = None, began: Callable[[Path], None] | None = None
+) -> Path:
+    """A new study, told to `began`, to its end -> its folder. Raises ValueError, LookupError or OSError before anything is written."""
     job = opened(options)
     label = options.name or f"transfer-{job.task}".replace("/", "-")
     folder = new_run_folder(Path(options.out) if options.out else runs_root(), label)
@@ -97,6 +99,8 @@ def start(options: TransferOptions, progress: Progress | None = None) -> Path:
     write_json(folder / "provenance.json", record)
     config = {"kind": KIND, **plain(options), "task": job.task}
     write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    if began is not None:
+        began(folder)
     return finish(folder, options, job, progress)
 
 

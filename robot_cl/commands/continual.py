@@ -18,24 +18,27 @@ def run(call: Call, options: Any) -> Outcome:
     from robot_cl.continual.run import ContinualConfig, proceed, read_continual, start
     from robot_cl.learners import config_classes
 
+    def began(folder: Path) -> None:
+        call.resume = f"continue with: robot-cl continual {typed(folder)}"
+
     if call.words:
         if call.overrides:
             raise ValueError(f"a run goes on with its own options; leave {call.overrides[0]!r} out")
         known = find_run(call.words[0])
         read_continual(known)
+        began(known)
         folder = watched(call, lambda progress: proceed(known, progress))
     else:
         config, chosen = read_groups(ContinualConfig, {"learner": config_classes()}, "continual", call.overrides)
         learner = chosen["learner"][1]
-        folder = watched(call, lambda progress: start(config, learner, progress))
+        folder = watched(call, lambda progress: start(config, learner, progress, began))
     data = summary.read(folder)
     show(call, data)
     return Outcome({"continual": data}, wrote=folder, next=f"report {typed(folder)}")
 
 
 def watched(call: Call, work: Any) -> Path:
-    """`work(progress)` with a bar; on Ctrl-C the call learns how to go on."""
-    call.resume = "continue with: robot-cl continual last"
+    """`work(progress)` with a bar -> the run folder."""
     with call.progress("learning") as bar:
         folder: Path = work(lambda what, done, total: bar(done, total, what))
     call.resume = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from robot_cl.commands.verb import Call, Outcome, Verb
@@ -14,14 +15,18 @@ def run(call: Call, options: Any) -> Outcome:
     from robot_cl.plain_files import read_json
     from robot_cl.transfer_run import FILE, TransferOptions, proceed, start
 
-    call.resume = "continue with: robot-cl transfer last"
+    def began(folder: Path) -> None:
+        call.resume = f"continue with: robot-cl transfer {typed(folder)}"
+
     with call.progress("fitting and playing") as bar:
         if call.words:
             if call.overrides:
                 raise ValueError(f"a study goes on with its own options; leave {call.overrides[0]!r} out")
-            folder = proceed(find_run(call.words[0]), bar)
+            folder = find_run(call.words[0])
+            began(folder)
+            folder = proceed(folder, bar)
         else:
-            folder = start(read_options(TransferOptions, call.overrides), bar)
+            folder = start(read_options(TransferOptions, call.overrides), bar, began)
     call.resume = ""
     data = read_json(folder / FILE)
     show(call, data)

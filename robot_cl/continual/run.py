@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,13 @@ class ContinualConfig:
         return get_stream(self.stream).scaled(self.steps, self.base_steps, self.tasks)
 
 
-def start(config: ContinualConfig, learner: LearnerConfig, progress: Progress | None = None) -> Path:
-    """A new run folder, learned to the end. Raises ValueError or LookupError before anything is written."""
+def start(
+    config: ContinualConfig,
+    learner: LearnerConfig,
+    progress: Progress | None = None,
+    began: Callable[[Path], None] | None = None,
+) -> Path:
+    """A new run folder, told to `began` and learned to the end. Raises ValueError or LookupError before anything is written."""
     stream = config.scaled_stream()
     for name in config.methods:
         method_class(name)
@@ -82,6 +87,8 @@ def start(config: ContinualConfig, learner: LearnerConfig, progress: Progress | 
     write_json(folder / "provenance.json", provenance(task, None, config.seed, 1, "cpu"))
     about = {"kind": "continual", **plain(config), "learner": {"name": name_of(learner)} | plain(learner)}
     write_whole(folder / "config.yaml", yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
+    if began is not None:
+        began(folder)
     return proceed(folder, progress)
 
 

@@ -192,3 +192,17 @@ def test_names_are_shown_without_dates_that_say_nothing() -> None:
     assert plain_names(["2026-01-31-bc", "2026-01-31-120000-iql"]) == ["bc", "iql"]
     same = ["2026-01-31-bc", "2026-02-01-bc"]
     assert plain_names(same) == same
+
+
+def test_ctrl_c_names_the_stream_it_was_learning(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("robot_cl.continual.run.proceed", stop)
+    assert main(["continual", "stream=vehicle_regimes", "methods=library", "name=mine"]) == 130  # one is a list of one
+    run = next((place / "runs").glob("*-mine"))
+    assert f"continue with: robot-cl continual runs/{run.name}" in capsys.readouterr().err
+    shutil.rmtree(run)

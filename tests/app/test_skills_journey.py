@@ -146,7 +146,7 @@ def test_a_transfer_study_that_was_stopped_goes_on_to_the_same_table(
     with monkeypatch.context() as patch:
         patch.setattr(Parts, "_tell", stop_at_scratch)
         stopped = typed(*words, "name=stopped")
-    assert stopped.code == 130 and "robot-cl transfer last" in stopped.err
+    assert stopped.code == 130 and "robot-cl transfer runs/" in stopped.err
     kept = next(home.glob("runs/*-stopped")) / "parts.json"
     parts = json.loads(kept.read_text())
     assert list(parts) == ["base/2/0", "base/2/1", "best skill/2/0", "best skill/2/1", "scratch/2/0"]
