@@ -55,9 +55,10 @@ def robot_from_dict(data: Any) -> RobotSpec:
     topics = tuple(_make(StateTopic, row, key=str(key)) for key, row in state.items())
     commands = []
     for row in command:
-        row = dict(row)
-        channels = tuple(_make(CommandChannel, c) for c in row.pop("channels", ()))
-        commands.append(_make(CommandTopic, row, channels=channels))
+        if not isinstance(row, dict) or not isinstance(row.get("channels"), list):
+            raise ValueError(f"a command topic must be a mapping with topic, type and a list of channels, got {row!r}")
+        channels = tuple(_make(CommandChannel, c) for c in row["channels"])
+        commands.append(_make(CommandTopic, {k: v for k, v in row.items() if k != "channels"}, channels=channels))
     maps = {"terms": Term, "actions": ActionMap, "goals": Goal}
     made = {}
     for key, kind in maps.items():

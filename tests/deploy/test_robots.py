@@ -153,6 +153,8 @@ def test_the_ur5e_fits_a_policy_of_joint_positions() -> None:
         (lambda d: d["command"][0]["channels"][0].update(hold="pd"), "needs the gains kp and kd"),
         (lambda d: d["command"][0]["channels"][0].update(measured="knee.position"), "names 'knee.position'"),
         (lambda d: d.update(command=[]), "at least one state topic and one command"),
+        (lambda d: d.update(command=["/cmd_vel"]), "must be a mapping with topic, type and a list of channels"),
+        (lambda d: d["command"][0].update(channels=None), "must be a mapping with topic, type and a list of channels"),
         (lambda d: d.update(control_dt=-1.0), "control_dt must be positive"),
         (lambda d: d.update(terms={"x": {"unit": "m", "signal": "a", "function": "tan"}}), "function of a term"),
         (lambda d: d.update(terms={"x": {"unit": "m", "signal": "a", "function": "body.x"}}), "needs `frame`"),
