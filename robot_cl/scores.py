@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from robot_cl.data.reference import find_reference
 from robot_cl.evaluate import Evaluation
 from robot_cl.plain_files import write_whole
 
-FILE = "evaluation.json"
+FILE, LOCK = "evaluation.json", ".evaluation.lock"
 FORMAT = 1
 
 
@@ -124,12 +126,22 @@ def read_scores(folder: Path) -> list[Entry]:
 
 def add_score(folder: Path, entry: Entry) -> Path:
     """Write `entry` into a folder's evaluation.json, in place of one with the same policy, task, shift and seeds."""
-    entries = [old for old in read_scores(folder) if old.same_as != entry.same_as]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
-    data = {"format": FORMAT, "entries": [asdict(e) for e in [*entries, entry]]}
-    write_whole(path, json.dumps(data, indent=1, allow_nan=False))
+    with _alone(folder):
+        entries = [old for old in read_scores(folder) if old.same_as != entry.same_as]
+        data = {"format": FORMAT, "entries": [asdict(e) for e in [*entries, entry]]}
+        write_whole(path, json.dumps(data, indent=1, allow_nan=False))
     return path
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Whoever adds another entry meanwhile waits: each reads what the others have added before."""
+    with (folder / LOCK).open("w") as lock:
+        with suppress(OSError):  # a file system without locks; better no protection than no entry
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def headline_entry(entries: Sequence[Entry]) -> Entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,16 @@ def test_the_headline_is_the_latest_checkpoint_without_a_shift() -> None:
     assert headline_entry(entries[2:]).mean == 3.0
     with pytest.raises(LookupError, match="robot-cl evaluate"):
         headline_entry([])
+
+
+def test_entries_added_at_once_are_all_kept(tmp_path: Path) -> None:
+    def add(k: int) -> None:
+        for i in range(5):
+            add_score(tmp_path, entry([[1.0, 2.0]], shift=f"gravity0.{k}{i}"))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(1, 5)))
+    assert len(read_scores(tmp_path)) == 20
 
 
 def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
