@@ -133,7 +133,7 @@ def load_guard(folder: Path | str) -> ConformalGuard:
         scores = [SCORES[row["kind"]].from_dict(row) for row in data["scores"]]
         mean, std, maxima = (np.array(data[k], dtype=np.float64) for k in ("mean", "std", "maxima"))
         return ConformalGuard(scores, mean, std, maxima, config)
-    except (KeyError, TypeError, json.JSONDecodeError, ValueError) as problem:
+    except (KeyError, TypeError, OverflowError, ValueError) as problem:
         raise ValueError(f"{folder}/{GUARD_FILE} is no usable guard ({problem}); calibrate it again") from None
 
 

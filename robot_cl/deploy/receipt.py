@@ -61,6 +61,8 @@ def require_receipt(folder: Path | str, robot: Path | str, max_speed: float = 0.
     try:
         data = json.loads(read_plain(Path(folder), RECEIPT_FILE, MAX_CONTRACT_BYTES))
         receipt = Receipt(**data)
+        if not (isinstance(receipt.options, dict) and isinstance(receipt.checks, dict)):
+            raise ValueError("options and checks are mappings")
     except (OSError, ValueError, TypeError):
         raise ValueError(f"{folder} has no readable rehearsal receipt; {remedy}") from None
     if receipt.bundle != bundle_digest(folder):

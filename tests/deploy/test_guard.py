@@ -86,7 +86,8 @@ def test_a_guard_reads_back_equal_from_its_bundle_and_refuses_damage(make_bundle
     np.testing.assert_array_equal(run_guard(again, data), run_guard(guard, data))
     assert again.threshold == guard.threshold and PolicyBundle.load(folder).obs_dim == 4
     whole = json.loads(path.read_text())
-    for key, value in (("std", [[0.0]]), ("maxima", []), ("scores", [{"kind": "x"}]), ("format", 9), ("alpha", "x")):
+    for key, value in (("std", [[0.0]]), ("maxima", []), ("scores", [{"kind": "x"}]), ("format", 9), ("alpha", "x"),
+                       ("alpha", 10**400), ("agree", math.inf)):  # fmt: skip
         path.write_text(json.dumps({**whole, key: value}))
         with pytest.raises(ValueError, match="calibrate it again"):
             load_guard(folder)

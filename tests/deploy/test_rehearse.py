@@ -107,6 +107,9 @@ def test_a_receipt_is_worth_nothing_for_anything_else(make_bundle: MakeBundle, r
     robot_file.write_text(robot_file.read_text().replace("\n# faster\n", ""))
     with pytest.raises(ValueError, match="did not pass"):
         require_receipt(folder, robot_file)
+    (folder / "rehearsal.json").write_text(json.dumps({**data, "options": 3}))
+    with pytest.raises(ValueError, match="no readable rehearsal receipt"):
+        require_receipt(folder, robot_file)
 
 
 def test_a_robot_file_edited_during_its_rehearsal_was_not_rehearsed(
