@@ -39,6 +39,8 @@ class Normalizer(nn.Module):
         lead = () if self.population is None else (self.population,)
         rows = x.reshape(*lead, -1, self.width).double()
         n, m = self.count.item(), rows.shape[-2]
+        if not m:
+            return  # no rows have no mean
         keep = self.population is not None
         mean, var = rows.mean(-2, keepdim=keep), rows.var(-2, unbiased=False, keepdim=keep)
         shift = mean - self.mean

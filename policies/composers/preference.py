@@ -70,7 +70,7 @@ class Preference(Composer):
     def accepts(self, preference: Tensor) -> bool:
         """Whether the mixture's mean is inside its own highest-density region (by sampling)."""
         w = preference.to(self.means)
-        if (w < -1e-6).any() or abs(float(w.sum()) - 1.0) > 1e-4:
+        if not (w >= -1e-6).all() or not abs(float(w.sum()) - 1.0) <= 1e-4:  # NaN is neither
             raise ValueError(f"preference {w.tolist()} is not on the simplex; give non-negative numbers that sum to 1")
         rng = torch.Generator().manual_seed(self.seed)
         picked = torch.multinomial(w.clamp_min(0).float(), self.samples, replacement=True, generator=rng)

@@ -351,8 +351,9 @@ def test_a_preference_between_distant_skills_is_refused_and_between_close_ones_a
         else:
             with pytest.raises(ValueError, match="outside the highest-density region"):
                 composer(obs)
-    with pytest.raises(ValueError, match="not on the simplex"):
-        composer(obs, torch.tensor([0.7, 0.7]))
+    for off in ([0.7, 0.7], [float("nan"), 1.0], [1.5, -0.5]):
+        with pytest.raises(ValueError, match="not on the simplex"):
+            composer(obs, torch.tensor(off))
 
 
 def test_a_skill_close_to_a_known_one_is_not_new(actor, make_skill):

@@ -40,3 +40,11 @@ def test_a_frozen_normaliser_refuses_new_rows_and_so_does_its_copy():
 def test_extreme_observations_are_clipped():
     norm = Normalizer(1, clip=3.0).fit(torch.tensor([[-1.0], [1.0]]))
     assert norm(torch.tensor([[1e9], [-1e9]])).flatten().tolist() == [3.0, -3.0]
+
+
+def test_no_rows_change_nothing():
+    norm = Normalizer(2)
+    norm.update(torch.randn(10, 2))
+    before = norm.digest
+    norm.update(torch.zeros(0, 2))
+    assert norm.digest == before and norm.count == 10
