@@ -22,7 +22,7 @@ from policies.adapter import Adapter, Header, compress, linear_combination
 from policies.card import Parent, SkillCard, check_name
 from policies.hashing import Sketch, content_digest, functional_hash
 from policies.packing import Pack, SketchTable, Stamp, stamp_of, write_pack
-from policies.skill_file import read_card, read_skill, skill_bytes, write_atomically
+from policies.skill_file import as_stored, read_card, read_skill, skill_bytes, write_atomically
 from policies.skill_store import SkillStore
 
 SAME, NEAR = 1e-4, 0.05  # relative distance of sketches: the same skill; worth a warning
@@ -239,6 +239,7 @@ class Library:
         if parents:
             adapter, records = self.whole(adapter, parents)
             given = given.filled(parents=records)
+        adapter = as_stored(adapter)
         vector = self.sketch(adapter)
         given = given.filled(
             name=name, header=self.header, content=content_digest(adapter), ranks=adapter.ranks,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -20,11 +21,16 @@ FORMAT = "robot-cl skill 1"
 LARGEST_HEADER = 16 << 20  # bytes; a longer header is not a skill's
 
 
+def as_stored(adapter: Adapter) -> Adapter:
+    """The adapter in the precision, and in the memory, that its digest is taken of."""
+    layers = {n: Factors(*(part.detach().float().cpu().contiguous() for part in f)) for n, f in adapter.layers.items()}
+    return replace(adapter, layers=layers)
+
+
 def skill_bytes(adapter: Adapter, card: SkillCard) -> bytes:
     tensors: dict[str, Tensor] = {}
-    for name, (down, up) in adapter.layers.items():
-        tensors[f"{name}.down"] = down.detach().float().cpu().contiguous()
-        tensors[f"{name}.up"] = up.detach().float().cpu().contiguous()
+    for name, (down, up) in as_stored(adapter).layers.items():
+        tensors[f"{name}.down"], tensors[f"{name}.up"] = down, up
     return safetensors.torch.save(tensors, {"format": FORMAT, "card": card.to_json()})
 
 

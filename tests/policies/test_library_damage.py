@@ -137,3 +137,14 @@ def test_a_card_that_could_not_be_read_again_is_refused_before_it_is_written(lib
     with pytest.raises(ValueError, match="scores = 'nan'"):
         library.publish("new", random_skill(9), SkillCard("new", scores={"walk": float(np.nan)}))
     assert library.store.journal.size == before and Library(library.folder).names() == ["s0", "s1", "s2"]
+
+
+def test_a_skill_in_double_precision_is_stored_whole(library: Library) -> None:
+    plain = random_skill(9)
+    double = Adapter({n: Factors(f.down.double().requires_grad_(), f.up.double()) for n, f in plain.layers.items()},
+                     HEADER)  # fmt: skip
+    content = library.publish("new", double).card.content
+    again = Library(library.folder)
+    assert again.load("new").card.content == content and not again.damaged
+    with pytest.raises(ValueError, match="does the same as 'new'"):
+        library.publish("again", plain)
