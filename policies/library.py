@@ -248,7 +248,9 @@ class Library:
         SkillCard.from_json(given.to_json())  # what could not be read again is refused before it is written
         with self._writing():
             if self.path(name).exists() and not replace:
-                raise ValueError(f"there is a skill {name!r} already; choose another name, or overwrite it (overwrite=true)")
+                raise ValueError(
+                    f"there is a skill {name!r} already; choose another name, or overwrite it (overwrite=true)"
+                )
             near = [(other, d) for other, d in self._table.nearest(vector, 4) if other != name and d < NEAR]
             if near and near[0][1] < SAME:
                 raise ValueError(f"skill {name!r} does the same as {near[0][0]!r}, which is here already; use that one")
