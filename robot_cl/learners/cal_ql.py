@@ -73,6 +73,9 @@ class CalQL(Learner):
     def plan(self) -> OnlinePlan:
         return online_plan(self.config, self.config.offline_share)
 
+    def attach_data(self, data: Transitions) -> None:
+        self.warm.attach_data(data)
+
     def prepare(self, data: Transitions) -> None:
         super().prepare(data)
         begin_at_returns(self, self.soft, self.reference, data, self.config)
@@ -128,7 +131,8 @@ def update(
     metrics = {"critic_loss": loss.detach(), "gap": gap.detach(), "q": q.detach().mean((1, 2))}
     if move_actor:
         more, entropy = step_actor(soft, z, warm.penalty if warm else None)
-        step_temperature(soft, entropy, config.entropy_per_action * batch.action.shape[-1])
+        usual = config.entropy_per_action * batch.action.shape[-1]
+        step_temperature(soft, entropy, warm.wanted if warm else usual)
         metrics |= more | (warm.follow() if warm else {})
     return metrics
 

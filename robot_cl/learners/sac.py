@@ -215,8 +215,8 @@ def actor_lr(config: CloningConfig, step: int, online: bool) -> float:
     return config.lr if online or step >= config.cloning else cosine(config.cloning_lr, step, config.cloning)
 
 
-def step_temperature(soft: SoftNets, entropy: Tensor, wanted: float) -> None:
-    """Raise α while the entropy (P,) is below the wanted one, in nats (equation 17)."""
+def step_temperature(soft: SoftNets, entropy: Tensor, wanted: float | Tensor) -> None:
+    """Raise α while the entropy (P,) is below the wanted one, () or (P,), in nats (equation 17)."""
     (soft.temperature.log_alpha[:, 0] * (entropy - wanted)).sum().backward()
     soft.opts["temperature"].step()
 
@@ -228,8 +228,9 @@ def update(
     move_actor: bool = True,
     move_target: bool = True,
     penalty: Penalty | None = None,
+    wanted: Tensor | None = None,
 ) -> Metrics:
-    """Critics, targets, actor, temperature on one batch (P, B)."""
+    """Critics, targets, actor, temperature on one batch (P, B); `wanted` (P,) is another target of the entropy."""
     normalizer = soft.actor.normalizer
     z, z_next = normalizer(batch.obs), normalizer(batch.next_obs)
     target = soft_target(soft, config, batch, z_next)
@@ -241,7 +242,8 @@ def update(
     metrics = {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
     if move_actor:
         more, entropy = step_actor(soft, z, penalty)
-        step_temperature(soft, entropy, config.entropy_per_action * batch.action.shape[-1])
+        usual = config.entropy_per_action * batch.action.shape[-1]
+        step_temperature(soft, entropy, usual if wanted is None else wanted)
         metrics |= more
     return metrics
 

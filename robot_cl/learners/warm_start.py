@@ -10,13 +10,17 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from policies.actor import ActorConfig, Sigma, StackedGaussianActor
+from policies.actor import HALF_LOG_TWO_PI, ActorConfig, Sigma, StackedGaussianActor
 from policies.critics import polyak
+from policies.networks import StackedLinear
+from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics
 from robot_cl.learners.incumbent import Incumbent, IncumbentConfig
 from robot_cl.learners.sac import CloningConfig, Temperature, actor_lr
 
 ANCHOR, WEIGHT, PART, SINCE = "anchor", "anchor_weight", "anchored_part", "anchored_since"
+WANTED = "entropy_wanted"
+SEEN = 4096  # states of the data, at most, over which the entropy of a clone is taken
 
 
 class Part(IntEnum):
@@ -80,6 +84,9 @@ class WarmStart:
         self.weight = learner.add(WEIGHT, Temperature(learner.seeds, config.anchor))
         learner.opts[WEIGHT] = learner.optimiser([self.weight], config.anchor_lr)
         self.apart: Tensor | None = None  # (P,) nats at the last update
+        self.usual = config.entropy_per_action * learner.act_dim
+        learner.extra[WANTED] = torch.full((learner.seeds,), self.usual, device=learner.device)
+        self.states: Tensor | None = None
         if config.incumbent.trials:
             learner.incumbent = Incumbent(learner, config.incumbent, lambda: self.candidates)
 
@@ -98,9 +105,22 @@ class WarmStart:
         since = int(self.learner.extra[SINCE]) if known else self.learner.step
         return self.learner.step - since >= self.config.critic_only
 
+    @property
+    def wanted(self) -> Tensor:
+        """The target of the entropy (P,), in nats: a clone that is narrower need not become wider.
+
+        The anchor would hold it, and the entropy's weight rise until nothing else counts.
+        """
+        return self.learner.extra[WANTED]
+
+    def attach_data(self, data: Transitions) -> None:
+        """States (N, obs_dim) in which policies are compared with the target of the entropy."""
+        self.states = data.obs[:: -(-len(data) // SEEN)]
+
     def begin_anew(self) -> None:
         """Forget the parts of a run that is continued: this one has its own."""
         self.learner.extra[PART].fill_(int(Part.clones))
+        self.learner.extra[WANTED].fill_(self.usual)
         with torch.no_grad():
             self.weight.log_alpha.fill_(math.log(self.config.anchor))
 
@@ -109,10 +129,30 @@ class WarmStart:
         learner, part = self.learner, self.part(online)
         learner.opts["actor"].lr = actor_lr(self.config, learner.step, online)
         if int(learner.extra[PART]) != part:
-            if int(learner.extra[PART]) == Part.clones:
+            self._settle(part)
+            if int(learner.extra[PART]) == Part.clones or part is Part.online:
                 polyak(self.policy, learner.actor, 1.0)
             learner.extra[PART].fill_(int(part))
             learner.extra[SINCE].fill_(learner.step)
+
+    @torch.no_grad()
+    def _settle(self, part: Part) -> None:
+        """Compare the policy's entropy with its target; what comes online wider than that becomes narrower at once.
+
+        A clone of several behaviours has as much noise as these differ, and may fall over where its mean runs: what it
+        explores would tell little about what is published, and values would have to learn to stand first.
+        """
+        actor, A = self.learner.actor, self.learner.act_dim
+        last = actor.net.layers[-1]
+        if self.states is None or part is Part.clones:
+            return
+        _, log_std = actor(self.states.expand(self.learner.seeds, -1, -1))
+        entropy = (log_std + HALF_LOG_TWO_PI + 0.5).sum(-1).mean(-1)
+        if part is Part.online and actor.config.sigma is Sigma.clamped_head and isinstance(last, StackedLinear):
+            beyond = (entropy - self.usual).clamp(min=0.0)
+            last.bias[:, :, A:] -= (beyond / A).view(-1, 1, 1)
+            entropy = entropy - beyond
+        self.wanted.copy_(entropy.clamp(max=self.usual))
 
     def penalty(self, z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
         """Weight times the KL divergence of the policy at z from its anchor, (P, B)."""

@@ -48,6 +48,9 @@ class WSRL(Learner):
     def plan(self) -> OnlinePlan:
         return sac.online_plan(self.config)
 
+    def attach_data(self, data: Transitions) -> None:
+        self.warm.attach_data(data)
+
     def prepare(self, data: Transitions) -> None:
         super().prepare(data)
         begin_at_returns(self, self.soft, self.reference, data, self.config)
@@ -73,7 +76,8 @@ class WSRL(Learner):
         self.schedule(online=True)
         moves = self._moves(online=True)
         self.step += 1
-        metrics = sac.update(self.soft, self.config, joined(fresh, offline), moves, penalty=self.warm.penalty)
+        how = {"penalty": self.warm.penalty, "wanted": self.warm.wanted}
+        metrics = sac.update(self.soft, self.config, joined(fresh, offline), moves, **how)
         return metrics | self.warm.follow() if moves else metrics
 
     def _moves(self, online: bool) -> bool:

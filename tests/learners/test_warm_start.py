@@ -1,12 +1,13 @@
 """Going on online from a policy: the critics first, then near an anchor, and what is published meanwhile."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from policies.actor import ActorConfig, StackedGaussianActor
+from policies.actor import ActorConfig, Sigma, StackedGaussianActor
 from policies.critics import CriticConfig
 from policies.networks import generators
 from policies.normalizer import Normalizer
@@ -153,3 +154,47 @@ SENSELESS = [
 def test_senseless_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         WSRLConfig(**options)
+
+
+def entropy(learner, obs):
+    return (learner.actor(obs)[1] + 0.5 * math.log(2.0 * math.pi * math.e)).sum(-1).mean().item()
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("shift", [1.0, -2.0])
+def test_what_comes_online_is_as_narrow_as_its_target_and_what_was_narrower_need_not_widen(name, shift, transitions):
+    cls, config = LEARNERS[name]
+    data = transitions(300)
+    shape = replace(SHAPE, sigma=Sigma.clamped_head, log_std_min=-9.0)
+    policy = StackedGaussianActor(4, 2, generators(5, 1), shape, Normalizer(4).fit(data.obs))
+    with torch.no_grad():
+        policy.net.layers[-1].bias[:, :, 2:] += shift - 1.4
+    learner = cls(replace(config(critic_only=100), actor=shape), 4, 2, actor=policy)
+    learner.attach_data(data), learner.prepare(data)
+    before, mean, usual = entropy(learner, data.obs), learner.actor(data.obs)[0], -2.0
+    assert (before > usual) == (shift > 0.0)
+    learner.update_online(transitions(1, 32), None)
+    torch.testing.assert_close(learner.actor(data.obs)[0], mean)
+    assert entropy(learner, data.obs) == pytest.approx(min(before, usual), abs=1e-4)
+    assert learner.warm.wanted.item() == pytest.approx(min(before, usual), abs=1e-4)
+    assert torch.equal(weights(learner.warm.policy), weights(learner.actor))
+
+
+def test_the_entropy_s_weight_does_not_rise_for_a_clone_that_keeps_its_width(transitions):
+    """Cal-QL's had risen from 0.1 to 278 nats per nat, because the anchor held a narrow policy where it was."""
+    data = transitions(300)
+    shape = replace(SHAPE, sigma=Sigma.clamped_head, log_std_min=-9.0)
+    policy = StackedGaussianActor(4, 2, generators(5, 1), shape, Normalizer(4).fit(data.obs))
+    with torch.no_grad():
+        policy.net.layers[-1].bias[:, :, 2:] -= 4.0
+    found = []
+    for attached in (True, False):
+        config = WSRLConfig(**SMALL | {"actor": shape}, critic_only=0, anchor=100.0, anchor_lr=0.0)
+        learner = WSRL(config, 4, 2, actor=policy)
+        if attached:
+            learner.attach_data(data)
+        learner.prepare(data)
+        for step in range(30):
+            metrics = learner.update_online(transitions(1, 16, seed=step), None)
+        found.append(metrics["alpha"].item())
+    assert found[0] < 0.1 + 1e-3 < 0.105 < found[1]
