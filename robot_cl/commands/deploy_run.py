@@ -150,7 +150,7 @@ def run_simulate(call: Call, options: SimulateWords) -> Outcome:
     robot = need_robot(options.robot, bundle)
     contract, spec = read_contract(bundle), load_robot(robot)
     task = options.task or contract.task or spec.task or None
-    plant = simulated_plant(task, contract, spec, options.seed, options.shift)
+    plant = simulated_plant(task, contract, spec, options.seed, options.shift, goes_on=True)
     listens, sends = (", ".join(t.topic for t in topics) for topics in (spec.command, spec.state))
     call.say(f"{spec.name} in {task or 'joints that follow'}: obeys {listens}, publishes {sends}; Ctrl-C ends it")
     call.resume = "the simulated robot is gone"

@@ -40,17 +40,19 @@ def spec_from_contract(contract: Contract) -> RobotSpec:
 
 
 def simulated_plant(
-    task: str | None, contract: Contract, spec: RobotSpec, seed: int = 0, shift: str | None = None
-) -> Any:
+    task: str | None, contract: Contract, spec: RobotSpec, seed: int = 0, shift: str | None = None,
+    goes_on: bool = False,
+) -> Any:  # fmt: skip
     """The plant behind a robot file: its task's physics measured by the file's sensors; the world itself for a robot
-    made from the contract; joints that merely follow where there is no task. Raises LookupError, ValueError."""
+    made from the contract; joints that merely follow where there is no task. With `goes_on` it moves on, as a robot
+    does, where the task's episode would end. Raises LookupError, ValueError."""
     if task is None:
         return JointPlant(spec)
     import sim
 
     if spec.name == FROM_CONTRACT:
         return WorldPlant(sim.make(task, threads=1, seed=seed, shift=shift), contract, spec, seed)
-    return TaskPlant(sim.get_task(task), contract, spec, seed, shift)
+    return TaskPlant(sim.get_task(task), contract, spec, seed, shift, goes_on)
 
 
 class WorldPlant:
@@ -89,14 +91,18 @@ class TaskPlant:
 
     JointState reads the model's joints of those names; Odometry, PoseStamped and Imu read the body or site that the
     topic's `body` names; commands go to the actuators their actions belong to. Rewards and falls are the task's, judged
-    once per policy period. Remembers the simulation, return, steps of the loop, and `goals` (its goal_* joints).
+    once per policy period; after the first end nothing more is judged, and only what `goes_on` still moves. Remembers
+    the simulation, return, steps of the loop, and `goals` (its goal_* joints).
     Raises LookupError if the model lacks a joint, body or actuator, ValueError if the loop's period does not fit.
     """
 
-    def __init__(self, task: Any, contract: Contract, spec: RobotSpec, seed: int = 0, shift: str | None = None):
+    def __init__(
+        self, task: Any, contract: Contract, spec: RobotSpec, seed: int = 0, shift: str | None = None,
+        goes_on: bool = False,
+    ):  # fmt: skip
         import mujoco
 
-        self.task, self.spec, self._mj = task, spec, mujoco
+        self.task, self.spec, self.goes_on, self._mj = task, spec, goes_on, mujoco
         self.model = task.load_model()
         if shift:
             from sim.shift import combined, parse, shifted_model
@@ -135,13 +141,13 @@ class TaskPlant:
 
     def step(self, command: np.ndarray) -> None:
         """One period of the control loop."""
-        if self.ended:
+        if self.ended and not self.goes_on:
             return
         self.data.ctrl[self._actuator] = command
         self._mj.mj_step(self.model, self.data, self.substeps)
         self._asked[self._actuator] += command / self.every
         self.steps += 1
-        if self.steps % self.every == 0:
+        if self.steps % self.every == 0 and not self.ended:
             after, unit = self._fields(), self._interface_action()
             self.total += float(self.task.reward(self._before, after, unit[None])[0])
             self.fell = self.ended = bool(self.task.terminated(after)[0])

@@ -260,7 +260,7 @@ def _await_state(runner: Runner, patience: float) -> None:
 def _open(options: RunOptions, spec: RobotSpec, contract: Contract, clock: Clock) -> Transport:
     if options.transport != "loopback":
         return open_transport(options.transport, spec, clock=clock, **options.network)
-    plant = simulated_plant(contract.task or spec.task or None, contract, spec)
+    plant = simulated_plant(contract.task or spec.task or None, contract, spec, goes_on=True)
     return Loopback(spec, plant, clock)
 
 

@@ -16,7 +16,7 @@ from robot_cl.deploy.contract import ActionTerm, Contract, ObservationTerm, term
 from robot_cl.deploy.loopback import Loopback
 from robot_cl.deploy.modes import Mode, RunnerConfig
 from robot_cl.deploy.observe import ObservationBuilder, compare
-from robot_cl.deploy.plants import TaskPlant
+from robot_cl.deploy.plants import TaskPlant, simulated_plant
 from robot_cl.deploy.record import Recorder, drives, read_log
 from robot_cl.deploy.robot_file import load_robot, robot_from_dict
 from robot_cl.deploy.runner import Runner
@@ -76,6 +76,21 @@ def test_commands_reach_the_actuators_their_actions_belong_to(robot: str) -> Non
             plant.step(command)
         world.step(action[None])
         np.testing.assert_allclose(plant.data.qpos, world.get_qpos()[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_simulated_robot_obeys_also_after_it_has_arrived(goes_on: bool) -> None:
+    spec, contract = load_robot(ROBOTS / "vehicle.yaml"), contract_of("vehicle-waypoint")
+    plant = simulated_plant("vehicle-waypoint", contract, spec, goes_on=goes_on)
+    for axis in "xy":
+        plant.data.joint(f"goal_{axis}").qpos[:] = plant.signals()["xy".index(axis)]
+    for _ in range(plant.every):
+        plant.step(np.zeros(2))
+    assert plant.ended
+    before, total = plant.signals(), plant.total
+    for _ in range(50):
+        plant.step(np.array([1.0, 0.0]))
+    assert (np.abs(plant.signals() - before).max() > 0.3) == goes_on and plant.total == total
 
 
 class Proportional:
