@@ -23,11 +23,12 @@ Candidates = Callable[[], Sequence[StackedGaussianActor]]
 
 
 class Role(IntEnum):
-    """Who plays the present episode of a world."""
+    """Who plays the present episode of a world, and who did before it was replaced."""
 
     explores = 0  # the learner, with its noise
     incumbent = 1
     challenger = 2
+    predecessor = 3  # of the incumbent; it plays no more
 
 
 class Counts(IntEnum):
@@ -68,22 +69,25 @@ class Incumbent:
     the learner's candidates, in turn, as it was at that time. A challenger is given up as soon as it has earned less in
     the mean, and takes over when it has earned more by `deviations` standard errors; that is safe policy improvement in
     the sense of Thomas et al. 2015, "High Confidence Policy Improvement", on policy and with a t-statistic. Neither
-    changes meanwhile and the world does not either, so their records stay true. The incumbent's is filled up to twice
-    `trials`, because that with which it took over is a lucky one.
+    changes meanwhile and the world does not either, so their records stay true. That with which a challenger took over
+    is a lucky one, and a few episodes do not show a policy that falls now and then. So the incumbent plays on, once
+    after every challenger, and where it comes to have earned less than its predecessor had, that one is back.
 
     With one world per seed episodes take turns; with several the last ones are kept for this, and what is collected
     there is no experience of the learner's policy (`learned_from`). Policies are on the host, where worlds are stepped.
-    Remembers the two policies, who plays in each world, and the records, all in the learner, so that they are saved
-    with it.
+    Remembers the policies, who plays in each world, and the records, all in the learner, so that they are saved with
+    it.
     """
 
     def __init__(self, learner: Learner, config: IncumbentConfig, candidates: Candidates):
         """`candidates` gives what could be published; the first one was, before anything was learned online."""
         self.learner, self.config, self.candidates = learner, config, candidates
-        self.policies = {role: self._copy(role.name) for role in (Role.incumbent, Role.challenger)}
+        self.policies = {role: self._copy(role.name) for role in Role if role is not Role.explores}
         P, extra = learner.seeds, learner.extra
         extra["trial_roles"] = torch.zeros(P, 0, dtype=torch.int64)  # (P, W), no worlds before the first step
-        extra["trial_records"] = torch.zeros(P, 2, 3, dtype=torch.float64)  # of both: episodes, Σ return, Σ return²
+        extra["trial_records"] = torch.zeros(
+            P, len(self.policies), 3, dtype=torch.float64
+        )  # episodes, Σ return, Σ return²
         extra["trial_counts"] = torch.zeros(P, len(Counts), dtype=torch.int64)
 
     def _copy(self, name: str) -> StackedGaussianActor:
@@ -142,10 +146,10 @@ class Incumbent:
         """`action` (P, W, act_dim) at obs (P, W, obs_dim), in worlds on trial replaced by what is tried there."""
         if not self.begun:
             self._begin(obs.shape[1])
-        for role, policy in self.policies.items():
+        for role in (Role.incumbent, Role.challenger):
             here = self.roles == role
             if here.any():
-                tried = policy.mode(obs.cpu()).to(action.device)
+                tried = self.policies[role].mode(obs.cpu()).to(action.device)
                 action = torch.where(here.unsqueeze(-1).to(action.device), tried, action)
         return action
 
@@ -177,16 +181,18 @@ class Incumbent:
         self.roles[p, w] = Role.explores  # not yet playing anything else
         if role is Role.challenger:
             self._judge(p)
+        elif role is Role.incumbent:
+            self._doubt(p)
         return role
 
     def _judge(self, p: int) -> None:
         """Take over, give up, or go on."""
         counts = self.learner.extra["trial_counts"][p]
-        gain, error = gained(*self.records[p])
+        gain, error = gained(*self.records[p, :2])
         tried = int(self.records[p, 1, 0])
         if tried >= self.config.trials and gain > self.config.deviations * error:
-            self._take(Role.incumbent, p, self.policies[Role.challenger])
-            self.records[p, 0] = self.records[p, 1]
+            self._succeed(p, Role.predecessor, Role.incumbent)
+            self._succeed(p, Role.incumbent, Role.challenger)
             counts[Counts.won] += 1
         elif gain > 0.0 and tried < 2 * self.config.trials:
             return
@@ -194,6 +200,24 @@ class Incumbent:
             total, episodes = float(self.records[p, 0, 1]), float(self.records[p, 0, 0])
             if gain < -self.config.lost * abs(total / episodes):
                 self._come_back(p)
+        self._end_trial(p)
+
+    def _doubt(self, p: int) -> None:
+        """The predecessor is back where the incumbent turns out to earn less than it did."""
+        (before, total, _), (played, earned, _) = (
+            self.records[p, role - 1].tolist() for role in (Role.predecessor, Role.incumbent)
+        )
+        if before and earned / played < total / before:
+            self._succeed(p, Role.incumbent, Role.predecessor)
+            self.records[p, Role.predecessor - 1] = 0.0
+            self._end_trial(p)
+
+    def _succeed(self, p: int, role: Role, source: Role) -> None:
+        self._take(role, p, self.policies[source])
+        self.records[p, role - 1] = self.records[p, source - 1]
+
+    def _end_trial(self, p: int) -> None:
+        counts = self.learner.extra["trial_counts"][p]
         counts[Counts.trying], counts[Counts.rested] = 0, 0
         self.roles[p][self.roles[p] != Role.explores] = Role.explores  # what else is being played no longer counts
 
@@ -209,8 +233,9 @@ class Incumbent:
         kept = self.kept(worlds)
         if w < worlds - (kept or 1):
             return Role.explores
-        known, tried = ((self.roles[p] == role).sum() + self.records[p, role - 1, 0] for role in self.policies)
-        if known < least or (last is Role.challenger and not counts[Counts.trying] and known < 2 * least):
+        playing = [(self.roles[p] == role).sum() for role in (Role.incumbent, Role.challenger)]
+        known, tried = (int(n + self.records[p, i, 0]) for i, n in enumerate(playing))
+        if known < least or (last is Role.challenger and not counts[Counts.trying]):
             return Role.incumbent
         if not counts[Counts.trying]:
             if not kept and counts[Counts.rested] < self.config.rest:
@@ -224,7 +249,7 @@ class Incumbent:
         """Whether there is something new to try, which is then on trial."""
         counts, candidates = self.learner.extra["trial_counts"][p], self.candidates()
         self._take(Role.challenger, p, candidates[int(counts[Counts.tried]) % len(candidates)])
-        both = zip(*(policy.parameters() for policy in self.policies.values()), strict=True)
+        both = zip(*(self.policies[r].parameters() for r in (Role.incumbent, Role.challenger)), strict=True)
         if all(torch.equal(mine[p], theirs[p]) for mine, theirs in both):
             return False
         self.records[p, 1] = 0.0

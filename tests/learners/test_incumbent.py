@@ -126,15 +126,24 @@ def test_what_plays_on_trial_has_no_noise_and_what_explores_has():
     torch.testing.assert_close(step(learner), tried)
 
 
-def test_a_lucky_record_is_filled_up_after_it_took_over():
-    learner = off_policy(trials=2)
-    until(learner, Role.explores, earned=1.0)
+@pytest.mark.parametrize("earned, back", [(20.0, False), (-60.0, True)])
+def test_what_took_over_with_a_lucky_record_plays_on_and_its_predecessor_may_come_back(earned, back):
+    learner = off_policy()
+    until(learner, Role.explores, earned=30.0)
+    first = weights(learner.policy())
     move(learner)
-    until(learner, Role.challenger, earned=1.0)
+    until(learner, Role.challenger, earned=30.0)
     episode(learner, 50.0), episode(learner, 50.0)
-    assert learner.incumbent.taken_over.tolist() == [1]
-    assert episode(learner, 20.0).item() == Role.incumbent
-    assert learner.incumbent.records[0, 0].tolist() == [3.0, 120.0, 5400.0]
+    second = weights(learner.policy())
+    assert learner.incumbent.taken_over.tolist() == [1] and not torch.equal(first, second)
+    assert episode(learner, earned).item() == Role.incumbent
+    assert torch.equal(weights(learner.policy()), first if back else second)
+    assert learner.incumbent.records[0, 0, :2].tolist() == ([2.0, 60.0] if back else [3.0, 120.0])
+    move(learner, 0.2)
+    until(learner, Role.challenger, earned=30.0)
+    episode(learner, 1.0)
+    assert episode(learner, -999.0).item() == Role.incumbent
+    assert torch.equal(weights(learner.policy()), first)
 
 
 def test_members_are_tried_apart():
