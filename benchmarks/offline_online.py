@@ -97,7 +97,8 @@ def claims(records: dict[str, dict[str, dict[str, Any]]]) -> list[Claim]:
             start = np.array(cells[warm]["start"])
             depth = 100.0 * float(np.median(dips(cells[warm]) / start))
             found.append(Claim(f"{name}: {warm}, deepest dip in % of its start (median)", depth, 15.0, False))
-            found.append(Claim(f"{name}: {warm}, last over start, points", mean[warm] - float(start.mean()), 10.0))
+            gain = float(np.mean([curve[-1] - curve[0] for curve in cells[warm]["curves"]]))  # of the same episodes
+            found.append(Claim(f"{name}: {warm}, last over start, points", gain, 10.0))
         for ours in (m for m in cells if m.startswith("moorl") and "sac + lookahead" in cells):
             gain, until = ahead(cells[ours], cells["sac + lookahead"])
             over = f"{ours} over SAC + Lookahead, mean over the first {until} steps"
