@@ -85,9 +85,8 @@ class Incumbent:
         self.policies = {role: self._copy(role.name) for role in Role if role is not Role.explores}
         P, extra = learner.seeds, learner.extra
         extra["trial_roles"] = torch.zeros(P, 0, dtype=torch.int64)  # (P, W), no worlds before the first step
-        extra["trial_records"] = torch.zeros(
-            P, len(self.policies), 3, dtype=torch.float64
-        )  # episodes, Σ return, Σ return²
+        records = torch.zeros(P, len(self.policies), 3, dtype=torch.float64)
+        extra["trial_records"] = records  # of each: episodes, Σ return, Σ return²
         extra["trial_counts"] = torch.zeros(P, len(Counts), dtype=torch.int64)
 
     def _copy(self, name: str) -> StackedGaussianActor:
