@@ -119,6 +119,40 @@ def test_a_drive_becomes_episodes_with_the_actions_really_taken(root: Path, tmp_
     assert jump < 0.2, "no step may lead from one goal to another"
 
 
+def test_what_a_robot_does_after_the_tasks_end_is_no_episode(root: Path, tmp_path: Path) -> None:
+    interface = sim.make("vehicle-waypoint", threads=1).interface
+    terms = terms_from_interface(interface)
+    contract = Contract("0" * 64, 0, "t", interface.control_dt, interface.digest, *terms, task="vehicle-waypoint")
+    spec, clock = load_robot(ROBOTS / "vehicle.yaml"), VirtualClock()
+    plant = TaskPlant(sim.get_task("vehicle-waypoint"), contract, spec, 2, goes_on=True)
+    recorder = Recorder(tmp_path / "a.mcap", contract, spec)
+
+    class Towards:
+        obs_dim, act_dim = 4, 2
+
+        def act(self, obs: np.ndarray) -> np.ndarray:
+            ahead, left = obs[:, 0], obs[:, 1]
+            return np.stack([np.clip(ahead, 0, 1), np.clip(1.2 * np.arctan2(left, ahead), -1, 1)], 1)
+
+        def reset(self, rows: np.ndarray | None = None) -> None:
+            pass
+
+    loopback, config = Loopback(spec, plant, clock), RunnerConfig(ramp_s=0.2)
+    runner = Runner(Towards(), contract, loopback, clock, config, listeners=(recorder,))
+    runner.enable()
+    runner.start()
+    runner.order("goal " + " ".join(f"{name}={value}" for name, value in plant.goals.items()))
+    for k in range(round(20.0 / spec.control_dt)):
+        runner.tick()
+        runner.wait(1000.0 + (k + 1) * spec.control_dt)
+    recorder.close()
+    report = import_dataset(tmp_path / "a.mcap")
+    data = report.dataset.recording()
+    assert runner.mode is Mode.ACTIVE and data.episodes == 1 and 5 < len(data.obs) < 60
+    assert data.terminated.tolist() == [False] * (len(data.obs) - 1) + [True] and not data.truncated.any()
+    assert "steps after the task's end are left out" in " ".join(report.sentences())
+
+
 def test_recordings_of_runs_that_only_watched_are_left_out(root: Path, tmp_path: Path) -> None:
     interface = sim.make("arm-reach", threads=1).interface
     terms = terms_from_interface(interface)

@@ -1,7 +1,8 @@
 """What a robot did: recordings of deployment as episodes, actions recovered through the contract inside them.
 
 Every stretch in which the policy drove is an episode; a change of mode, another goal or a missed period ends it as a
-truncation. Rewards and ends are the task's where its observation tells them, else zero.
+truncation. Rewards and ends are the task's where its observation tells them, else zero. What a robot does after the
+task's end, waiting at its goal or lying where it fell, is no part of the task and left out.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def read_recordings(paths: Sequence[Path], task: str | None, counts: Counts) -> 
         raise ValueError(f"nothing to learn from in {', '.join(p.name for p in paths)}: the policy never drove")
     obs, action, next_obs = (np.concatenate([p[k] for p in parts]) for k in range(3))
     columns = Columns(obs, action, np.zeros(len(obs)), next_obs=next_obs, lengths=np.concatenate(lengths))
-    _judge(columns, interface, task, counts)
     counts.notes.append(f"{len(columns.lengths)} stretches were driven")  # type: ignore[arg-type]
+    columns = _judge(columns, interface, task, counts)
     return columns, interface, task
 
 
@@ -65,21 +66,26 @@ def recorded_interface(log: Any) -> Interface:
     return Interface(obs, face.action, face.control_dt)
 
 
-def _judge(columns: Columns, interface: Interface, task: str | None, counts: Counts) -> None:
-    """Rewards, and ends where the task says so; every other end of a stretch is a truncation."""
+def _judge(columns: Columns, interface: Interface, task: str | None, counts: Counts) -> Columns:
+    """The columns with rewards, up to the task's end where it says so; every other end of a stretch is a truncation."""
     assert columns.lengths is not None and columns.next_obs is not None
-    last = np.cumsum(columns.lengths) - 1
-    terminated = np.zeros(len(columns.obs), dtype=bool)
+    lengths, terminated = columns.lengths, np.zeros(len(columns.obs), dtype=bool)
     if task in REWARDS:
         unit = interface.action_from_command(columns.action)
         columns.reward, terminated = REWARDS[str(task)](columns.obs, unit, columns.next_obs)
-        cuts = np.union1d(np.flatnonzero(terminated), last)
-        columns.lengths = np.diff(cuts, prepend=-1)
-        last = cuts
     else:
         counts.notes.append(
             f"observations of {task or 'an unknown task'} do not tell its reward, zeros are stored: learn by imitation"
         )
-    truncated = np.zeros(len(columns.obs), dtype=bool)
-    truncated[last] = ~terminated[last]
-    columns.terminated, columns.truncated = terminated, truncated
+    stretches = np.split(np.arange(len(columns.obs)), np.cumsum(lengths)[:-1])
+    kept = [rows[: 1 + int(terminated[rows].argmax())] if terminated[rows].any() else rows for rows in stretches]
+    rows = np.concatenate(kept)
+    if len(rows) < len(columns.obs):
+        counts.notes.append(f"{len(columns.obs) - len(rows)} steps after the task's end are left out")
+    lengths = np.array([len(k) for k in kept])
+    truncated = np.zeros(len(rows), dtype=bool)
+    truncated[np.cumsum(lengths) - 1] = ~terminated[rows][np.cumsum(lengths) - 1]
+    return Columns(
+        columns.obs[rows], columns.action[rows], columns.reward[rows], terminated[rows], truncated,
+        columns.next_obs[rows], lengths,
+    )  # fmt: skip
