@@ -124,7 +124,7 @@ def import_skill(path: Path, options: ForeignOptions) -> tuple[Library, Publishe
     if not path.is_dir():
         raise FileNotFoundError(f"there is no {path}; give a folder with adapter_model.safetensors, or a skill file")
     if not (path / "adapter_config.json").exists():
-        raise FileNotFoundError(f"{path} has no adapter_config.json; give the folder of a peft adapter, or a skill file")
+        raise FileNotFoundError(f"{path} has no adapter_config.json; give a folder of a peft adapter or a skill file")
     adapter = import_peft(path)
     if options.base is None and not adapter.header.base:
         raise ValueError(f"{path} does not say which base it belongs to; name it with base=DIGEST or base=RUN")

@@ -87,8 +87,10 @@ def read_config(run: Path) -> tuple[TrainConfig, LearnerConfig | SB3Config]:
     path = run / FILE
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; {run} is not a run folder, or was killed before it began")
+    data = read_yaml(path)
+    if "kind" in data:
+        raise LookupError(f"{run} is of kind {data['kind']}, not one training; robot-cl resume goes on with it")
     try:
-        data = read_yaml(path)
         learner = dict(data.pop("learner"))
         name = learner.pop("name")
     except (KeyError, TypeError) as problem:

@@ -36,9 +36,9 @@ class RunFolder:
 
     @property
     def trained(self) -> bool:
-        """Whether a learner made it, so that its first updates can be made again; compositions and merges were not."""
+        """Whether a learner made it, so that its first updates can be made again: no composition, no many tasks."""
         learner = self.config.get("learner")
-        return isinstance(learner, dict) and learner.get("name") in LEARNERS
+        return "kind" not in self.config and isinstance(learner, dict) and learner.get("name") in LEARNERS
 
     @cached_property
     def provenance(self) -> dict[str, Any]:

@@ -91,7 +91,8 @@ class Parts:
 def start(
     options: TransferOptions, progress: Progress | None = None, began: Callable[[Path], None] | None = None
 ) -> Path:
-    """A new study, told to `began`, to its end -> its folder. Raises ValueError, LookupError or OSError before anything is written."""
+    """A new study, told to `began`, to its end -> its folder. Raises ValueError, LookupError or OSError before anything
+    is written."""
     job = opened(options)
     label = options.name or f"transfer-{job.task}".replace("/", "-")
     folder = new_run_folder(Path(options.out) if options.out else runs_root(), label)

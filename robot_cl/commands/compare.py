@@ -16,6 +16,7 @@ class CompareOptions:
 
 
 def run(call: Call, options: CompareOptions) -> Outcome:
+    from robot_cl.checkpoint import checkpoint_folder
     from robot_cl.commands.runs import find_run, plain_names, typed
     from robot_cl.compare import compare
     from robot_cl.scores import headline_entry, interval_text, read_scores
@@ -26,6 +27,7 @@ def run(call: Call, options: CompareOptions) -> Outcome:
         try:
             named.append((path.name, headline_entry(read_scores(path))))
         except LookupError:
+            checkpoint_folder(path)  # what has no policy cannot be evaluated, and says so
             raise LookupError(f"{path} has no evaluation yet; run: robot-cl evaluate {typed(path)}") from None
     rows = compare(named, options.mixed, options.seed)
     shown = plain_names([row.name for row in rows])

@@ -41,8 +41,11 @@ def run(call: Call, options: ReportOptions) -> Outcome:
     for figure in beside:
         call.say(f"{figure.relative_to(runs[-1])}")
     wrote = [str(p) for p in (page, options.csv, options.png, *beside) if p]
-    following = "verify" if open_run(runs[-1]).trained else "export"
-    return Outcome({"files": wrote}, wrote=page, next=f"{following} {typed(runs[-1])}")
+    whose = f" {typed(runs[-1])}"
+    has_policy = (runs[-1] / "checkpoints" / "last").exists()
+    following = f"export{whose} --to bundle" if has_policy else "serve"
+    following = f"verify{whose}" if open_run(runs[-1]).trained else following
+    return Outcome({"files": wrote}, wrote=page, next=following)
 
 
 def figures(run: Path) -> list[Path]:

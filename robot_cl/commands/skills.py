@@ -84,7 +84,7 @@ def run_list(call: Call, options: BaseOptions) -> Outcome:
 def _row(card: SkillCard) -> list[str]:
     scores = ", ".join(f"{task} {value:,.0f}" for task, value in card.scores.items())
     parents = ", ".join(f"{p.coefficient:.2g} {p.skill}" for p in card.parents)
-    when = f"{datetime.fromtimestamp(card.created):%Y-%m-%d %H:%M}"
+    when = f"{datetime.fromtimestamp(card.created):%Y-%m-%d %H:%M}" if card.created else ""  # a stream has no clock
     return [card.name, card.learner, str(max(card.ranks.values(), default=0)), scores, parents, when]
 
 

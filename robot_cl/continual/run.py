@@ -75,7 +75,8 @@ def start(
     progress: Progress | None = None,
     began: Callable[[Path], None] | None = None,
 ) -> Path:
-    """A new run folder, told to `began` and learned to the end. Raises ValueError or LookupError before anything is written."""
+    """A new run folder, told to `began` and learned to the end. Raises ValueError or LookupError before it is
+    written."""
     stream = config.scaled_stream()
     for name in config.methods:
         method_class(name)

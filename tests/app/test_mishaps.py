@@ -206,3 +206,23 @@ def test_ctrl_c_names_the_stream_it_was_learning(
     run = next((place / "runs").glob("*-mine"))
     assert f"continue with: robot-cl continual runs/{run.name}" in capsys.readouterr().err
     shutil.rmtree(run)
+
+
+def test_a_run_of_many_tasks_is_not_taken_for_one_training(cli: Cli, place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "many"
+    (run / "base").mkdir(parents=True)
+    (run / "config.yaml").write_text("kind: continual\nlearner: {name: ppo}\n")
+    (run / "base" / "policy.json").write_text("{}")
+    says = {
+        "verify": "is of kind continual",
+        "evaluate": f"its base is {run / 'base'}",
+        "export": f"its base is {run / 'base'}",
+    }
+    for verb, words in says.items():
+        ran = cli(verb, str(run), *(["to=" + str(tmp_path / "b")] if verb == "export" else []))
+        assert ran.code == 2 and words in ran.err, (verb, ran)
+    ran = cli("compare", str(run), "cloned")
+    assert ran.code == 2 and "its base is" in ran.err
+    ran = cli("report", str(run))
+    assert ran.code == 0 and "next: robot-cl serve" in ran.out
+    assert "robot-cl verify" not in (run / "report.html").read_text()
