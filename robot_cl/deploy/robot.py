@@ -117,7 +117,8 @@ class CommandChannel:
             if isinstance(value, str):
                 _known(f"{what} of command {self.name!r}", value, STRATEGIES)
                 if value == "freeze" and not self.is_position:
-                    raise ValueError(f"{what} of command {self.name!r} needs a number, or {self.unit} go on for ever")
+                    why = "only positions may freeze: NAME.position, or in rad, deg or m"
+                    raise ValueError(f"{what} of command {self.name!r} [{self.unit}] must be a number; {why}")
             elif not self.low <= value <= self.high:
                 raise ValueError(f"{what} {value} of command {self.name!r} is outside [{self.low}, {self.high}]")
             if (value in ("pd", "damping") and self.kd is None) or (value == "pd" and self.kp is None):
