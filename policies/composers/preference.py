@@ -45,6 +45,8 @@ class Preference(Composer):
         self.register_buffer("means", means.double())
         self.register_buffer("stds", stds.double())
         start = torch.full((shape.skills,), 1.0 / shape.skills) if preference is None else torch.as_tensor(preference)
+        if tuple(start.shape) != (shape.skills,):
+            raise ValueError(f"preference {tuple(start.shape)} does not fit {shape.skills} skills; give one number each")
         self.register_buffer("preference", start.float())
         self.accepted: dict[tuple[float, ...], bool] = {}
 

@@ -351,6 +351,8 @@ def test_a_preference_between_distant_skills_is_refused_and_between_close_ones_a
         else:
             with pytest.raises(ValueError, match="outside the highest-density region"):
                 composer(obs)
+    with pytest.raises(ValueError, match=r"preference \(4,\) does not fit 2 skills"):
+        Preference(shape, means, torch.ones(2, 6), [0.25] * 4)
     for off in ([0.7, 0.7], [float("nan"), 1.0], [1.5, -0.5]):
         with pytest.raises(ValueError, match="not on the simplex"):
             composer(obs, torch.tensor(off))
