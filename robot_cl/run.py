@@ -22,7 +22,7 @@ from robot_cl.data.sampler import Sampler
 from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.learners import learner_class, name_of
 from robot_cl.learners.base import LearnerConfig, Metrics, OnlinePlan
-from robot_cl.learners.graph import Acting, Updates
+from robot_cl.learners.graph import Acting, Captured, Updates
 from robot_cl.learners.replay import ReplayBuffer
 from robot_cl.learners.rollout import Collector, play
 from robot_cl.metrics import MetricLog, MetricWriter
@@ -57,6 +57,7 @@ class Run:
         self.learner = learner_class(self.name)(
             learner, self.interface.obs_dim, self.interface.act_dim, config.seeds, config.seed, config.device, actor
         )
+        self.learner.captured = Captured(self.learner, compiled=config.compile)
         self.plan: OnlinePlan = self.learner.plan()
         self.config = replace(config, num_worlds=config.num_worlds or self.plan.num_worlds)
         self.total = config.offline + config.online
@@ -228,7 +229,7 @@ class Run:
         if not plan.on_policy:
             widths = self.interface.obs_dim, self.interface.act_dim
             capacity = min(plan.capacity, -(-c.online // rounds) * rounds)  # a shorter run fills no more
-            self.buffer = ReplayBuffer(capacity, c.seeds, *widths, c.device)
+            self.buffer = ReplayBuffer(capacity, c.seeds, *widths, c.device, whole=c.compile)
             self.learner.attach_replay(self.buffer)
 
     def _digest(self) -> str:

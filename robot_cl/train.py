@@ -14,6 +14,7 @@ from robot_cl.data.atomic import write_json
 from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.learners import learner_class, name_of
 from robot_cl.learners.base import LearnerConfig
+from robot_cl.learners.compiled import check_compiler
 from robot_cl.learners.sb3 import SB3Config
 from robot_cl.metrics import import_wandb
 from robot_cl.paths import new_run_folder, runs_root
@@ -157,6 +158,9 @@ def resolve(config: TrainConfig, learner: LearnerConfig | SB3Config) -> TrainCon
         sim.make(task, num_worlds=1, threads=1, shift=config.shift)  # what it does not know is refused here
     if not offline + online:
         raise ValueError(f"{name} has nothing to do; give data=NAME and offline_steps, or task=NAME and online_steps")
+    device = seeding.resolve_device(config.device)
+    if config.compile:
+        _check_compile(learner, device)
     if config.wandb:
         import_wandb()  # refused before there is a folder
     return replace(
@@ -164,10 +168,19 @@ def resolve(config: TrainConfig, learner: LearnerConfig | SB3Config) -> TrainCon
         task=task,
         offline_steps=offline,
         online_steps=online,
-        device=seeding.resolve_device(config.device),
+        device=device,
         threads=config.threads or seeding.cores(),
         torch_threads=config.torch_threads or _torch_threads(learner),
     )
+
+
+def _check_compile(learner: LearnerConfig | SB3Config, device: str) -> None:
+    """Raises ValueError where updates cannot be compiled."""
+    if isinstance(learner, SB3Config):
+        raise ValueError("learner=sb3 updates as Stable-Baselines3 does; leave out compile=")
+    if device != "cpu":
+        raise ValueError("compile=true is for a CPU; on a GPU updates are replayed as CUDA graphs, so leave it out")
+    check_compiler()
 
 
 def _ours(folder: Path) -> tuple[TrainConfig, LearnerConfig]:

@@ -1,4 +1,4 @@
-"""Updates on a GPU as CUDA graphs over fixed addresses: no Python between kernels, and nothing waits for the device."""
+"""Updates recorded over fixed addresses: as CUDA graphs on a GPU, and as compiled code on a CPU where asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from robot_cl.learners.compiled import compiled as compiled_work
 from robot_cl.learners.draws import Tape
 
 if TYPE_CHECKING:
@@ -25,11 +26,10 @@ Work = Callable[[], Outputs]
 
 @dataclass
 class Recording:
-    """A captured call: its draws, its graph (None: its Python, as on a CPU), its outputs, and the updates it makes."""
+    """A recorded call: its draws, what replays it (None: its Python, as it is), and the updates it makes."""
 
     tape: Tape
-    graph: torch.cuda.CUDAGraph | None
-    outputs: Outputs
+    replay: Work | None
     updates: int
 
 
@@ -38,13 +38,14 @@ class Captured:
 
     Work with equal keys must run the same kernels on the same addresses, and draw by `learner.draws` only. Outputs hold
     until the next call. A call that cannot be captured says why, once, and runs as it is. `fixed` on a CPU takes the
-    path of a GPU without graphs: the same draws, through the same fixed places.
+    path of a GPU without graphs: the same draws, through the same fixed places. `compiled` replays compiled code
+    there, from the first call on, so that a resumed run makes the same numbers.
     Remembers the recordings by key, and how many calls each key has seen.
     """
 
-    def __init__(self, learner: Learner, fixed: bool | None = None):
-        self.learner, self.cuda = learner, torch.device(learner.device).type == "cuda"
-        self.fixed = self.cuda if fixed is None else fixed
+    def __init__(self, learner: Learner, fixed: bool | None = None, compiled: bool = False):
+        self.learner, self.cuda, self.compiled = learner, torch.device(learner.device).type == "cuda", compiled
+        self.fixed = self.cuda or compiled if fixed is None else fixed
         self.recordings: dict[Hashable, Recording] = {}
         self.refused: dict[Hashable, str] = {}
         self._seen: dict[Hashable, int] = {}
@@ -53,17 +54,40 @@ class Captured:
     def __call__(self, key: Hashable | None, work: Work) -> Outputs:
         if not self.fixed or key is None or key in self.refused:
             return work()
+        if key not in self.recordings and self.compiled:
+            self._compile(key, work)
+            return self(key, work)
         if key not in self.recordings:
             seen = self._seen[key] = self._seen.get(key, 0) + 1
             return self._aside(work) if seen < WARMUP else self._record(key, work)
         recording = self.recordings[key]
         recording.tape.refill()
-        if recording.graph is None:
+        if recording.replay is None:
             with self.learner.draws.through(recording.tape):
                 return work()
-        recording.graph.replay()
+        outputs = recording.replay()
         self.learner.step += recording.updates
-        return recording.outputs
+        return outputs
+
+    def _compile(self, key: Hashable, work: Work) -> None:
+        """Two real calls, one that notes its draws and one that is traced; afterwards all is as it was before them."""
+        learner, tape = self.learner, Tape(self.learner.draws.device)
+        before = {name: value.clone() for name, value in learner.state_dict().items()}
+        for opt in learner.opts.values():
+            opt.by_pieces()
+        with learner.draws.through(tape):
+            work()
+        tape.fix()
+        updates = learner.step - int(before["step"])
+        _put_back(learner, before)
+        tape.refill()
+        try:
+            with learner.draws.through(tape):
+                self.recordings[key] = Recording(tape, compiled_work(work), updates)
+        except RuntimeError as problem:
+            self._refuse(key, f"is not compiled: {problem}")
+        finally:
+            _put_back(learner, before)
 
     def _record(self, key: Hashable, work: Work) -> Outputs:
         """A real call that notes its draws, then the capture, which runs nothing."""
@@ -71,25 +95,34 @@ class Captured:
         with self.learner.draws.through(tape):
             outputs = self._aside(work)
         tape.fix()
-        recording, after = Recording(tape, None, outputs, self.learner.step - before), self.learner.step
+        recording, after = Recording(tape, None, self.learner.step - before), self.learner.step
         try:
             if self.cuda:
                 self.learner.step = before
-                recording.graph, recording.outputs = self._capture(tape, work)
+                recording.replay = self._capture(tape, work)
             self.recordings[key] = recording
         except RuntimeError as problem:
-            self.refused[key] = str(problem.__context__ or problem).partition("\n")[0]
-            warnings.warn(f"{key} runs without a graph: {self.refused[key]}", stacklevel=2)
-            for opt in self.learner.opts.values():
-                opt.clear()
+            self._refuse(key, f"runs without a graph: {problem.__context__ or problem}")
         self.learner.step = after
         return outputs
 
-    def _capture(self, tape: Tape, work: Work) -> tuple[torch.cuda.CUDAGraph, Outputs]:
+    def _refuse(self, key: Hashable, why: str) -> None:
+        """Work with this key stays as it is."""
+        self.refused[key] = why.partition("\n")[0]
+        warnings.warn(f"{key} {self.refused[key]}", stacklevel=3)
+        for opt in self.learner.opts.values():
+            opt.clear()
+
+    def _capture(self, tape: Tape, work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
         with self.learner.draws.through(tape), torch.cuda.graph(graph):
             outputs = work()
-        return graph, outputs
+
+        def replay() -> Outputs:
+            graph.replay()
+            return outputs
+
+        return replay
 
     def _aside(self, work: Work) -> Outputs:
         """A real call on a stream of its own, as a capture must be preceded by."""
@@ -100,6 +133,15 @@ class Captured:
             outputs = work()
         torch.cuda.current_stream().wait_stream(self._stream)
         return outputs
+
+
+def _put_back(learner: Learner, state: dict[str, Tensor]) -> None:
+    """An earlier state, into the tensors that are there."""
+    extra = dict(learner.extra)
+    learner.load_state_dict(state)
+    for name, value in extra.items():
+        value.copy_(learner.extra[name])
+    learner.extra = extra
 
 
 class Updates:

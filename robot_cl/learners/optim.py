@@ -45,6 +45,7 @@ class FlatAdam:
         self.flat = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         # On a GPU the kernel reads the rate from the device, so that a captured step follows a schedule.
         self._lr, self._rate = lr, torch.tensor(lr, device=self.flat.device) if self.flat.is_cuda else None
+        self._pieces = False
         zeros = torch.zeros_like(self.flat)
         self.state = {"step": zeros.new_zeros(()), "exp_avg": zeros.clone(), "exp_avg_sq": zeros.clone()}
         self._first, self._second = (self._views(self.state[name]) for name in ("exp_avg", "exp_avg_sq"))
@@ -65,6 +66,10 @@ class FlatAdam:
             self._rate.fill_(lr)
         self._lr = lr
 
+    def by_pieces(self) -> None:
+        """From now on as compiled code needs it: parameter by parameter, with a rate that is read at every step."""
+        self._rate, self._pieces = torch.tensor(self._lr, device=self.flat.device), True
+
     @torch.no_grad()
     def step(self) -> None:
         """Clip, step with learning rate `lr`, and clear the gradients."""
@@ -74,6 +79,11 @@ class FlatAdam:
         if self._grad is not None:
             if any(p.grad is not view for p, view in zip(self.parameters, self._held, strict=True)):
                 raise RuntimeError("gradients were replaced (by zero_grad or a move to a device); FlatAdam owns them")
+            if self._pieces:
+                self._clip(self._held, None)
+                self._adam(list(self.parameters), self._held, self._first, self._second)
+                torch._foreach_zero_(self._held)
+                return
             self._clip(self._held, self._grad)
             self._adam([self.flat], [self._grad], [self.state["exp_avg"]], [self.state["exp_avg_sq"]])
             self._grad.zero_()

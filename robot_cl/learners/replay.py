@@ -23,11 +23,13 @@ class ReplayBuffer:
     Remembers the rows and how many were ever added (`total`, per member). Memory is taken as it fills.
     """
 
-    def __init__(self, capacity: int, seeds: int, obs_dim: int, act_dim: int, device: str = "cpu"):
+    def __init__(
+        self, capacity: int, seeds: int, obs_dim: int, act_dim: int, device: str = "cpu", whole: bool = False
+    ):
         self.capacity, self.seeds, self.obs_dim, self.act_dim = capacity, seeds, obs_dim, act_dim
         self.total = 0
-        # On a GPU all of it at once: captured updates read where it lies.
-        start = min(capacity, 4096) if torch.device(device).type == "cpu" else capacity
+        # On a GPU, and if `whole`, all of it at once: recorded updates read where it lies.
+        start = min(capacity, 4096) if torch.device(device).type == "cpu" and not whole else capacity
         self._hold(torch.empty(seeds, start, row_width(obs_dim, act_dim), device=device))
 
     @property
