@@ -100,8 +100,9 @@ class MOORL(Learner):
         return replace(plan, batches=2) if whole else plan
 
     def graph_key(self, online: bool = False) -> tuple[bool, bool]:
-        """Whether the next update opens and whether it closes a meta step."""
-        return self.step % self.config.inner == 0, (self.step + 1) % self.config.inner == 0
+        """Whether the next update draws the buffer of a meta step and whether it closes one."""
+        draws = self.config.tasks is Tasks.alternate and self.step % self.config.inner == 0
+        return draws, (self.step + 1) % self.config.inner == 0
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         if offline is None:
