@@ -129,31 +129,29 @@ METHODS = {
     "ppo from bc": Method(_ppo_from_bc, online=True, start="bc", uses_data=False, cost=1.2, options={"num_worlds": 16}),
     "sac": Method(lambda: SACConfig(**BRISK), online=True, uses_data=False, cost=4),
     "rlpd": Method(lambda: RLPDConfig(critics=5, **BRISK), online=True, cost=4.5),
-    "moorl": Method(lambda: MOORLConfig(inner=1, meta=1.0, **BRISK), online=True, cost=5.5),
-    "moorl, whole steps": Method(lambda: MOORLConfig(meta=1.0, **BRISK), online=True, cost=5.3),
+    "moorl": Method(lambda: MOORLConfig(meta=1.0, whole_batches=True, **BRISK), online=True, cost=5.5),
+    "moorl, shared batches": Method(lambda: MOORLConfig(meta=1.0, **BRISK), online=True, cost=5.3),
     "sac + lookahead": Method(lambda: MOORLConfig(tasks=Tasks.joined, **BRISK), online=True, cost=4.7),
     "rlpd, two critics": Method(lambda: RLPDConfig(critics=2, critic=CriticConfig(), **BRISK), online=True, cost=4.2),
     "cal_ql online": Method(CalQLConfig, online=True, start="cal_ql", cost=6),
     "wsrl": Method(WSRLConfig, online=True, start="near-best bc", cost=5.3),
 }
 # Other options of some, from which those of METHODS are chosen on development data.
-COMES_BACK = IncumbentConfig(trials=3, lost=0.2)
+STAYS = IncumbentConfig(trials=3)  # and learning goes on from wherever it has come to
 TRIALS = {
-    "wsrl, comes back": Method(lambda: WSRLConfig(incumbent=COMES_BACK), online=True, start="near-best bc", cost=5.3),
-    "wsrl, loose, comes back": Method(
-        lambda: WSRLConfig(kl_per_action=0.2, anchor_tau=1e-3, incumbent=COMES_BACK),
-        online=True,
-        start="near-best bc",
-        cost=5.3,
+    "wsrl, tight": Method(
+        lambda: WSRLConfig(kl_per_action=0.05, anchor_tau=3e-4, incumbent=STAYS),
+        online=True, start="near-best bc", cost=5.3,
     ),
-    "moorl, whole batches": Method(
+    "wsrl, tight, comes back": Method(
+        lambda: WSRLConfig(kl_per_action=0.05, anchor_tau=3e-4), online=True, start="near-best bc", cost=5.3
+    ),
+    "moorl, each update": Method(lambda: MOORLConfig(inner=1, meta=1.0, **BRISK), online=True, cost=5.5),
+    "moorl, each update, whole batches": Method(
         lambda: MOORLConfig(inner=1, meta=1.0, whole_batches=True, **BRISK), online=True, cost=5.5
     ),
-    "moorl, whole steps and batches": Method(
-        lambda: MOORLConfig(meta=1.0, whole_batches=True, **BRISK), online=True, cost=5.5
-    ),
-    "moorl, half steps, whole batches": Method(lambda: MOORLConfig(whole_batches=True, **BRISK), online=True, cost=5.5),
-}
+    "moorl, half steps": Method(lambda: MOORLConfig(whole_batches=True, **BRISK), online=True, cost=5.5),
+}  # fmt: skip
 ALL = METHODS | TRIALS
 
 

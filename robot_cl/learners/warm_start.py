@@ -50,7 +50,7 @@ class WarmStartConfig(CloningConfig):
     anchor_tau: float = 3e-4  # how far the anchor moves to the policy per update of it, 0: not at all
     anchor: float = 1.0  # start of the weight per nat that holds it there
     anchor_lr: float = 3e-3  # Adam's learning rate of that weight, 0: it stays
-    incumbent: IncumbentConfig = field(default_factory=lambda: IncumbentConfig(trials=3))  # what is published online
+    incumbent: IncumbentConfig = field(default_factory=lambda: IncumbentConfig(3, lost=0.2))  # what is published
 
     def __post_init__(self) -> None:
         super().__post_init__()

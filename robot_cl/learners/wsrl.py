@@ -23,6 +23,8 @@ class WSRLConfig(CalQLConfig):
 
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(layer_norm=True))  # shape of each critic
     critics: int = 5  # critics per member
+    kl_per_action: float = 0.2  # nats from its anchor that the policy is held at, over act_dim
+    anchor_tau: float = 1e-3  # how far the anchor moves to the policy per update of it, 0: not at all
     warmup: int = 5000  # online: environment steps with the frozen policy before the first update
 
 
