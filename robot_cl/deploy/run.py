@@ -121,7 +121,7 @@ def run(
         skills = dict.fromkeys(skill for other in others.values() for skill in other.skill_names)
         recorder = Recorder(path, policy.contract, spec, skills=list(skills)) if path else None
         tellers: tuple[Listener, ...] = (_Teller(voice), _Display(voice, spec))
-        listeners = (*tellers, *([recorder] if recorder else []))
+        listeners = (*([recorder] if recorder else []), *tellers)  # written down before anything else can fail
         caller = ThreadCaller(policy, clock)
         runner = Runner(policy, policy.contract, transport, clock, config, caller, listeners, guard, stage)
         for name, other in others.items():
