@@ -6,6 +6,7 @@ and the composer. What has constant coefficients is one plain actor. Nothing in 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -97,13 +98,23 @@ def load_composed(folder: Path, card: dict[str, Any]) -> ComposedActor:
         shape = CompositionShape(**built["shape"])
         if shape != CompositionShape.of(mixture, shape.obs_dim):
             raise ValueError(f"{folder / CARD} describes a composer for other skills than {', '.join(skills)}")
+        _refuse_giants(built["settings"], folder / POLICY)
         composer = COMPOSERS[built["name"]](shape, **built["settings"])
         state = {n.removeprefix("composer."): t for n, t in tensors.items() if n.startswith("composer.")}
         composer.load_state_dict(state)
         return ComposedActor(mixture, composer, str(about["level"])).eval().requires_grad_(False)
-    except (KeyError, TypeError, RuntimeError) as problem:
+    except (KeyError, TypeError, AttributeError, RuntimeError) as problem:
         text = " ".join(str(problem).split())[:160]
         raise ValueError(f"{folder / CARD} and {POLICY} do not describe a composition ({text})") from None
+
+
+def _refuse_giants(settings: Mapping[str, Any], path: Path) -> None:
+    """Sizes that the composer's tensors on disk cannot have are refused before memory is taken for them."""
+    for name in ("hidden", "features", "anchors"):
+        value = settings.get(name, 0)
+        widths = [int(width) for width in value] if isinstance(value, list) else [int(value)]
+        if max([*widths, *(a * b for a, b in itertools.pairwise(widths))], default=0) > path.stat().st_size:
+            raise ValueError(f"{path.with_name(CARD)} describes a composer of {name} {value}, larger than {path.name}")
 
 
 def _skill(tensors: Mapping[str, Tensor], k: int) -> Adapter:

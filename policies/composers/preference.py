@@ -41,12 +41,16 @@ class Preference(Composer):
         if means.shape != stds.shape or len(means) != shape.skills or not (stds > 0).all():
             shapes = f"means {tuple(means.shape)} and stds {tuple(stds.shape)}"
             raise ValueError(f"{shapes} must both be ({shape.skills}, D), stds positive")
+        if not 0.0 < significance < 1.0 or not 1 <= samples <= 1_000_000:
+            raise ValueError(
+                f"significance {significance} and samples {samples} do not fit; expected (0, 1), and up to a million"
+            )
         self.significance, self.samples, self.seed = significance, samples, seed
         self.register_buffer("means", means.double())
         self.register_buffer("stds", stds.double())
         start = torch.full((shape.skills,), 1.0 / shape.skills) if preference is None else torch.as_tensor(preference)
         if tuple(start.shape) != (shape.skills,):
-            raise ValueError(f"preference {tuple(start.shape)} does not fit {shape.skills} skills; give one number each")
+            raise ValueError(f"preference {tuple(start.shape)} does not fit {shape.skills} skills; one number each")
         self.register_buffer("preference", start.float())
         self.accepted: dict[tuple[float, ...], bool] = {}
 

@@ -24,8 +24,8 @@ class SelfActivated(Composer):
         self, shape: CompositionShape, temperature: float = 0.1, top: int | None = None, threshold: float = 0.0
     ):
         super().__init__(shape)
-        if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}; expected a positive number")
+        if not temperature > 0 or (top is not None and top < 1):
+            raise ValueError(f"temperature is {temperature} and top {top}; expected positive numbers")
         self.temperature, self.top, self.threshold = temperature, top, threshold
 
     def settings(self) -> dict[str, Any]:

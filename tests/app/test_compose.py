@@ -292,6 +292,7 @@ MALFORMED = {
     "a skill more": (lambda f: _card(f, lambda c: c["skills"].append("ghost")), "at least one layer"),
     "a skill less": (lambda f: _card(f, lambda c: c["skills"].pop()), "other skills"),
     "unknown settings": (lambda f: _card(f, lambda c: c["composer"]["settings"].update(x=1)), "do not describe"),
+    "a giant": (lambda f: _card(f, lambda c: c["composer"]["settings"].update(hidden=[40_000] * 3)), "larger than"),
     "no level": (lambda f: _card(f, lambda c: c.pop("level")), "do not describe"),
     "cut short": (
         lambda f: (f / "policy.safetensors").write_bytes((f / "policy.safetensors").read_bytes()[:-9]),

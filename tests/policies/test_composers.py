@@ -358,6 +358,16 @@ def test_a_preference_between_distant_skills_is_refused_and_between_close_ones_a
             composer(obs, torch.tensor(off))
 
 
+def test_settings_no_composer_can_act_by_are_refused():
+    shape = CompositionShape(5, 2)
+    for odd in ({"temperature": float("nan")}, {"temperature": 0.0}, {"top": 0}):
+        with pytest.raises(ValueError, match="expected positive numbers"):
+            COMPOSERS["self_activated"](shape, **odd)
+    for odd in ({"significance": float("nan")}, {"significance": 1.0}, {"samples": 0}, {"samples": 10**10}):
+        with pytest.raises(ValueError, match=r"expected \(0, 1\), and up to a million"):
+            Preference(shape, torch.zeros(2, 3), torch.ones(2, 3), **odd)
+
+
 def test_a_skill_close_to_a_known_one_is_not_new(actor, make_skill):
     sketch = Sketch(layer_shapes(actor), size=32)
     known = posterior([make_skill(actor, 1).scaled(1 + 0.01 * i) for i in range(3)], sketch)
