@@ -148,9 +148,11 @@ class WarmStart:
             return
         _, log_std = actor(self.states.expand(self.learner.seeds, -1, -1))
         entropy = (log_std + HALF_LOG_TWO_PI + 0.5).sum(-1).mean(-1)
-        if part is Part.online and actor.config.sigma is Sigma.clamped_head and isinstance(last, StackedLinear):
-            beyond = (entropy - self.usual).clamp(min=0.0)
-            last.bias[:, :, A:] -= (beyond / A).view(-1, 1, 1)
+        sigma, beyond = actor.config.sigma, (entropy - self.usual).clamp(min=0.0)
+        head = sigma is Sigma.clamped_head and isinstance(last, StackedLinear)
+        if part is Part.online and (head or sigma is Sigma.parameter):
+            log_stds = last.bias[:, :, A:] if head else actor.log_std
+            log_stds -= (beyond / A).view(-1, 1, 1)
             entropy = entropy - beyond
         self.wanted.copy_(entropy.clamp(max=self.usual))
 

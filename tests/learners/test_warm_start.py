@@ -161,14 +161,15 @@ def entropy(learner, obs):
 
 
 @pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("sigma", [Sigma.clamped_head, Sigma.parameter])
 @pytest.mark.parametrize("shift", [1.0, -2.0])
-def test_what_comes_online_is_as_narrow_as_its_target_and_what_was_narrower_need_not_widen(name, shift, transitions):
+def test_what_comes_online_is_as_narrow_as_its_target_and_what_was_narrower_stays(name, sigma, shift, transitions):
     cls, config = LEARNERS[name]
     data = transitions(300)
-    shape = replace(SHAPE, sigma=Sigma.clamped_head, log_std_min=-9.0)
+    shape = replace(SHAPE, sigma=sigma, log_std_min=-9.0)
     policy = StackedGaussianActor(4, 2, generators(5, 1), shape, Normalizer(4).fit(data.obs))
     with torch.no_grad():
-        policy.net.layers[-1].bias[:, :, 2:] += shift - 1.4
+        (policy.log_std if sigma is Sigma.parameter else policy.net.layers[-1].bias[:, :, 2:]).add_(shift - 1.4)
     learner = cls(replace(config(critic_only=100), actor=shape), 4, 2, actor=policy)
     learner.attach_data(data), learner.prepare(data)
     before, mean, usual = entropy(learner, data.obs), learner.actor(data.obs)[0], -2.0
