@@ -28,20 +28,20 @@ def test_only_cheap_offline_cells_that_nothing_waits_for_share_a_process() -> No
     assert sorted(cell for job in together for cell in job) == sorted(CELLS)
     assert [len(job) for job in offline_workers._jobs(CELLS, together=False)] == [1] * len(CELLS)
     with_wsrl = offline_workers._jobs([*CELLS, ("a", "wsrl")], together=True)
-    awaited = offline_workers.METHODS["wsrl"].start
+    awaited = offline_workers.ALL["wsrl"].start
     assert all(len(job) == 1 for job in with_wsrl if awaited is not None and job[0][1] == awaited)
 
 
 def test_chains_begin_before_lone_cells_however_long_these_are() -> None:
     """Where they came after them, `bc` had begun so late that nothing could go on from it."""
-    cells = [(data, method) for data in ("a", "b") for method in offline_workers.METHODS]
+    cells = [(data, method) for data in ("a", "b") for method in offline_workers.ALL]
     order = offline_workers._order(offline_workers._jobs(cells, together=True))
     place = {cell: at for at, job in enumerate(order) for cell in job}
-    starts = {cell: (cell[0], method.start) for cell in cells if (method := offline_workers.METHODS[cell[1]]).start}
+    starts = {cell: (cell[0], method.start) for cell in cells if (method := offline_workers.ALL[cell[1]]).start}
     links = {*starts, *starts.values()}
     assert {cell for job in order[: len(links)] for cell in job} == links
     assert all(place[start] < place[cell] for cell, start in starts.items())
-    lone = [sum(offline_workers.METHODS[method].cost for _, method in job[:1]) for job in order[len(links) :]]
+    lone = [sum(offline_workers.ALL[method].cost for _, method in job[:1]) for job in order[len(links) :]]
     assert lone == sorted(lone, reverse=True) and len(lone) > 5
 
 
