@@ -48,6 +48,8 @@ class GenerativeConfig:
                 f"hidden {self.hidden}, features {self.features}, time_width {self.time_width} and dropout "
                 f"{self.dropout} do not fit; expected positive widths and a dropout in [0, 1)"
             )
+        if not 0.0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; expected 0 or more")
         if not 0.0 < self.beta_min <= self.beta_max:
             raise ValueError(f"beta_min {self.beta_min} and beta_max {self.beta_max}; expected 0 < beta_min ≤ beta_max")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ class Normalizer(nn.Module):
 
     def __init__(self, width: int, clip: float = 10.0, eps: float = 1e-8, population: int | None = None):
         super().__init__()
+        if not clip > 0.0 or not 0.0 <= eps < math.inf:
+            raise ValueError(f"a normaliser's clip is {clip} and its eps {eps}; expected a positive one, and 0 or more")
         self.width, self.clip, self.eps, self.population = width, clip, eps, population
         shape = (width,) if population is None else (population, 1, width)
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))

@@ -188,6 +188,8 @@ def test_options_that_do_not_fit_are_named():
     for odd in ({"dropout": 1.0}, {"dropout": -0.1}, {"hidden": 0}, {"features": 0}, {"time_width": 0}):
         with pytest.raises(ValueError, match="expected positive widths and a dropout"):
             GenerativeConfig(**odd)
+    with pytest.raises(ValueError, match="temperature is nan"):
+        GenerativeConfig(temperature=float("nan"))
     with pytest.raises(ValueError, match="0 < beta_min ≤ beta_max"):
         GenerativeConfig(beta_min=20.0)
 

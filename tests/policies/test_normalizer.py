@@ -48,3 +48,9 @@ def test_no_rows_change_nothing():
     before = norm.digest
     norm.update(torch.zeros(0, 2))
     assert norm.digest == before and norm.count == 10
+
+
+@pytest.mark.parametrize("options", [{"clip": float("nan")}, {"clip": 0.0}, {"eps": -1.0}, {"eps": float("nan")}])
+def test_a_normaliser_that_could_only_give_nonsense_is_refused(options):
+    with pytest.raises(ValueError, match="a normaliser's clip is"):
+        Normalizer(2, **options)
