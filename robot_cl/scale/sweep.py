@@ -33,6 +33,7 @@ from robot_cl.scale.launchers import Launching, launcher
 
 Job = dict[str, Any]  # plain JSON data
 Progress = Callable[[int, int], None]  # jobs finished, jobs in all
+STILLBORN = "no process could be started that takes it up: see whether memory is left, and what workers print"
 ATTEMPTS, DONE, FAILED, TRACE = "attempts.jsonl", "done.json", "failed.json", "failed.txt"
 
 
@@ -118,7 +119,9 @@ class Sweep:
         if left:
             dead = launcher(launching.chosen)(self, Work.of(self.folder), left, launching, tell)
             for number in dead:
-                give_up(self.job_folder(number), f"its process died {launching.retries + 1} times before it was done")
+                tried = self.attempts(number)
+                died = f"its process died before it was done, taken up {tried} times by now" if tried else STILLBORN
+                give_up(self.job_folder(number), died)
         write_whole(self.folder / "table.csv", self.table())
         return self
 

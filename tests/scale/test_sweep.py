@@ -179,6 +179,41 @@ def test_a_job_that_kills_every_worker_is_given_up_and_named(tmp_path: Path, dat
     assert done.stdout.strip() == "[0] 2"
 
 
+@needs("joblib")
+def test_a_job_beside_one_that_kills_its_worker_is_not_given_up(tmp_path: Path, data: str) -> None:
+    """Job 0 dies whenever it is taken up; job 1 dies with it, until it is taken up by itself."""
+    launching = Launching(On.joblib, 2, retries=0)
+    sweep = Sweep.create(tmp_path, "sweep", "train", jobs_of(data, 2, launching=launching), launching)
+    code = (
+        "import os, signal, sys, time; from pathlib import Path; from robot_cl.scale.sweep import Sweep\n"
+        "import robot_cl.scale.launchers.on_joblib as on\n"
+        "class Beside:\n"
+        "    def __init__(self, folder): self.folder = folder\n"
+        "    def __call__(self, number):\n"
+        "        sweep = Sweep(Path(self.folder)); folder = sweep.job_folder(number)\n"
+        "        folder.mkdir(parents=True, exist_ok=True); (folder / 'attempts.jsonl').open('a').write('{}\\n')\n"
+        "        if number == 1 and sweep.attempts(1) > 1: (folder / 'done.json').write_text('{}'); return\n"
+        "        while number == 1 or sweep.attempts(1) < min(1, sweep.attempts(0)): time.sleep(0.01)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sweep = Sweep(Path(sys.argv[1]))\n"
+        "print(on.launch(sweep, Beside(sys.argv[1]), [0, 1], sweep.launching, lambda: None), sweep.attempts(1))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(sweep.folder)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[0] 2"
+
+
+@needs("joblib")
+def test_workers_that_cannot_start_are_given_up(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    launching = Launching(On.joblib, 2, retries=0)
+    sweep = Sweep.create(tmp_path, "sweep", "train", jobs_of(data, 2, launching=launching), launching)
+    end = "import os, sys\nif 'loky' in ' '.join(sys.orig_argv): os._exit(1)\n"
+    (tmp_path / "sitecustomize.py").write_text(end)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code = "import sys; from pathlib import Path; from robot_cl.scale.sweep import Sweep; Sweep(Path(sys.argv[1])).go()"
+    subprocess.run([sys.executable, "-c", code, str(sweep.folder)], capture_output=True, check=True, timeout=100)
+    assert list(sweep.failures()) == [0, 1] and "no process could be started" in sweep.failures()[0]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
