@@ -223,7 +223,10 @@ def test_a_run_that_is_terminated_sends_its_robot_the_stop_command(
                 run.terminate()
                 told = True
             clock.sleep_until(clock.now() + 0.01)
-        robot.receive()
+        end = clock.now() + 10
+        while robot.command.tolist() != [0.125, -0.25] and clock.now() < end:  # what has arrived may still wait
+            robot.receive()
+            clock.sleep_until(clock.now() + 0.01)
         assert run.returncode == 0 and robot.count > 20
         assert robot.command.tolist() == [0.125, -0.25], "the last word of a run is its stop command"
     finally:
