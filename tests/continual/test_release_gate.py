@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from robot_cl.continual.release_gate import GateConfig, judge
+from robot_cl.continual.release_gate import GateConfig, judge, student
 
 
 def returns(rng: np.random.Generator, mean: float, episodes: int = 120) -> np.ndarray:
@@ -29,6 +29,26 @@ def test_noise_that_hides_the_difference_refuses_and_says_how_many_episodes_woul
     verdict = judge({"a": new}, {"a": old}, GateConfig(), rng)
     assert not verdict.promoted
     assert verdict.tasks[0].episodes_needed > 10
+
+
+@pytest.mark.parametrize("episodes", [2, 3, 5, 10])
+def test_few_episodes_pass_what_is_worse_no_more_often_than_the_confidence_says(episodes: int) -> None:
+    rng, old, passed = np.random.default_rng(4), np.full(episodes, 100.0), 0
+    for _ in range(300):
+        worse = old - 5.0 + rng.normal(0, 10, episodes)  # by all that is tolerated
+        passed += judge({"a": worse}, {"a": old}, GateConfig(resamples=200), rng).promoted
+    assert passed <= 0.08 * 300
+
+
+def test_students_quantiles_are_those_of_the_tables() -> None:
+    found = [student(0.95, freedom) for freedom in (1, 2, 4, 9, 29)]
+    np.testing.assert_allclose(found, [6.3138, 2.9200, 2.1318, 1.8331, 1.6991], rtol=1e-3)
+
+
+def test_a_mean_of_zero_has_no_share_to_lose() -> None:
+    old, new = np.array([-1.0, 1.0, 0.0]), np.array([1.0, -1.0, 0.5])
+    (task,) = judge({"a": new}, {"a": old}, GateConfig(), np.random.default_rng(0)).tasks
+    assert not task.passed and "no share can be tolerated" in task.sentence()
 
 
 def test_the_same_policy_on_the_same_seeds_passes_exactly() -> None:
