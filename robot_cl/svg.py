@@ -10,6 +10,7 @@ from html import escape
 import numpy as np
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 720, 62, 18, 16, 44
+PHONE = 330  # pixels of a chart on a phone, where names stand above their rows
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,24 @@ def curves(
     parts += [_mark(mark, x_at, y_at, width, height) for mark in marks]
     parts += [_band(c, k, x_at, y_at) for k, c in enumerate(drawn) if c.low is not None]
     parts += [_line(c, k, x_at, y_at) for k, c in enumerate(drawn)]
+    names = [c.name for c in drawn]
     if len(drawn) > 1:
-        parts.append(_legend([c.name for c in drawn], width))
+        parts.append(_legend(names, width))
     title = escape(f"{y_label} over {x_label}")
-    return _svg(width, height, title, parts)
+    return _svg(width, height, title, parts) + (_keys(names) if len(drawn) > 1 else "")
 
 
 def intervals(rows: Sequence[Row], label: str, width: int = WIDTH) -> str:
-    """One line per row: the scores as faint dots, the interval as a bar, the estimate as a mark with its number."""
-    step, top = 46, 8
-    name_width = min(24 + max(int(7.3 * len(row.name)) for row in rows), width // 2)
+    """One line per row: the scores as faint dots, the interval as a bar, the estimate as a mark with its number.
+
+    Twice: for a page, and for a phone, where the page's CSS shows the second.
+    """
+    return _intervals(rows, label, width, False) + _intervals(rows, label, PHONE, True)
+
+
+def _intervals(rows: Sequence[Row], label: str, width: int, slim: bool) -> str:
+    step, top = (58, 16) if slim else (46, 8)
+    name_width = 12 if slim else min(24 + max(int(7.3 * len(row.name)) for row in rows), width // 2)
     height = top + step * len(rows) + 40
     values = np.concatenate([[r.estimate, *r.points, *(v for v in (r.low, r.high) if v is not None)] for r in rows])
     right = width - 16 - 9 * max(len(number(row.estimate)) for row in rows)
@@ -109,13 +118,14 @@ def intervals(rows: Sequence[Row], label: str, width: int = WIDTH) -> str:
         x = at(value)
         parts.append(f'<line class="grid" x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{height - 36}"/>')
         parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 20}" text-anchor="middle">{number(value)}</text>')
-    parts.append(f'<text class="label" x="{right:.0f}" y="{height - 4}" text-anchor="end">{escape(label)}</text>')
+    end = width if slim else right
+    parts.append(f'<text class="label" x="{end:.0f}" y="{height - 4}" text-anchor="end">{escape(label)}</text>')
     for k, row in enumerate(rows):
-        parts.append(_row(row, k, top + step * (k + 0.5), at, name_width, right))
-    return _svg(width, height, escape(label), parts, "chart rows")
+        parts.append(_row(row, k, top + step * (k + 0.5), at, right, slim))
+    return _svg(width, height, escape(label), parts, "chart slim" if slim else "chart rows")
 
 
-def _row(row: Row, k: int, y: float, at: Callable[[float], float], name_width: int, right: float) -> str:
+def _row(row: Row, k: int, y: float, at: Callable[[float], float], right: float, slim: bool) -> str:
     colour = f"c{k % 6}"
     dots = "".join(f'<circle class="dot {colour}" cx="{at(v):.1f}" cy="{y:.1f}" r="3.2"/>' for v in row.points)
     bar = ""
@@ -123,9 +133,10 @@ def _row(row: Row, k: int, y: float, at: Callable[[float], float], name_width: i
         start, wide = at(row.low), max(at(row.high) - at(row.low), 1.0)
         bar = f'<rect class="interval {colour}" x="{start:.1f}" y="{y - 8:.1f}" width="{wide:.1f}" height="16" rx="4"/>'
     x = at(row.estimate)
-    note = f'<text class="tick" x="0" y="{y + 15:.1f}">{escape(row.note)}</text>' if row.note else ""
+    note = f'<text class="tick" x="0" y="{y + 15:.1f}">{escape(row.note)}</text>' if row.note and not slim else ""
+    name_y = y - 18 if slim else y + (0 if row.note else 4)
     return (
-        f'<text class="name" x="0" y="{y + (0 if row.note else 4):.1f}">{escape(row.name)}</text>{note}{dots}{bar}'
+        f'<text class="name" x="0" y="{name_y:.1f}">{escape(row.name)}</text>{note}{dots}{bar}'
         f'<line class="estimate {colour}" x1="{x:.1f}" y1="{y - 12:.1f}" x2="{x:.1f}" y2="{y + 12:.1f}"/>'
         f'<text class="value" x="{right + 10:.0f}" y="{y + 4:.1f}">{number(row.estimate)}</text>'
     )
@@ -231,6 +242,12 @@ def _legend(names: Sequence[str], width: int) -> str:
         parts.append(f'<rect class="swatch c{k % 6}" x="{x:.0f}" y="{TOP - 12}" width="12" height="4" rx="2"/>')
         x -= 14
     return "".join(parts)
+
+
+def _keys(names: Sequence[str]) -> str:
+    """The legend as text below a chart, which a phone's width breaks as it needs to."""
+    keys = (f'<span><i class="c{k % 6}"></i>{escape(name)}</span>' for k, name in enumerate(names))
+    return f'<span class="keys">{"".join(keys)}</span>'
 
 
 def _svg(width: int, height: int, title: str, parts: Sequence[str], kind: str = "chart") -> str:

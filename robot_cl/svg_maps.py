@@ -8,7 +8,7 @@ from html import escape
 
 import numpy as np
 
-from robot_cl.svg import Row, _scale, _svg, number
+from robot_cl.svg import PHONE, Row, _scale, _svg, number
 
 CELL_TEXT, CELL_INTERVAL = 12, 8  # most columns of a heat map whose cells show the value; and its interval
 CHARACTER = 7.0  # pixels of an average character of a label
@@ -71,9 +71,13 @@ def _cell_row(
 
 
 def bars(rows: Sequence[Row], label: str, width: int = 720) -> str:
-    """One bar per row from zero, with its interval as a thin line."""
-    step, top = 34, 8
-    left = min(24 + max(int(CHARACTER * len(row.name)) for row in rows), width // 2)
+    """One bar per row from zero, with its interval as a thin line; twice, for a page and for a phone."""
+    return _bars(rows, label, width, False) + _bars(rows, label, PHONE, True)
+
+
+def _bars(rows: Sequence[Row], label: str, width: int, slim: bool) -> str:
+    step, top = (54, 16) if slim else (34, 8)
+    left = 12 if slim else min(24 + max(int(CHARACTER * len(row.name)) for row in rows), width // 2)
     ends = [v for row in rows for v in (0.0, row.estimate, row.low, row.high) if v is not None]
     right = width - 76
     at, places = _scale(min(ends), max(ends), left, right, 0.04, 5)
@@ -82,7 +86,7 @@ def bars(rows: Sequence[Row], label: str, width: int = 720) -> str:
     for value in places:
         parts.append(f'<line class="grid" x1="{at(value):.1f}" y1="{top}" x2="{at(value):.1f}" y2="{height - 36}"/>')
         parts.append(_text("tick", at(value), height - 20, number(value), "middle"))
-    parts.append(_text("label", right, height - 4, label, "end"))
+    parts.append(_text("label", width if slim else right, height - 4, label, "end"))
     for k, row in enumerate(rows):
         y, ends_x = top + step * (k + 0.5), sorted((at(0.0), at(row.estimate)))
         wide = max(ends_x[1] - ends_x[0], 1.0)
@@ -91,9 +95,10 @@ def bars(rows: Sequence[Row], label: str, width: int = 720) -> str:
         parts.append(f'<rect class="bar {colour}" {place} rx="3"/>')
         if row.low is not None and row.high is not None:
             parts.append(f'<line class="whisker" x1="{at(row.low):.1f}" y1="{y}" x2="{at(row.high):.1f}" y2="{y}"/>')
-        parts.append(_text("name", 0, y + 4, row.name) + _text("value", right + 10, y + 4, number(row.estimate)))
+        name_y = y - 16 if slim else y + 4
+        parts.append(_text("name", 0, name_y, row.name) + _text("value", right + 10, y + 4, number(row.estimate)))
     parts.append(f'<line class="axis" x1="{at(0.0):.1f}" y1="{top}" x2="{at(0.0):.1f}" y2="{height - 36}"/>')
-    return _svg(width, height, escape(label), parts, "chart rows")
+    return _svg(width, height, escape(label), parts, "chart slim" if slim else "chart rows")
 
 
 def strip(names: Sequence[str], values: np.ndarray, dt: float, width: int = 500) -> str:

@@ -16,11 +16,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from robot_cl import svg
+from robot_cl import svg, svg_maps
 from robot_cl.curves import Metrics, curve, load_metrics, write_csv, write_png
 from robot_cl.report import write_report
 from robot_cl.run_folder import open_run
 from robot_cl.scores import interval_text, read_scores
+from robot_cl.svg import Row
 
 Cli = Callable[..., Any]
 VOID = {"meta", "br", "img", "input", "link"}
@@ -202,7 +203,7 @@ def test_labels_are_short(value: float, text: str) -> None:
 def test_a_chart_of_one_value_or_none_is_drawn_too() -> None:
     ElementTree.fromstring(svg.curves([svg.Curve("a", np.array([1.0]), np.array([5.0]))], "x", "y"))
     assert "no values" in svg.curves([svg.Curve("a", np.array([1.0]), np.array([np.nan]))], "x", "y")
-    ElementTree.fromstring(svg.intervals([svg.Row("only", 3.0)], "return"))
+    ElementTree.fromstring(f'<both>{svg.intervals([svg.Row("only", 3.0)], "return")}</both>')
 
 
 def test_points_lie_where_their_values_are() -> None:
@@ -215,3 +216,20 @@ def test_points_lie_where_their_values_are() -> None:
 def test_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LookupError, match=r"no config\.yaml"):
         open_run(tmp_path)
+
+
+def test_rows_are_drawn_for_a_phone_too_with_names_above_what_they_name() -> None:
+    rows = [Row("a name that would not leave a phone any room for the chart", 1.0, 0.5, 1.5), Row("b", 2.0)]
+    for drawn in (svg.intervals(rows, "return"), svg_maps.bars(rows, "return")):
+        wide, slim = (ElementTree.fromstring(chart) for chart in re.findall(r"<svg.*?</svg>", drawn))
+        assert (wide.get("class"), slim.get("class")) == ("chart rows", "chart slim")
+        width = float(slim.attrib["viewBox"].split()[2])
+        assert width < 340
+        drawn_at = [float(mark.attrib[key]) for mark in slim.iter() for key in ("x", "x1", "x2") if key in mark.attrib]
+        assert min(drawn_at) >= 0 and max(drawn_at) <= width
+
+
+def test_a_legend_is_text_as_well_which_a_phone_can_break() -> None:
+    lines = [svg.Curve(name, np.arange(2.0), np.arange(2.0)) for name in ("one", "two")]
+    assert '<span class="keys"><span><i class="c0"></i>one</span>' in svg.curves(lines, "x", "y")
+    assert "keys" not in svg.curves(lines[:1], "x", "y")

@@ -85,7 +85,7 @@ def test_a_composition_tells_what_each_skill_is_worth(tmp_path: Path) -> None:
 
 
 def test_bars_start_at_zero_and_go_either_way() -> None:
-    chart = svg_maps.bars([Row("up", 2.0, 1.0, 3.0), Row("down", -1.0)], "difference")
+    chart = svg_maps.bars([Row("up", 2.0, 1.0, 3.0), Row("down", -1.0)], "difference").partition("</svg>")[0]
     found = re.findall(r'class="bar c\d" x="([\d.]+)"[^>]*?width="([\d.]+)"', chart)
     up, down = [(float(x), float(w)) for x, w in found]
     assert up[0] == pytest.approx(down[0] + down[1], abs=0.2) and up[1] == pytest.approx(2 * down[1], abs=0.3)
