@@ -216,6 +216,7 @@ class Runner:
             thought = self.mind.think(self._values, began, self.mode)
             if thought.doubt:
                 self._doubt(thought.doubt, began, thought.lasting)
+            self._look_again()
         if self._stop.is_set() and self.mode not in (Mode.ESTOP, Mode.DISABLED):
             self._enter(Mode.DISABLED if self.mode is Mode.SHADOW else Mode.ESTOP, "stop ordered")
         self._send(began, thought)
@@ -321,15 +322,27 @@ class Runner:
 
     def _watch(self) -> None:
         """Between ticks: if still nothing usable came, hold (or damp) now and say so to the robot."""
-        now, state = self.clock.now(), self.transport.read()
-        if state is not None and all_finite(state.values[self._needed]) and state.received > self._usable:
-            self._usable = state.received
+        now, before = self.clock.now(), self.mode
+        if self._heard_since():
             return
-        before = self.mode
         self._doubt(f"no state for {now - self._usable:.3f} s", now)
         if self.mode is before:  # cannot happen while alarms and doubts agree; never spin on it
             self._enter(Mode.DAMP, "the watch found no way to hold")
         self._send(now, Thought())
+
+    def _look_again(self) -> None:
+        """While the policy was thinking, the state may have grown too old to be driven on."""
+        now = self.clock.now()
+        if self.mode in DRIVING and now >= self._alarm() - 1e-9 and not self._heard_since():
+            self._doubt(f"no state for {now - self._usable:.3f} s", now)
+
+    def _heard_since(self) -> bool:
+        """Whether a usable state has come since the last one."""
+        state = self.transport.read()
+        if state is None or not all_finite(state.values[self._needed]) or state.received <= self._usable:
+            return False
+        self._usable = state.received
+        return True
 
     def _doubt(self, why: str, now: float, lasting: bool = False) -> None:
         """HOLD if driving; DAMP where nothing usable was heard for long. In shadow only counted."""

@@ -242,6 +242,18 @@ def test_late_actions_are_bridged_then_held_then_damped(make_rig: MakeRig, late:
     rig.check_box()
 
 
+def test_a_state_that_grows_old_while_the_policy_thinks_is_not_driven_on(make_rig: MakeRig) -> None:
+    notes, policy = Notes(), Slow(0.015, range(10**6))
+    rig = make_rig(Fault("delay", 0.005), Fault("silence", start=1.0), policy=policy, listeners=(notes,))
+    policy.clock = rig.clock
+    rig.go(0.02)
+    rig.drive(2.0)
+    assert rig.runner.stats.events["late_action"] == 0 and rig.first("active") < 1.0
+    driven = [s.age for s in notes.steps if s.mode in ("ramp", "active")]
+    assert max(driven) < STALE and rig.first("hold") - 0.985 < STALE + 0.015
+    rig.check_box()
+
+
 @pytest.mark.parametrize("state", ["hold", "active", "ramp"])
 def test_a_stop_is_sent_within_one_period_whatever_the_mode(make_rig: MakeRig, state: str) -> None:
     rig = make_rig(config=RunnerConfig(ramp_s=5.0 if state == "ramp" else 0.05))
