@@ -13,7 +13,7 @@ import yaml
 
 from policies.actor import StackedGaussianActor
 from robot_cl import seeding
-from robot_cl.checkpoint import checkpoint_folder, load_actor, load_resume
+from robot_cl.checkpoint import checkpoint_folder, load_actor, load_resume, read_card
 from robot_cl.continual import summary
 from robot_cl.continual.actors import State
 from robot_cl.continual.base_policy import load_base, save_base, train_base
@@ -31,6 +31,7 @@ from robot_cl.plain_files import read_yaml, write_whole
 from robot_cl.provenance import provenance, simulator_fingerprint
 from robot_cl.run_config import filled, plain
 from robot_cl.suite_worlds import SuiteWorlds, is_suite
+from sim.spec import Interface
 from sim.stream import Stage, Stream, get_stream
 
 HIDDEN = "library_hidden"  # what the library is called where borders are not announced
@@ -81,6 +82,8 @@ def start(
     for name in config.methods:
         method_class(name)
     face = _interface(stream.base)
+    if config.base is not None:
+        check_base(config.base, stream.base.task, face)
     root = Path(config.out) if config.out else runs_root()
     folder = new_run_folder(root, config.name or f"continual-{config.stream}")
     write_json(folder / "interface.json", face.to_dict())
@@ -91,6 +94,21 @@ def start(
     if began is not None:
         began(folder)
     return proceed(folder, progress)
+
+
+def check_base(base: str, task: str, face: Interface) -> None:
+    """Raises LookupError, OSError where there is no such policy, ValueError for one that cannot begin this stream."""
+    folder = checkpoint_folder(base)
+    said, actor = read_card(folder).get("interface"), load_actor(folder)
+    if not isinstance(actor, StackedGaussianActor):
+        raise ValueError(f"base {base} is a {read_card(folder)['kind']} policy; expected a Gaussian one")
+    if said is not None:  # how long a step takes may differ: streams may repeat actions
+        difference = replace(Interface.from_dict(said), control_dt=face.control_dt).difference(face)
+    else:
+        dims, wanted = (actor.obs_dim, actor.act_dim), (face.obs_dim, face.act_dim)
+        difference = None if dims == wanted else f"{dims} observations and actions against {wanted}"
+    if difference is not None:
+        raise ValueError(f"base {base} does not fit {task}, with which the stream begins: {difference}")
 
 
 def is_continual(folder: Path) -> bool:
