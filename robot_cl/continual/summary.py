@@ -38,7 +38,8 @@ def curves(rows: Rows) -> np.ndarray:
 def contributions(R: np.ndarray, ours: np.ndarray, alone: np.ndarray | None) -> dict[str, np.ndarray]:
     """Each number's terms (seeds, tasks), whose mean is the number; R (seeds, N + 1, N) of a finished stream.
 
-    Forward transfer is left out without the reference's curves `alone` (seeds, N, points).
+    Forward transfer is left out without the reference's curves `alone` (seeds, N, points), and where one of them has an
+    area of 1 or more: better than solved from the start, it leaves nothing to gain and no ratio.
     """
     square, untrained = R[:, 1:], R[:, 0]
     final, own = square[:, -1], metrics.diagonal(square)
@@ -48,9 +49,8 @@ def contributions(R: np.ndarray, ours: np.ndarray, alone: np.ndarray | None) -> 
         found["jump_start"] = np.diagonal(square, offset=1, axis1=-2, axis2=-1) - untrained[:, 1:]
     if alone is not None:
         area, reference = metrics.area(ours), metrics.area(alone)
-        if (reference >= 1.0).any():
-            raise ValueError("a reference curve has area 1 or more; raise `solved` of its stage")
-        found["forward_transfer"] = (area - reference) / (1.0 - reference)
+        if (reference < 1.0).all():
+            found["forward_transfer"] = (area - reference) / (1.0 - reference)
     return found
 
 

@@ -134,6 +134,15 @@ def test_terms_average_to_the_numbers_of_the_matrix() -> None:
     np.testing.assert_allclose(terms["jump_start"].mean(-1), expected)
 
 
+def test_a_task_that_is_solved_alone_at_once_costs_only_the_forward_transfer() -> None:
+    """It may turn out so after hours; every other number, and every other method, must still come out."""
+    rng = np.random.default_rng(0)
+    alone = 0.5 * rng.random((2, 3, 5))
+    alone[1, 2] = 1.1
+    terms = summary.contributions(rng.random((2, 4, 3)), rng.random((2, 3, 5)), alone)
+    assert set(terms) == {"acc", "forgetting", "bwt", "jump_start"}
+
+
 def test_episodes_of_a_score_do_not_depend_on_the_company_they_are_played_in(make_setup: MakeSetup) -> None:
     setup = make_setup()
     stages = list(setup.stream.stages[:2])
