@@ -222,7 +222,7 @@ def claims_of(stream: str, found: dict[str, dict[str, Any]]) -> list[common.Clai
         claims.append(common.Claim(f"{stream}: forward transfer of library, low end", low, 0))
     if "fresh" in found and "forward_transfer" in ours:
         mine, theirs = same_seeds(found, "library", "fresh", "forward_transfer")
-        gap = stats.stratified_bootstrap(mine - theirs, np.random.default_rng(0), stats.mean)
+        gap = stats.stratified_bootstrap((mine - theirs).mean(-1), np.random.default_rng(0), stats.mean)
         claims.append(common.Claim(f"{stream}: forward transfer of library − fresh, low end", gap.low, 0))
     if HIDDEN in found:
         mine, theirs = same_seeds(found, HIDDEN, "library", "acc")

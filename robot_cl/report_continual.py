@@ -33,7 +33,7 @@ def continual_section(run: RunFolder) -> dict[str, Any] | None:
     seeds = f"{len(data['seeds'])} training seed{'s' if len(data['seeds']) > 1 else ''}"
     return {
         "about": f"{data['stream']['about'].capitalize()}: {len(tasks)} tasks, {announced}, {seeds}. 0 is untrained, "
-        "1 is solved. Intervals are 95 %, seeds redrawn within each task.",
+        "1 is solved. Intervals are 95 %, seeds redrawn with all their tasks.",
         "tasks": tasks,
         "forests": [forest(name, methods) for name in HEADINGS if any(name in m["metrics"] for m in methods.values())],
         "columns": COLUMNS,

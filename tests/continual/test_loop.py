@@ -143,6 +143,14 @@ def test_a_task_that_is_solved_alone_at_once_costs_only_the_forward_transfer() -
     assert set(terms) == {"acc", "forgetting", "bwt", "jump_start"}
 
 
+def test_the_interval_knows_that_a_seed_goes_through_all_tasks() -> None:
+    """Three seeds that are good or bad at everything are three draws, not eighteen."""
+    terms = np.repeat([[0.2], [0.5], [0.8]], 6, axis=1)
+    found = summary.interval(terms)
+    assert found["estimate"] == pytest.approx(0.5)
+    assert found["low"] < 0.3 and found["high"] > 0.7  # of single draws: 0.5 ± 0.11
+
+
 def test_episodes_of_a_score_do_not_depend_on_the_company_they_are_played_in(make_setup: MakeSetup) -> None:
     setup = make_setup()
     stages = list(setup.stream.stages[:2])
