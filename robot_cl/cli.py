@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import re
 import sys
@@ -72,6 +73,9 @@ USER_MISTAKES = (ValueError, LookupError, OSError, ImportError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0 done, 1 not so, 2 a mistake, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of few letters gets a ? for a tick, not an error
     try:
         return _run(words)
     except BrokenPipeError:  # the reader of a pipe has gone, as with `| head`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,12 +147,21 @@ def run_check(call: Call, options: Any) -> Outcome:
     data = {
         "dataset": checkup.name,
         "findings": [asdict(finding) for finding in checkup.findings],
-        "coverage": asdict(checkup.coverage),
+        "coverage": known(asdict(checkup.coverage)),
         "learner": checkup.recommendation.learner,
         "evidence": checkup.recommendation.evidence,
     }
     learner = checkup.recommendation.learner
     return Outcome(data, next=f"train learner={learner} data={checkup.name}", code=1 if checkup.faults else 0)
+
+
+def known(value: Any) -> Any:
+    """Plain data as JSON can hold it: null for numbers that are not known."""
+    if isinstance(value, dict):
+        return {key: known(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [known(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show_checkup(call: Call, checkup: Any) -> None:
@@ -168,7 +178,8 @@ def show_checkup(call: Call, checkup: Any) -> None:
     found = checkup.coverage
     low, middle, high = found.return_quantiles
     call.say(f"  returns: 10 % below {low:,.0f}, half below {middle:,.0f}, 10 % above {high:,.0f}")
-    call.say(f"  actions: spread {found.action_spread:.2f} of uniform, disagreement {found.action_disagreement:.2f}")
+    differ = "unknown" if math.isnan(found.action_disagreement) else f"{found.action_disagreement:.2f}"
+    call.say(f"  actions: spread {found.action_spread:.2f} of uniform, disagreement {differ}")
     call.say(f"  observations: {found.effective_dimensions:.1f} effective dimensions")
     call.say(f"fits: {checkup.recommendation.learner}, because {'; '.join(checkup.recommendation.evidence)}")
 

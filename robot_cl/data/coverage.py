@@ -86,7 +86,10 @@ def recommend(
     """
     spread = f"returns spread by {found.return_spread:.0%} between the worst and the best tenth of the episodes"
     actions = f"actions at neighbouring states differ {found.action_disagreement:.2f} as much as random ones"
-    narrow = found.return_spread < _NARROW_SPREAD and found.action_disagreement < _NARROW_DISAGREEMENT
+    differ = found.action_disagreement >= _NARROW_DISAGREEMENT
+    if np.isnan(found.action_disagreement):
+        actions = "its actions cannot be compared with those of another episode"
+    narrow = found.return_spread < _NARROW_SPREAD and not differ
     if not informative_reward:
         return Recommendation("bc", ["the reward tells nothing of the state, only imitation is left", spread, actions])
     expert = narrow if score is None else score >= _EXPERT_SCORE

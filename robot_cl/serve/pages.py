@@ -82,7 +82,8 @@ class Pages:
         return self._page("serve_skills.html.j2", title="Skills", root=root, cards=cards)
 
     def skill(self, card: dict[str, Any]) -> Response:
-        facts = [(key.replace("_", " "), said) for key, value in card.items() if (said := _fact(value))]
+        shown = {key: value for key, value in card.items() if key not in ("name", "base", "description", "scores")}
+        facts = [(key.replace("_", " "), said) for key, value in shown.items() if (said := _fact(value))]
         return self._page("serve_skill.html.j2", title=card["name"], card=card, facts=facts)
 
     def problem(self, status: int, sentence: str) -> Response:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from robot_cl.serve.files import RefusedError, folder
 from robot_cl.serve.index import small_text
+
+LATEST = 253402214400  # seconds since 1970 at which dates end
 
 
 def skills(root: Path) -> list[dict[str, Any]]:
@@ -39,4 +42,10 @@ def _card(base: str, path: Path) -> dict[str, Any]:
     scores = card.get("scores")
     kept = scores.items() if isinstance(scores, dict) else ()
     about["scores"] = {str(task): float(value) for task, value in kept if isinstance(value, (int, float))}
+    parents = card.get("parents")
+    made_of = [one for one in parents if isinstance(one, dict)] if isinstance(parents, list) else []
+    about["parents"] = {str(one.get("skill")): one.get("coefficient", 1) for one in made_of}
+    created = card.get("created")
+    known = isinstance(created, (int, float)) and 0 < created < LATEST
+    about["created"] = f"{datetime.fromtimestamp(created):%Y-%m-%d %H:%M}" if known else ""
     return card | {key: str(card.get(key, "")) for key in ("learner", "description")} | about

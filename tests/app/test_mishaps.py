@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -226,3 +227,19 @@ def test_a_run_of_many_tasks_is_not_taken_for_one_training(cli: Cli, place: Path
     ran = cli("report", str(run))
     assert ran.code == 0 and "next: robot-cl serve" in ran.out
     assert "robot-cl verify" not in (run / "report.html").read_text()
+
+
+def test_one_episode_is_advised_about_without_a_comparison_that_was_never_made(cli: Cli) -> None:
+    words = ["task=hopper", "policy=walk.safetensors", "name=hopper/single-v0", "steps=10"]
+    assert cli("data", "collect", *words).code == 0
+    said = cli("data", "check", "hopper/single-v0")
+    assert "nan" not in said.out and "told apart" not in said.out
+    found = cli("data", "check", "hopper/single-v0", "--json").json
+    assert found["coverage"]["action_disagreement"] is None
+
+
+def test_a_terminal_of_few_letters_is_no_error() -> None:
+    code = "import sys; from robot_cl.cli import main; sys.exit(main(['list', 'merges']))"
+    given = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0 and "? w_k" in ran.stdout, ran

@@ -276,7 +276,12 @@ def test_skills_are_shown_by_their_cards(client: TestClient, tmp_path: Path) -> 
     card.write_text(json.dumps({"name": "hop", "description": "hops high", "scores": {"hopper": 12.0}}))
     assert "hops high" in client.get("/skills").text
     assert "12.0" in client.get("/skills/abc123/hop").text
-    for text in ("not json", "[1]", '{"scores": [1], "learner": {"a": 1}}', "{}", "[" * 100_000):
+    parents = [{"skill": "walk", "coefficient": 0.5}]
+    card.write_text(json.dumps({"name": "hop", "created": 1_700_000_000.0, "parents": parents}))
+    page = client.get("/skills/abc123/hop").text
+    assert "2023-11-1" in page and "walk 0.5" in page and "1700000000" not in page
+    strange = ('{"scores": [1], "learner": {"a": 1}}', '{"created": 1e300, "parents": [1]}')
+    for text in ("not json", "[1]", *strange, "{}", "[" * 100_000):
         card.write_text(text)
         assert client.get("/skills").status_code == client.get("/skills/abc123/hop").status_code == 200, text
 
