@@ -242,11 +242,14 @@ def shifted_model(base: mujoco.MjModel, shift: Shift) -> mujoco.MjModel:
 
 
 def check_joints(model: mujoco.MjModel, shift: Shift) -> list[str]:
-    """The joint of each motor. Raises LookupError if the shift names another, or a body the model lacks."""
+    """The joint of each motor. Raises LookupError if the shift names another, or a body the model lacks, ValueError for
+    a payload where the first body is fixed to the ground."""
     bodies = [channels.body_name(model, b) for b in range(1, model.nbody)]
     strange = sorted(set(shift.size) - {*bodies, EVERY})
     if strange:
         raise LookupError(f"there is no body {strange[0]!r}; bodies: {', '.join(bodies)}")
+    if shift.payload and model.body_weldid[1] == 0:
+        raise ValueError(f"a payload hangs on the first body, and {bodies[0]!r} does not move here; write mass1.5, say")
     names = [channels.actuator_joint(model, a) for a in range(model.nu)]
     unknown = sorted({*shift.gain, *shift.bias, *shift.command} - {*names, EVERY})
     if unknown:
@@ -274,7 +277,8 @@ def _shift_motors(model: mujoco.MjModel, shift: Shift) -> None:
 
 
 def _scale_bodies(model: mujoco.MjModel, shift: Shift) -> None:
-    """Geoms, and whatever hangs on the limb, move out with it; mass grows with the volume, inertia with size⁵."""
+    """Geoms, sites and whatever else hangs on the limb move out with it; mass grows with the volume, inertia with
+    size⁵."""
     for b in range(1, model.nbody):
         factor = shift.size.get(EVERY, 1.0) * shift.size.get(channels.body_name(model, b), 1.0)
         own = model.geom_bodyid == b
@@ -283,6 +287,7 @@ def _scale_bodies(model: mujoco.MjModel, shift: Shift) -> None:
         tree = slice(model.body_bvhadr[b], model.body_bvhadr[b] + model.body_bvhnum[b])
         model.bvh_aabb[tree] *= factor
         model.jnt_pos[model.jnt_bodyid == b] *= factor
+        model.site_pos[model.site_bodyid == b] *= factor
         model.body_ipos[b] *= factor
         model.body_mass[b] *= factor**3
         model.body_inertia[b] *= factor**5

@@ -247,6 +247,17 @@ def test_a_larger_thigh_is_longer_thicker_and_heavier_and_carries_the_rest_of_th
     assert shifted_model(CHEETAH, NONE).body_mass[thigh] == CHEETAH.body_mass[thigh]
 
 
+def test_a_longer_tool_reaches_further_with_its_tip() -> None:
+    model = sim.get_task("arm-reach").load_model()
+    longer = shifted_model(model, Shift(size={"tool": 1.5}))
+    np.testing.assert_allclose(longer.site("tip").pos, 1.5 * model.site("tip").pos)
+
+
+def test_a_payload_on_what_does_not_move_is_refused() -> None:
+    with pytest.raises(ValueError, match="'base' does not move"):
+        sim.make("arm-reach", shift="payload2")
+
+
 def test_a_body_that_is_not_there_is_refused_by_name() -> None:
     with pytest.raises(LookupError, match=r"bodies: .*bthigh"):
         sim.make("halfcheetah", shift="size.knee2")
