@@ -109,7 +109,8 @@ def test_a_challenger_that_earns_less_or_not_surely_more_is_given_up(earned):
     for value in earned:
         assert episode(learner, value).item() == Role.challenger
     assert learner.incumbent.taken_over.tolist() == [0]
-    assert episode(learner, 100.0).item() != Role.challenger
+    after = [Role(episode(learner, 100.0).item()) for _ in range(3)]
+    assert after == [Role.incumbent, Role.explores, Role.challenger]
     assert torch.equal(weights(learner.policy()), first)
 
 
@@ -139,6 +140,7 @@ def test_what_took_over_with_a_lucky_record_plays_on_and_its_predecessor_may_com
     assert episode(learner, earned).item() == Role.incumbent
     assert torch.equal(weights(learner.policy()), first if back else second)
     assert learner.incumbent.records[0, 0, :2].tolist() == ([2.0, 60.0] if back else [3.0, 120.0])
+    assert not back or not learner.incumbent.records[0, Role.predecessor - 1].any()
     move(learner, 0.2)
     until(learner, Role.challenger, earned=30.0)
     episode(learner, 1.0)
@@ -154,10 +156,34 @@ def test_members_are_tried_apart():
     move(learner)
     episode(learner, 10.0)
     for _ in range(2):
-        episode(learner, [[30.0], [5.0]])
-    assert learner.incumbent.taken_over.tolist() == [1, 0]
+        episode(learner, [[5.0], [30.0]])
+    assert learner.incumbent.taken_over.tolist() == [0, 1]
     changed = [not torch.equal(weights(learner.policy().member(p)), old) for p, old in enumerate(before)]
-    assert changed == [True, False]
+    assert changed == [False, True]
+    assert torch.equal(weights(learner.policy().member(1)), weights(learner.candidates[0].member(1)))
+
+
+def test_no_more_challengers_play_side_by_side_than_a_trial_needs():
+    learner = on_policy(worlds=12)
+    episode(learner, 10.0, 12)
+    move(learner)
+    episode(learner, 10.0, 12)
+    for earned in (10.5, 9.8, 10.5):  # one world's, while the other's episode is long
+        assert learner.incumbent.roles[0, 10] == Role.challenger
+        episode(learner, earned, 12, ended=[10])
+    assert learner.incumbent.roles[0, -2:].tolist() == [Role.incumbent, Role.challenger]
+
+
+@pytest.mark.parametrize("rest", [0, 2])
+def test_between_challengers_the_learner_explores(rest):
+    learner = off_policy(rest=rest)
+    for _ in range(2):
+        episode(learner, 10.0)
+    move(learner)
+    first = [Role.explores] * max(rest, 1)  # it had nothing to try yet
+    turn = [Role.challenger, Role.incumbent, *[Role.explores] * rest]
+    played = [Role(episode(learner, 10.0 - k).item()) for k in range(9)]
+    assert played == [*first, *turn * 4][:9]
 
 
 def test_candidates_are_tried_in_turn(transitions):
@@ -206,8 +232,8 @@ def test_on_policy_the_last_worlds_are_for_trials_and_nothing_is_learned_from_th
 
 
 def test_on_policy_challengers_play_side_by_side_and_what_is_left_of_a_trial_does_not_count():
-    learner = on_policy(worlds=12)  # two of them for trials
-    assert (episode(learner, 10.0, 12)[0, -2:] == Role.incumbent).all()
+    learner = on_policy(worlds=12)
+    assert episode(learner, 10.0, 12)[0].tolist() == [Role.explores] * 10 + [Role.incumbent] * 2
     move(learner)
     episode(learner, 10.0, 12)
     assert (learner.incumbent.roles[0, -2:] == Role.challenger).all()
