@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,17 @@ from policies.lora import layer_shape, linear_layers
 from policies.mixture import Mixture
 from policies.networks import generators
 from robot_cl.deploy.bundle import PolicyBundle, open_session
+from robot_cl.deploy.contract import Contract, terms_from_interface
 from robot_cl.deploy.onnx_check import check_model
-from robot_cl.export import ExportOptions, ExportReport, _lean, export_module, export_policy
+from robot_cl.export import (
+    ExportOptions,
+    ExportReport,
+    _check_target,
+    _lean,
+    _write,
+    export_module,
+    export_policy,
+)
 from sim.spec import Interface
 
 WIDE = torch.tensor([[1.0, 2.0, -3.0, 40.0]])
@@ -179,10 +190,15 @@ def test_only_an_older_bundle_is_replaced(tmp_path: Path, arm_interface: Interfa
 
 
 def test_an_older_bundle_stays_until_the_new_one_is_there(
-    tmp_path: Path, arm_interface: Interface, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, arm_interface: Interface, linear: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, failures = tmp_path / "bundle", iter([OSError("the disk is gone")])
-    before = export_policy(ActorPolicy(small_actor(), interface=arm_interface), folder).sha256
+    old, new = (linear(4, 2, seed=seed) for seed in (0, 1))
+    terms = terms_from_interface(arm_interface)
+
+    def contract(model: bytes) -> Contract:
+        digest = hashlib.sha256(model).hexdigest()
+        return Contract(digest, len(model), "t", arm_interface.control_dt, arm_interface.digest, *terms)
 
     def failing(move: Any) -> Any:
         def moved(path: Path, target: Path) -> Path:
@@ -192,19 +208,17 @@ def test_an_older_bundle_stays_until_the_new_one_is_there(
 
         return moved
 
+    _write(folder, old, contract(old))
     for way in ("rename", "replace"):
         monkeypatch.setattr(Path, way, failing(getattr(Path, way)))
-    other = small_actor()
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(0.1)
     with pytest.raises(OSError, match="the disk is gone"):
-        export_policy(ActorPolicy(other, interface=arm_interface), folder)
-    assert PolicyBundle.load(folder).contract.sha256 == before and [p.name for p in tmp_path.iterdir()] == ["bundle"]
-    assert export_policy(ActorPolicy(other, interface=arm_interface), folder).sha256 != before
+        _write(folder, new, contract(new))
+    assert PolicyBundle.load(folder).contract == contract(old) and [p.name for p in tmp_path.iterdir()] == ["bundle"]
+    _write(folder, new, contract(new))
+    assert PolicyBundle.load(folder).contract == contract(new)
     monkeypatch.chdir(folder)
     with pytest.raises(OSError, match="the working directory"):
-        export_policy(ActorPolicy(other, interface=arm_interface), ".")
+        _check_target(Path())
 
 
 def test_a_policy_without_interface_is_refused(tmp_path: Path) -> None:
