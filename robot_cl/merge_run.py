@@ -88,11 +88,18 @@ def merge(options: MergeOptions) -> Merged:
     deltas = merge_deltas(skills, options.how, row, options.seed, **options.settings)
     adapter = merge_adapters(skills, options.how, row, options.seed, options.rank, **options.settings)
     weights = dict(zip(names, row, strict=True))
-    published = _publish(library, adapter, weights, options) if options.publish else None
+    record = provenance(base.task, None, options.seed, torch.get_num_threads(), "cpu")
+    label = options.name or f"merge-{options.how}"
+    folder = new_run_folder(Path(options.out) if options.out else runs_root(), label)
+    try:
+        published = _publish(library, base, adapter, weights, options) if options.publish else None
+    except (ValueError, OSError):
+        folder.rmdir()  # nothing is left of a merge that was refused
+        raise
     distances = {name: distance(adapter, skill) for name, skill in skills.items()}
     # As it was published: cut to a rank, it is another policy, and what grows on this one names it as its parent.
     actor = merge_into(copy.deepcopy(base.actor), library.adapter(published.card.name) if published else deltas)
-    folder = _write(options, library, base, actor, _below(options, skills, weights, library))
+    _write(folder, options, library, base, actor, _below(options, skills, weights, library), record)
     return Merged(folder, weights, distances, published)
 
 
@@ -109,16 +116,22 @@ def _below(
     return {"base": library.header.base, "weights": dict(zip(weights, parts, strict=True))}
 
 
-def _publish(library: Library, adapter: Adapter, weights: dict[str, float], options: MergeOptions) -> Published:
+def _publish(
+    library: Library, base: Any, adapter: Adapter, weights: dict[str, float], options: MergeOptions
+) -> Published:
     parents = tuple(Parent(name, library.card(name).content, weight) for name, weight in weights.items())
     text = f"{options.how} of {', '.join(f'{w:g} {n}' for n, w in weights.items())}"
-    card = SkillCard(str(options.publish), description=text, learner="merge", seed=options.seed, parents=parents)
+    card = SkillCard(
+        str(options.publish), description=text, learner="merge", seed=options.seed, parents=parents,
+        interface=base.interface.to_dict(), control_dt=base.interface.control_dt,
+    )  # fmt: skip
     return library.publish(str(options.publish), compress(adapter, options.rank), card)
 
 
-def _write(options: MergeOptions, library: Library, base: Any, actor: Any, below: dict[str, Any] | None) -> Path:
-    label = options.name or f"merge-{options.how}"
-    folder = new_run_folder(Path(options.out) if options.out else runs_root(), label)
+def _write(
+    folder: Path, options: MergeOptions, library: Library, base: Any, actor: Any, below: dict[str, Any] | None,
+    record: dict[str, Any],
+) -> None:  # fmt: skip
     names = as_list(options.skills)
     card = {
         "step": 0, "task": base.task, "learner": "merge", "interface": base.interface.to_dict(),
@@ -127,8 +140,6 @@ def _write(options: MergeOptions, library: Library, base: Any, actor: Any, below
     config = plain(options) | {"task": base.task, "data": None, "learner": {"name": "merge"}}
     assert base_digest(base.actor) == library.header.base
     write_run(
-        folder, base.interface, provenance(base.task, None, options.seed, torch.get_num_threads(), "cpu"),
-        yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        folder, base.interface, record, yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         lambda checkpoint: write_policy(checkpoint, actor, card),
     )  # fmt: skip
-    return folder

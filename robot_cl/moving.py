@@ -131,5 +131,6 @@ def import_skill(path: Path, options: ForeignOptions) -> tuple[Library, Publishe
     library = find_base(options.base or adapter.header.base)
     if not adapter.header.base:
         adapter = adapter.with_header(library.header)  # whoever names the base vouches for it
-    name = options.name or path.name
-    return library, library.publish(name, adapter, SkillCard(name, description=options.description), options.overwrite)
+    name, face = options.name or path.name, base_policy(library).interface
+    card = SkillCard(name, description=options.description, interface=face.to_dict(), control_dt=face.control_dt)
+    return library, library.publish(name, adapter, card, options.overwrite)

@@ -19,13 +19,14 @@ from policies.library import Library
 from policies.lora import layer_shapes
 from policies.networks import generators
 from policies.normalizer import Normalizer
+from policies.peft_io import export_peft
 from robot_cl.checkpoint import load_policy
 from robot_cl.compose_run import publish
 from robot_cl.composition_files import write_route, write_run
 from robot_cl.data.collect import UniformPolicy, collect
 from robot_cl.demonstrations import Demonstrations
 from robot_cl.merge_run import MergeOptions, merge
-from robot_cl.moving import move_skill
+from robot_cl.moving import import_skill, move_skill
 from robot_cl.routes import Fitted, Known, RouteSettings, whole
 from robot_cl.skills import RunSkill, add_run, base_policy, header_of, library_of, residual_of, skill_policy
 from sim.spec import Channel, Interface
@@ -125,6 +126,29 @@ def test_a_merge_that_is_published_acts_as_the_skill_does(
     merged = merge(options)
     acts = skill_policy(library, {"both": 1.0}).act(obs)
     np.testing.assert_allclose(load_policy(merged.folder).act(obs), acts, rtol=1e-4, atol=1e-5)
+    card = library.card("both")
+    assert card.interface == INTERFACE.to_dict() and card.control_dt == INTERFACE.control_dt
+
+
+def test_a_merge_that_is_refused_leaves_neither_run_nor_skill(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBOT_CL_LIBRARY", str(tmp_path / "library"))
+    options = {"skills": ["left", "right"], "out": str(tmp_path / "runs")}
+    with pytest.raises(ValueError, match="one folder name"):
+        merge(MergeOptions(**options, publish="both", name="a/b"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'left' already"):
+        merge(MergeOptions(**options, publish="left"))  # type: ignore[arg-type]
+    assert library.names() == ["left", "right"] and not list((tmp_path / "runs").glob("*"))
+
+
+def test_an_imported_adapter_has_the_interface_of_its_base(
+    library: Library, base: StackedGaussianActor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBOT_CL_LIBRARY", str(tmp_path / "library"))
+    folder = export_peft(_skill(base, 9), tmp_path / "adapter")
+    found, _ = import_skill(folder, SimpleNamespace(name="far", base=None, description="", overwrite=False))
+    assert found.card("far").interface == INTERFACE.to_dict()
 
 
 @dataclass
