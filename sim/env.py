@@ -45,7 +45,7 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.world, self.interface, self.render_mode = world, world.interface, render_mode
         self.observation_space: spaces.Space[np.ndarray] = observation_space(self.interface)
         self.action_space: spaces.Space[np.ndarray] = action_space(self.interface)
-        self._begun: np.ndarray | None = None
+        self._begun: np.ndarray | None = None  # first observation of the next episode, where this one is over
         self._renderer: render.Renderer | None = None
 
     def reset(
@@ -70,7 +70,8 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             return None
         if self._renderer is None:
             self._renderer = render.Renderer(self.world.model)
-        return self._renderer.frame(self.world.get_qpos()[0])
+        qpos = self.world.get_qpos() if self._begun is None else self.world.final_qpos
+        return self._renderer.frame(qpos[0])
 
     def close(self) -> None:
         if self._renderer is not None:

@@ -68,6 +68,7 @@ class World:
         self._return = np.zeros(num_worlds)
         self._rngs: list[Any] = []
         self._fields: dict[str, np.ndarray] = {}
+        self.final_qpos = np.empty((num_worlds, self.model.nq))  # before the last reset of a step, to draw the end
         self._obs = self.reset(seed)
 
     def reset(self, seed: int | Sequence[int] | None = None) -> np.ndarray:
@@ -235,6 +236,7 @@ class World:
 
     def _restart(self, over: np.ndarray, obs: np.ndarray) -> np.ndarray:
         """Reset the ended worlds -> obs with their rows replaced; the rows before stay in the caller's obs."""
+        self.final_qpos = self._fields["qpos"].copy()
         self._start(over.tolist())
         for name, views in self._views.items():
             self._fields[name][over] = [views[i].ravel() for i in over]

@@ -50,6 +50,20 @@ def test_a_reset_in_the_middle_of_an_episode_draws_a_new_start() -> None:
     assert (first != second).all()
 
 
+def test_the_last_picture_of_an_episode_is_of_its_end() -> None:
+    env = sim.make_env("hopper", render_mode="rgb_array")
+    env.reset(seed=0)
+    over = False
+    while not over:
+        _, _, terminated, truncated, _ = env.step(np.ones(3, dtype=np.float32))
+        over = terminated or truncated
+    end = env.render()
+    env.reset()
+    start = env.render()
+    env.close()
+    assert end is not None and start is not None and (end != start).any()
+
+
 def test_the_vector_env_resets_in_the_same_step_like_gymnasiums() -> None:
     modes = gymnasium.vector.AutoresetMode
     ours = gymnasium.make_vec("robot_cl/Hopper-v0", num_envs=3)
