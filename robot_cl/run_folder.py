@@ -38,7 +38,8 @@ class RunFolder:
     def trained(self) -> bool:
         """Whether a learner made it, so that its first updates can be made again: no composition, no many tasks."""
         learner = self.config.get("learner")
-        return "kind" not in self.config and isinstance(learner, dict) and learner.get("name") in LEARNERS
+        name = learner.get("name") if isinstance(learner, dict) else None
+        return "kind" not in self.config and name in LEARNERS and name != "sb3"  # which keeps its own randomness
 
     @cached_property
     def provenance(self) -> dict[str, Any]:

@@ -197,7 +197,10 @@ def _missing(names: list[str], libraries: list[Library], root: Path) -> LookupEr
     from robot_cl.data.naming import not_found
 
     known = {name: library for library in libraries for name in library.names()}
+    damaged = {name: why for library in libraries for name, why in library.damaged.items()}
     for name in names:
+        if name not in known and name in damaged:
+            return LookupError(f"skill {name!r} is damaged: {damaged[name]}")
         if name not in known:
             return not_found("skill", name, known, "" if known else "robot-cl skills add RUN makes the first one")
     where = ", ".join(f"{name} on base {known[name].folder.name}" for name in names)

@@ -101,7 +101,7 @@ def run_show(call: Call, options: BaseOptions) -> Outcome:
         "base": f"{card.header.base[:12]} in {library.folder}",
         "interface": _interface(card),
         "normaliser": card.header.normalizer[:12],
-        "learner": f"{card.learner}, seed {card.seed}",
+        "learner": f"{card.learner}, seed {card.seed}" if card.learner else "",
         "data": ", ".join(f"{data} (sha256 {digest[:12]})" for data, digest in card.datasets.items()),
         "scores": ", ".join(f"{task} {value:,.1f}" for task, value in card.scores.items()),
         "simulator": card.fingerprint if card.scores else "",
@@ -123,6 +123,8 @@ def run_show(call: Call, options: BaseOptions) -> Outcome:
 
 def _interface(card: SkillCard) -> str:
     widths = {side: len(card.interface.get(side, ())) for side in ("obs", "action")}
+    if not any(widths.values()):
+        return f"channels not named ({card.header.interface[:12]})"
     period = f", every {1000 * card.control_dt:g} ms" if card.control_dt else ""
     return f"{widths['obs']} observations → {widths['action']} actions{period} ({card.header.interface[:12]})"
 

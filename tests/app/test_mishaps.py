@@ -243,3 +243,10 @@ def test_a_terminal_of_few_letters_is_no_error() -> None:
     given = {**os.environ, "PYTHONIOENCODING": "ascii"}
     ran = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=False)
     assert ran.returncode == 0 and "? w_k" in ran.stdout, ran
+
+
+def test_a_run_of_another_trainer_is_not_offered_to_be_verified(cli: Cli, place: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(next((place / "runs").glob("*-cloned")), tmp_path / "run")
+    (run / "config.yaml").write_text("task: hopper\nlearner: {name: sb3}\n")
+    ran = cli("report", str(run))
+    assert ran.code == 0 and "robot-cl export" in ran.out and "verify" not in (run / "report.html").read_text()

@@ -346,3 +346,5 @@ def test_damage_is_named_by_check(typed: Cli, home: Path, tmp_path: Path, run_in
     ran = run_in(copy, "skills", "check", "--json")
     assert ran.code == 1 and len(ran.json["problems"]) == 2
     assert any("kick" in problem for problem in ran.json["problems"])
+    ran = run_in(copy, "merge", "skills=[kick]")
+    assert ran.code == 2 and "skill 'kick' is damaged" in ran.err  # and not: no skill of that name
