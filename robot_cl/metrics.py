@@ -132,16 +132,21 @@ class MetricWriter:
 def read_metrics(run: Path | str) -> dict[str, np.ndarray]:
     """Column name -> array over rows: `phase` as text, all others as float64 with NaN where a cell is empty.
 
-    Raises FileNotFoundError if the run has no metrics.
+    Raises FileNotFoundError if the run has no metrics, ValueError if they are damaged.
     """
     path = Path(run) / FILE
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; {run} is not a run folder, or nothing was logged yet")
     columns, rows = _read(path)
     out = {}
-    for name in columns:
-        cells = [row.get(name) or "" for row in rows]
-        out[name] = np.array(cells) if name == "phase" else np.array([float(c) if c else np.nan for c in cells])
+    try:
+        for name in columns:
+            cells = [row.get(name) or "" for row in rows]
+            out[name] = np.array(cells) if name == "phase" else np.array([float(c) if c else np.nan for c in cells])
+        if not all(np.isfinite(out[name]).all() and (out[name] >= 0).all() for name in ("step", "member")):
+            raise ValueError("a row has no step or no member")
+    except ValueError as problem:
+        raise _damaged(path, problem) from None
     return out
 
 
@@ -157,7 +162,11 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
             raise csv.Error(f"its first line is not {','.join(FIXED)},...")
         return columns, rows
     except (UnicodeDecodeError, csv.Error) as problem:
-        raise ValueError(f"{path} is damaged ({problem}); copy it again from where it was whole") from None
+        raise _damaged(path, problem) from None
+
+
+def _damaged(path: Path, problem: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged ({problem}); copy it again from where it was whole")
 
 
 def _cell(value: float) -> str:

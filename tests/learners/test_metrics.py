@@ -63,6 +63,13 @@ def test_events_are_written_for_tensorboard(tmp_path):
     assert [path.stat().st_size > 0 for path in tmp_path.glob("events.*")] == [True]
 
 
+@pytest.mark.parametrize("row", ["1,offline,0,1,abc", "1,offline,,1,2", "1,offline,-1,1,2", ",offline,0,1,2"])
+def test_a_damaged_row_is_a_sentence_that_names_the_file(tmp_path, row):
+    (tmp_path / "metrics.csv").write_text(f"step,phase,member,time_s,loss\n{row}\n")
+    with pytest.raises(ValueError, match=r"metrics\.csv is damaged"):
+        read_metrics(tmp_path)
+
+
 def test_a_folder_without_metrics_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a run folder"):
         read_metrics(tmp_path)
