@@ -42,9 +42,11 @@ def scores_section(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
     if len(simulators) > 1:
         notes.append("These rows were made with different simulator versions and must not be compared.")
     notes.append(f"Undiscounted returns of the deterministic policy; simulator: {', '.join(simulators)}.")
+    firsts = sorted({e.seeds[0] for e in entries})
     about = (
         "Each dot is one episode, the bar is the 95 % interval of the mean, the line is the mean. "
-        f"Episode k starts from seed {entries[-1].seeds[0]} + k in every row."
+        f"Episode k starts from seed {' or '.join(map(str, firsts))} + k"
+        f"{' in every row.' if len(firsts) == 1 else ': not all rows share their starts.'}"
     )
     notes += [f"Success of {e.label}: {success_text(e)} of the episodes." for e in entries if e.success_rate]
     return {"about": about, "chart": markup(svg.intervals(rows, "return")), "rows": table, "notes": notes}

@@ -105,6 +105,19 @@ def test_a_difference_of_training_seeds_is_not_one_of_runs() -> None:
     assert row.improvement is None and row.difference is None
 
 
+def test_the_report_says_which_starts_its_rows_share(tmp_path: Path) -> None:
+    from robot_cl.report_sections import scores_section
+    from robot_cl.run_folder import RunFolder
+
+    add_score(tmp_path, entry([[1.0, 2.0]]))
+    add_score(tmp_path, entry([[1.0, 2.0]], shift="gravity0.5"))
+    section = scores_section([RunFolder(tmp_path)])
+    assert section is not None and section["about"].endswith("seed 0 + k in every row.")
+    add_score(tmp_path, entry([[1.0, 2.0]], seeds=[50, 51]))
+    section = scores_section([RunFolder(tmp_path)])
+    assert section is not None and section["about"].endswith("seed 0 or 50 + k: not all rows share their starts.")
+
+
 def test_simulators_are_not_mixed_unasked() -> None:
     here, there = entry([[1.0, 2.0]]), entry([[1.0, 2.0]], simulator="mujoco 2")
     with pytest.raises(ValueError, match=r"mujoco 2.*mujoco 1.*mixed=true"):
