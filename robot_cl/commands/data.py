@@ -12,10 +12,12 @@ from robot_cl.scale.launchers import Launching
 
 
 def run_list(call: Call, options: Any) -> Outcome:
-    from robot_cl.data.store import list_datasets
+    from rich.markup import escape
+
+    from robot_cl.data.store import damaged_datasets, list_datasets
     from robot_cl.paths import data_root
 
-    found = list_datasets()
+    found, damaged = list_datasets(), damaged_datasets()
     table = call.table("dataset", "task", "steps ", "episodes ", "return ", "score ", "from")
     for name, meta in found.items():
         score = "" if meta.score is None else f"{meta.score:.1f}"
@@ -24,10 +26,13 @@ def run_list(call: Call, options: Any) -> Outcome:
         table.add_row(name, meta.task or "?", f"{meta.steps:,}", f"{meta.episodes:,}", returns, score, kind)
     if found:
         call.console.print(table)
-    else:
+    elif not damaged:
         call.say(f"no datasets in {data_root()} yet")
+    for name, why in damaged.items():
+        call.mark(f"[red]✗[/] {escape(name)}: {escape(why)}")
     following = f"data check {next(iter(found))}" if found else "data collect --help"
-    return Outcome({"datasets": {name: meta.to_dict() for name, meta in found.items()}}, next=following)
+    data = {"datasets": {name: meta.to_dict() for name, meta in found.items()}, "damaged": damaged}
+    return Outcome(data, next=following)
 
 
 @dataclass

@@ -202,6 +202,18 @@ def list_datasets(root: Path | None = None) -> dict[str, DatasetMeta]:
     return found
 
 
+def damaged_datasets(root: Path | None = None) -> dict[str, str]:
+    """Name -> what is wrong, of every dataset that `list_datasets` leaves out."""
+    root = root or data_root()
+    found = {}
+    for folder in _dataset_folders(root):
+        try:
+            _read_meta(folder)
+        except ValueError as problem:
+            found[folder.relative_to(root).as_posix()] = str(problem)
+    return found
+
+
 def delete_dataset(name: str, root: Path | None = None) -> None:
     """Removes a dataset: first out of sight in one step, then from disk. Raises LookupError if there is none."""
     root = root or data_root()
@@ -248,7 +260,7 @@ def _read_meta(folder: Path) -> DatasetMeta:
 
 def _stored_name(name: str, root: Path) -> str:
     stored = list_datasets(root)
-    if name in stored:
+    if name in stored or name in damaged_datasets(root):
         return name
     by_alias = [key for key, meta in stored.items() if meta.d4rl_id == name]
     if by_alias:
@@ -275,6 +287,7 @@ __all__ = [
     "Episode",
     "StoredDataset",
     "anonymous_interface",
+    "damaged_datasets",
     "delete_dataset",
     "find_dataset",
     "list_datasets",

@@ -46,6 +46,7 @@ def _card(base: str, path: Path) -> dict[str, Any]:
     made_of = [one for one in parents if isinstance(one, dict)] if isinstance(parents, list) else []
     about["parents"] = {str(one.get("skill")): one.get("coefficient", 1) for one in made_of}
     created = card.get("created")
-    known = isinstance(created, (int, float)) and 0 < created < LATEST
-    about["created"] = f"{datetime.fromtimestamp(created):%Y-%m-%d %H:%M}" if known else ""
+    about["created"] = ""
+    if isinstance(created, (int, float)) and 0 < created < LATEST:
+        about["created"] = f"{datetime.fromtimestamp(created):%Y-%m-%d %H:%M}"
     return card | {key: str(card.get(key, "")) for key in ("learner", "description")} | about

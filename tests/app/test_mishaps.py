@@ -250,3 +250,15 @@ def test_a_run_of_another_trainer_is_not_offered_to_be_verified(cli: Cli, place:
     (run / "config.yaml").write_text("task: hopper\nlearner: {name: sb3}\n")
     ran = cli("report", str(run))
     assert ran.code == 0 and "robot-cl export" in ran.out and "verify" not in (run / "report.html").read_text()
+
+
+def test_a_damaged_dataset_is_listed_as_such_and_not_called_unknown(cli: Cli, place: Path) -> None:
+    folder = place / "datasets" / "hopper" / "torn-v0"
+    folder.mkdir()
+    (folder / "meta.json").write_text('{"id": "hop')
+    ran = cli("data", "list")
+    assert ran.code == 0 and "✗ hopper/torn-v0" in ran.out
+    assert list(cli("data", "list", "--json").json["damaged"]) == ["hopper/torn-v0"]
+    ran = cli("data", "check", "hopper/torn-v0")
+    shutil.rmtree(folder)
+    assert ran.code == 2 and f"{folder / 'meta.json'} is not readable JSON" in ran.err
