@@ -16,11 +16,16 @@ def gymnasium_rng(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
 
 
+def dm_control_rng(seed: int) -> np.random.RandomState:
+    """What dm_control makes of a seed; of one larger than it takes (a run's times its worlds), its digest."""
+    return np.random.RandomState(seed if seed < 1 << 32 else np.random.SeedSequence(seed).generate_state(4))
+
+
 def noise_rng(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, NOISE_STREAM])))
 
 
-MAKE_RNG: dict[str, Callable[[int], Any]] = {"gymnasium": gymnasium_rng, "dm_control": np.random.RandomState}
+MAKE_RNG: dict[str, Callable[[int], Any]] = {"gymnasium": gymnasium_rng, "dm_control": dm_control_rng}
 
 
 def pack(rng: Any) -> np.ndarray:

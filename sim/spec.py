@@ -51,7 +51,7 @@ class Interface:
         for c in self.action:
             if not (np.isfinite(c.low) and np.isfinite(c.high)):
                 raise ValueError(f"action channel {c.name!r} needs finite limits, got [{c.low}, {c.high}]")
-        if not self.control_dt > 0:
+        if not 0 < self.control_dt < np.inf:
             raise ValueError(f"control_dt must be positive seconds, got {self.control_dt}")
 
     @property
@@ -130,6 +130,11 @@ class Interface:
 
 
 def _channel(row: Sequence[Any]) -> Channel:
+    if not isinstance(row, (list, tuple)) or len(row) != 4:
+        raise ValueError(f"not an interface: expected channels of name, unit, low and high, got {row!r}")
     name, unit, low, high = row
-    limits = (-np.inf if low is None else float(low), np.inf if high is None else float(high))
+    try:
+        limits = (-np.inf if low is None else float(low), np.inf if high is None else float(high))
+    except (TypeError, ValueError):
+        raise ValueError(f"not an interface: channel {name!r} is limited by {low!r} and {high!r}") from None
     return Channel(str(name), str(unit), *limits)

@@ -100,6 +100,25 @@ def test_seeding_starts_over_and_not_seeding_goes_on() -> None:
     np.testing.assert_array_equal(world.reset(seed=[5, 4])[1], first[0])
 
 
+def test_any_seed_that_a_run_may_come_to_is_one() -> None:
+    """A run's seed is multiplied by its worlds, which for a date is more than the 32 bits of dm_control."""
+    world, seed = sim.make("walker-walk", 2), 20_261_127 * 256
+    first, second = world.reset(seed=seed), world.reset(seed=seed + 1)
+    np.testing.assert_array_equal(first[1], second[0])
+    assert (first[0] != first[1]).any()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"obs": [["a", "m", 0]]}, {"obs": [["a", "m", "x", 1]]}, {"obs": [5]}, {"obs": 5}, {"control_dt": float("inf")}],
+)
+def test_an_interface_that_is_none_is_a_sentence(damage: dict[str, object]) -> None:
+    data = sim.make("hopper").interface.to_dict()
+    assert sim.Interface.from_dict(data).difference(sim.make("hopper").interface) is None
+    with pytest.raises(ValueError, match=r"not an interface|positive seconds"):
+        sim.Interface.from_dict(data | damage)
+
+
 def test_an_ended_world_restarts_and_reports_its_last_observation_and_sums() -> None:
     world = sim.make("hopper", 8, seed=0)
     total, length = np.zeros(8), np.zeros(8, dtype=int)
