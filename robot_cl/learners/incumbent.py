@@ -82,7 +82,8 @@ class Incumbent:
     def __init__(self, learner: Learner, config: IncumbentConfig, candidates: Candidates):
         """`candidates` gives what could be published; the first one was, before anything was learned online."""
         self.learner, self.config, self.candidates = learner, config, candidates
-        self.policies = {role: self._copy(role.name) for role in Role if role is not Role.explores}
+        kept = [role for role in Role if role is not Role.explores]
+        self.policies: dict[Role, StackedGaussianActor] = {role: self._copy(role.name) for role in kept}
         P, extra = learner.seeds, learner.extra
         extra["trial_roles"] = torch.zeros(P, 0, dtype=torch.int64)  # (P, W), no worlds before the first step
         records = torch.zeros(P, len(self.policies), 3, dtype=torch.float64)
@@ -262,11 +263,11 @@ class Incumbent:
         policy.config = source.config
         for mine, theirs in zip(policy.parameters(), source.parameters(), strict=True):
             mine[p].copy_(theirs[p])
-        for mine, theirs in zip(policy.buffers(), source.buffers(), strict=True):
-            if policy.normalizer.population is not None and mine.dim() == 3:
-                mine[p].copy_(theirs[p])
+        for held, given in zip(policy.buffers(), source.buffers(), strict=True):
+            if policy.normalizer.population is not None and held.dim() == 3:
+                held[p].copy_(given[p])
             else:
-                mine.copy_(theirs)
+                held.copy_(given)
 
 
 def gained(one: Tensor, other: Tensor) -> tuple[float, float]:

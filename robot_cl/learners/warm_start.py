@@ -142,17 +142,14 @@ class WarmStart:
         A clone of several behaviours has as much noise as these differ, and may fall over where its mean runs: what it
         explores would tell little about what is published, and values would have to learn to stand first.
         """
-        actor, A = self.learner.actor, self.learner.act_dim
-        last = actor.net.layers[-1]
         if self.states is None or part is Part.clones:
             return
-        _, log_std = actor(self.states.expand(self.learner.seeds, -1, -1))
+        _, log_std = self.learner.actor(self.states.expand(self.learner.seeds, -1, -1))
         entropy = (log_std + HALF_LOG_TWO_PI + 0.5).sum(-1).mean(-1)
-        sigma, beyond = actor.config.sigma, (entropy - self.usual).clamp(min=0.0)
-        head = sigma is Sigma.clamped_head and isinstance(last, StackedLinear)
-        if part is Part.online and (head or sigma is Sigma.parameter):
-            log_stds = last.bias[:, :, A:] if head else actor.log_std
-            log_stds -= (beyond / A).view(-1, 1, 1)
+        widths = widths_of(self.learner.actor) if part is Part.online else None
+        if widths is not None:
+            beyond = (entropy - self.usual).clamp(min=0.0)
+            widths -= (beyond / self.learner.act_dim).view(-1, 1, 1)
             entropy = entropy - beyond
         self.wanted.copy_(entropy.clamp(max=self.usual))
 
@@ -173,6 +170,16 @@ class WarmStart:
         if self.config.anchor_tau:
             polyak(self.policy, self.learner.actor, self.config.anchor_tau)
         return {"apart": self.apart, "anchor_weight": self.weight()[:, 0].detach()}
+
+
+def widths_of(actor: StackedGaussianActor) -> Tensor | None:
+    """What log σ grows with in all states alike, a view (P, 1, act_dim); None where there is no such parameter."""
+    if actor.config.sigma is Sigma.parameter:
+        return actor.log_std
+    last = actor.net.layers[-1]
+    if actor.config.sigma is Sigma.clamped_head and isinstance(last, StackedLinear):
+        return last.bias[:, :, actor.act_dim :]
+    return None
 
 
 def gaussian_kl(mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ class WSRL(Learner):
         self.schedule(online=True)
         moves = self._moves(online=True)
         self.step += 1
-        how = {"penalty": self.warm.penalty, "wanted": self.warm.wanted}
-        metrics = sac.update(self.soft, self.config, joined(fresh, offline), moves, **how)
+        batch, warm = joined(fresh, offline), self.warm
+        metrics = sac.update(self.soft, self.config, batch, moves, penalty=warm.penalty, wanted=warm.wanted)
         return metrics | self.warm.follow() if moves else metrics
 
     def _moves(self, online: bool) -> bool:
