@@ -81,7 +81,10 @@ class StageTraining:
 
     @property
     def can_pause(self) -> bool:
-        return self.collector is not None and self.buffer is None and hasattr(self.collector.world, "get_state")
+        if self.collector is None or self.buffer is not None:
+            return False
+        world = self.collector.world
+        return all(hasattr(part, "get_state") for part in getattr(world, "parts", [world]))
 
     def save(self, root: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Everything, with the method's own state beside it, as root/<steps>; older ones go."""

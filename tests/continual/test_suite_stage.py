@@ -10,6 +10,7 @@ import pytest
 from policies.actor import ActorConfig, StackedGaussianActor
 from policies.critics import CriticConfig
 from policies.networks import generators
+from robot_cl.continual.methods.multitask import JoinedWorlds
 from robot_cl.continual.stage_training import StageTraining
 from robot_cl.continual.stage_worlds import SuiteStage, play, score, stage_world
 from robot_cl.learners.ppo import PPO, PPOConfig
@@ -44,6 +45,16 @@ def test_a_suites_task_is_learned_and_scored_like_any_other() -> None:
     assert training.steps == 64
     found = score([learner.actor], [PENDULUM], 2, 7)
     assert found.shape == (2, 1, 2) and (found < 1.0).all() and (found > 0.0).all()
+
+
+def test_suites_joined_side_by_side_cannot_pause_either() -> None:
+    learner = PPO(SMALL, 5, 1, 2)
+    joined = JoinedWorlds([stage_world([PENDULUM] * 4), stage_world([PENDULUM] * 4)], 2)
+    assert not StageTraining(learner, joined, PENDULUM, 0).can_pause
+    own = Stage("drive", "vehicle-waypoint", 64)
+    learner = PPO(SMALL, 6, 2, 2)
+    joined = JoinedWorlds([stage_world([own] * 4), stage_world([own] * 4)], 2)
+    assert StageTraining(learner, joined, own, 0).can_pause
 
 
 @pytest.mark.skipif(importlib.util.find_spec("metaworld") is None, reason="the suites extra is not installed")
