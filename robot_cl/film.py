@@ -120,3 +120,5 @@ def _encode(frames: Iterator[np.ndarray], path: Path, size: tuple[int, int], fps
             writer.send(np.ascontiguousarray(frame))
     finally:
         writer.close()
+    if not path.exists() or b"moov" not in path.read_bytes():  # the encoder's exit code is not passed on
+        raise OSError(f"the film in {path.parent} could not be written to its end; is the disk full?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 from pathlib import Path
 
@@ -85,3 +86,14 @@ def test_a_film_that_fails_leaves_nothing(tmp_path: Path) -> None:
         write_film(Film("hopper", np.zeros((0, 6)), 0.05, 1, 0.0), tmp_path / "a.mp4")
     with pytest.raises(ValueError, match="same frame rate"):
         write_side_by_side([("a", film(2)), ("b", film(2, dt=0.1))], tmp_path / "a.mp4")
+
+
+def test_a_film_that_finds_no_room_is_not_taken_for_whole(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))  # the encoder inherits it
+    try:
+        with pytest.raises(OSError, match="could not be written to its end"):
+            write_film(film(), tmp_path / "a.mp4", 64, 48, "skeleton")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
