@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from robot_cl.data.atomic import write_json
 from robot_cl.evaluate import Film, open_worlds
+from robot_cl.plain_files import write_whole
 
 SUFFIX = ".activity.json"
 
@@ -60,7 +60,7 @@ def _coefficients(policy: Any, obs: np.ndarray) -> list[float] | None:
 def write_activity(found: Activity, film: Path) -> Path:
     """Beside the film, whole or not at all."""
     path = film.with_suffix(SUFFIX)
-    write_json(path, asdict(found))
+    write_whole(path, json.dumps(asdict(found), indent=1, allow_nan=False) + "\n")
     return path
 
 

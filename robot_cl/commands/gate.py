@@ -48,12 +48,15 @@ def run(call: Call, options: GateOptions) -> Outcome:
 
 def keep(call: Call, options: GateOptions, verdict: GateVerdict) -> None:
     """gate.json in NEW's folder, if it is a run, for its report."""
-    from robot_cl.data.atomic import write_json
+    import json
+
+    from robot_cl.plain_files import write_whole
 
     owner = find_source(call.words[0])[1]
     if owner is not None:
         against = f"skill {options.skill}" if options.skill else call.words[1]
-        write_json(owner / "gate.json", _data(verdict) | {"against": against})
+        text = json.dumps(_data(verdict) | {"against": against}, indent=1, allow_nan=False)
+        write_whole(owner / "gate.json", text + "\n")
 
 
 def gate_two(call: Call, options: GateOptions) -> GateVerdict:
