@@ -50,6 +50,7 @@ class TrainConfig:
     out: str | None = None  # folder for the run folder; none: runs
     name: str | None = None  # of the run folder after its date; none: learner and data or task
     device: str = "auto"  # auto, cpu or cuda
+    compile: bool = False  # updates as compiled code, on a cpu: about a minute before the first, less for each after it
     tensorboard: bool = True  # write event files
     wandb: bool = False  # also log to Weights & Biases
 
