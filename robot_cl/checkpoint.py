@@ -68,6 +68,8 @@ def checkpoint_folder(path: Path | str) -> Path:
         raise FileNotFoundError(f"there is no {path}; expected a run folder such as runs/2026-01-31-NAME")
     if not pointer.exists() and (path / BASE / CARD).exists():
         raise LookupError(f"{path} is a run of many tasks without a policy of its own; its base is {path / BASE}")
+    if not pointer.exists() and (path / "jobs").is_dir():
+        raise LookupError(f"{path} is a sweep without a policy of its own; name one of {path / 'jobs'}/*/*")
     if not pointer.exists():
         raise LookupError(f"{path} has no checkpoint; expected {CHECKPOINTS}/{LAST} or {CARD} in it")
     step = pointer.read_text(encoding="utf-8").strip()

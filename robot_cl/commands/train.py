@@ -191,7 +191,8 @@ def learner_help(words: list[str]) -> str:
     name = chosen["learner"][0]
     return (
         f"learners:     {', '.join(choices('learner', config_classes()))}\n"
-        f"experiments:  {', '.join(choices('experiment'))}\n\n"
+        f"experiments:  {', '.join(choices('experiment'))}\n"
+        f"in short:     {', '.join(f'{short}= for {long}=' for short, long in SHORT.items())}\n\n"
         f"options of {name} (see those of another with robot-cl train --help learner=NAME):\n"
         + option_lines(config_class(name), prefix="learner.")
     )

@@ -262,3 +262,14 @@ def test_a_damaged_dataset_is_listed_as_such_and_not_called_unknown(cli: Cli, pl
     ran = cli("data", "check", "hopper/torn-v0")
     shutil.rmtree(folder)
     assert ran.code == 2 and f"{folder / 'meta.json'} is not readable JSON" in ran.err
+
+
+def test_a_sweep_says_where_its_policies_are(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "jobs" / "0000").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text("kind: sweep\njob: train\n")
+    ran = cli("evaluate", str(tmp_path))
+    assert ran.code == 2 and f"name one of {tmp_path}/jobs" in ran.err
+
+
+def test_short_spellings_are_in_the_help(cli: Cli) -> None:
+    assert "base= for init_from=" in cli("train", "--help").out
