@@ -145,7 +145,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def headline_entry(entries: Sequence[Entry]) -> Entry:
-    """The one to quote: of the unshifted entries (else of all) the latest checkpoint, of equals the newest.
+    """The one to quote: of the unshifted entries (else of all) the latest checkpoint, of equals that of most training
+    seeds, then the newest.
 
     Raises LookupError if there is none.
     """
@@ -153,7 +154,8 @@ def headline_entry(entries: Sequence[Entry]) -> Entry:
         raise LookupError("there is no evaluation yet; run robot-cl evaluate first")
     plain = [e for e in entries if e.shift is None] or list(entries)
     latest = max(e.step or 0 for e in plain)
-    return [e for e in plain if (e.step or 0) == latest][-1]
+    last = [e for e in plain if (e.step or 0) == latest]
+    return [e for e in last if e.members == max(e.members for e in last)][-1]
 
 
 def interval_text(value: float, ends: Sequence[float] | None, digits: int = 0) -> str:

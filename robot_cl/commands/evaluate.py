@@ -152,7 +152,10 @@ def _run_subject(source: Path, owner: Path, options: EvaluateOptions) -> Subject
         raise ValueError(f"member={options.member}, but {owner} has training seeds 0 to {members - 1}")
     out = Path(options.out) if options.out else owner
     step = int(card["step"])
-    return Subject(owner.name, _stage(owner, card, step), step, members, lambda m: load_policy(folder, m), out)
+    name, label = owner.name, _stage(owner, card, step)
+    if options.member is not None and members > 1:  # a row of its own, beside that of all seeds
+        name, label = f"{name} seed {options.member}", f"{label}, seed {options.member}"
+    return Subject(name, label, step, members, lambda m: load_policy(folder, m), out)
 
 
 def _stage(owner: Path, card: dict[str, Any], step: int) -> str:

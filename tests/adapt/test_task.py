@@ -128,6 +128,10 @@ def test_from_the_command_line_to_an_evaluation(
     assert said["card"]["held_out"].keys() == {"without flow", "with flow"} and said["wrote"] == "flow"
     assert main(["evaluate", "halfcheetah-medium", "adapt=flow", "film=0", "episodes=2", "out=.", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["evaluation"]["label"] == "halfcheetah-medium with flow"
+    assert main(["evaluate", "halfcheetah-medium", "film=0", "episodes=2", "out=.", "--json"]) == 0
+    capsys.readouterr()
+    labels = [entry["label"] for entry in json.loads(Path("evaluation.json").read_text())["entries"]]
+    assert labels == ["halfcheetah-medium with flow", "halfcheetah-medium"]  # neither takes the other's place
     for wrong in (["adapt"], ["adapt", "halfcheetah-medium", "robot=vehicle"], ["adapt", "robot=car"]):
         assert main(wrong) == 2
 

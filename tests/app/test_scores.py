@@ -58,8 +58,18 @@ def test_the_headline_is_the_latest_checkpoint_without_a_shift() -> None:
     entries = [entry([[1.0]], step=20), entry([[2.0]], step=10), entry([[3.0]], step=30, shift="gravity0.5")]
     assert headline_entry(entries).mean == 1.0
     assert headline_entry(entries[2:]).mean == 3.0
+    assert headline_entry([entry([[1.0], [3.0]]), entry([[9.0]], policy="run seed 1")]).mean == 2.0
     with pytest.raises(LookupError, match="robot-cl evaluate"):
         headline_entry([])
+
+
+def test_one_training_seed_does_not_take_the_place_of_all(run_in: Cli, place: Path, tmp_path: Path) -> None:
+    for words in ([], ["member=1"], ["member=1"]):
+        ran = run_in(place, "evaluate", "critic", "episodes=2", "film=0", f"out={tmp_path}", *words)
+        assert ran.code == 0, ran
+    whole, single = read_scores(tmp_path)
+    assert whole.members == 2 and single.members == 1 and single.returns[0] == whole.returns[1]
+    assert single.label == f"{whole.label}, seed 1" and headline_entry([whole, single]) is whole
 
 
 def test_entries_added_at_once_are_all_kept(tmp_path: Path) -> None:
