@@ -43,8 +43,8 @@ def around(subject: Subject, folder: str) -> Subject:
     from robot_cl.adapt.task import TaskLearned
 
     learned, load = TaskLearned.load(folder), subject.load
-    told = {"name": f"{subject.name} with flow", "label": f"{subject.label} with flow"}
-    return replace(subject, **told, load=lambda member: learned.wrap(load(member)))
+    name, label = f"{subject.name} with flow", f"{subject.label} with flow"
+    return replace(subject, name=name, label=label, load=lambda member: learned.wrap(load(member)))
 
 
 def _policy(call: Call, options: AdaptOptions) -> Outcome:

@@ -104,15 +104,23 @@ def write_film(call: Call, subject: Subject, film: Any, options: EvaluateOptions
 
     if film is None:
         return None
-    what = [subject.label if options.label is None else options.label, options.shift]
-    name = re.sub(r"[^A-Za-z0-9.+]+", "-", " ".join(part for part in what if part)).strip("-")
-    file = f"videos/{name}.mp4"
+    file = film_file(options.label or subject.label, options)
     with call.progress("filming") as bar:
         films.write_film(film, subject.folder / file, progress=bar)
     active = activity(subject.load(member if subject.members > 1 else None), film)
     if active is not None:
         write_activity(active, subject.folder / file)
     return file
+
+
+def film_file(label: str, options: EvaluateOptions) -> str:
+    """Of each evaluation its own: other episodes have another median one, and another caption in the report."""
+    usual = EvaluateOptions()
+    what = [label, options.shift, options.task]
+    what += [f"{options.episodes} episodes"] if options.episodes != usual.episodes else []
+    what += [f"from {options.seed}"] if options.seed != usual.seed else []
+    name = re.sub(r"[^A-Za-z0-9.+]+", "-", " ".join(part for part in what if part)).strip("-")
+    return f"videos/{name}.mp4"
 
 
 def find_subject(word: str, options: EvaluateOptions) -> Subject:

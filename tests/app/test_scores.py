@@ -115,6 +115,15 @@ def test_a_difference_of_training_seeds_is_not_one_of_runs() -> None:
     assert row.improvement is None and row.difference is None
 
 
+def test_every_evaluation_keeps_its_own_film() -> None:
+    """The report writes return and seed of the median episode under it."""
+    from robot_cl.commands.evaluate import EvaluateOptions, film_file
+
+    others = [{}, {"seed": 7}, {"episodes": 100}, {"shift": "gravity0.5"}, {"task": "hopper"}]
+    assert film_file("bc, 20 updates", EvaluateOptions()) == "videos/bc-20-updates.mp4"
+    assert len({film_file("bc", EvaluateOptions(**other)) for other in others}) == len(others)
+
+
 def test_the_report_says_which_starts_its_rows_share(tmp_path: Path) -> None:
     from robot_cl.report_sections import scores_section
     from robot_cl.run_folder import RunFolder
