@@ -88,7 +88,7 @@ def learn_stage(
         "curve": np.stack(training.curve, axis=1).tolist(),
         "steps": training.steps + after,
         "bytes": method.kept_bytes(),
-        "wall_s": round(time.monotonic() - began, 2),
+        "wall_s": round(training.earlier + time.monotonic() - began, 2),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class StageTraining:
         self.learner, self.stage, self.steps, self.points = learner, stage, spent, points
         self.last_step = stage.steps - kept_back  # the rest is needed for something else
         self.episodes, self.threads = episodes, threads
+        self.began, self.earlier = time.monotonic(), 0.0  # seconds spent by processes that were killed
         self.curve: list[np.ndarray] = []
         self.last: Transitions | None = None
         self.buffer: ReplayBuffer | None = None
@@ -95,6 +97,7 @@ class StageTraining:
             np.savez(part / "worlds.npz", **self.collector.state())  # type: ignore[arg-type]
             write_json(part / "facts.json", facts)
             write_json(part / "curve.json", [row.tolist() for row in self.curve])
+            write_json(part / "spent.json", {"wall_s": self.earlier + time.monotonic() - self.began})
         for old in saved(root)[:-1]:
             shutil.rmtree(old)
 
@@ -106,6 +109,8 @@ class StageTraining:
             self.collector.restore({name: stored[name] for name in stored.files})
         curve = json.loads((folder / "curve.json").read_text(encoding="utf-8"))
         self.steps, self.curve = int(folder.name), [np.array(row) for row in curve]
+        spent = folder / "spent.json"
+        self.earlier = float(json.loads(spent.read_text(encoding="utf-8"))["wall_s"]) if spent.exists() else 0.0
 
 
 def saved(root: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -77,6 +78,15 @@ def test_a_method_stopped_within_a_task_goes_on_to_the_same_matrix(name: str, ma
         interrupted(name, setup, after)
     assert saved(setup.folder / "progress" / "00") or (setup.folder / "00").exists()
     assert matrix_of(run_method(name, setup, QUICK)) == matrix_of(whole)
+
+
+def test_the_time_of_a_process_that_was_killed_counts(make_setup: MakeSetup) -> None:
+    setup = make_setup("stopped", tasks=1)
+    interrupted("packnet", setup, 3)
+    (spent,) = (setup.folder / "progress" / "00").glob("*/spent.json")
+    assert json.loads(spent.read_text())["wall_s"] > 0.0
+    spent.write_text('{"wall_s": 1000.0}')
+    assert run_method("packnet", setup, QUICK)[0]["wall_s"] > 1000.0
 
 
 def test_a_run_killed_with_sigkill_is_finished_by_another_process_with_the_same_numbers(tmp_path: Path) -> None:
