@@ -30,6 +30,7 @@ Act = Callable[[Tensor], Tensor]
 Value = Callable[[Tensor, Tensor], Tensor]
 Ends = Callable[[Tensor], Tensor]
 Away = Callable[[Tensor, Tensor], Tensor]
+DOUBT_ROWS, RARE = 5000, 0.001  # rows of the data that say how far models disagree there; the share that is rare
 
 
 class Score(StrEnum):
@@ -41,11 +42,15 @@ class Score(StrEnum):
 
 @dataclass(frozen=True)
 class Earning:
-    """How rollouts earn: `scale` () brings the models' rewards to the unit of `value`, raw obs (P, R, ·) -> (P, R)."""
+    """How rollouts earn: `scale` () brings the models' rewards to the unit of `value`, raw obs (P, R, ·) -> (P, R).
+
+    `price` (P,) is what a unit of `disagreement` costs at each step, in the models' reward; None: nothing.
+    """
 
     scale: Tensor
     discount: float
     value: Callable[[Tensor], Tensor]
+    price: Tensor | None = None
 
 
 @dataclass
@@ -60,12 +65,13 @@ class GateConfig:
     reach: float = 0.5  # farthest mean distance from the clone, in its own deviations, times the trust in advantages
     margin: float = 0.1  # share of the data's range by which imagined states may leave it
     noise: bool = True  # draw the models' noise, the same for all policies; false: their mean
+    doubt: float = 0.0  # what models that disagree as at the rarest thousandth of the data cost, in rewards' deviations
     end_steps: int = 1500  # gradient steps of the model of where episodes end, if the data has such ends
 
     def __post_init__(self) -> None:
         if min(self.every, self.horizon, self.starts, self.end_steps) < 1:
             raise ValueError("gate.every, gate.horizon, gate.starts and gate.end_steps must be at least 1")
-        for name in ("confidence", "margin", "reach"):
+        for name in ("confidence", "margin", "reach", "doubt"):
             if getattr(self, name) < 0.0:
                 raise ValueError(f"gate.{name} is {getattr(self, name)}; it must not be negative")
 
@@ -126,6 +132,9 @@ def scores(
             total.add_(alive * value(obs.reshape(P, -1, width), action.reshape(P, E * n * K, -1)).view(P, E, n, K))
         else:
             reward = torch.stack([_reward(models[p], obs[p], action[p]) for p in range(P)])
+            if earning.price is not None:
+                doubt = torch.stack([disagreement(models[p], obs[p], action[p]) for p in range(P)])
+                reward = reward - earning.price.view(P, 1, 1, 1) * doubt
             total.add_(alive * weight * earning.scale * reward)
             weight.mul_(earning.discount)
         raw = torch.stack([_advance(models[p], obs[p], action[p], drawn[p], config.noise) for p in range(P)])
@@ -165,6 +174,17 @@ def _reward(model: Ensemble, obs: Tensor, action: Tensor) -> Tensor:
     E, n, K, _ = obs.shape
     x = model.input_norm(model.features(obs.reshape(E, n * K, -1), action.reshape(E, n * K, -1)))
     return model.reward_norm.inverse(model.reward_net(x)[..., :1]).view(E, n, K)
+
+
+def disagreement(model: Ensemble, obs: Tensor, action: Tensor) -> Tensor:
+    """How far one member is at most from the mean of all, about the same rows: (..., ·) twice -> (...).
+
+    Root mean square over the dimensions, in deviations of the data's changes: what members were not shown they do not
+    know alike (Yu et al. 2020, "MOPO", whose penalty this is with an ensemble's spread).
+    """
+    rows = obs.reshape(1, -1, obs.shape[-1]), action.reshape(1, -1, action.shape[-1])
+    said = model.changes(*(x.expand(model.config.members, -1, -1) for x in rows))[0] / model.delta_scale
+    return (said - said.mean(0)).square().mean(-1).sqrt().amax(0).view(obs.shape[:-1])
 
 
 def lower_bound(difference: Tensor, confidence: float) -> Tensor:
@@ -242,6 +262,16 @@ class Gate(nn.Module):
             self.starts[p] = data.obs[rows.to(data.obs.device)].to(self.starts)
             self.noise_seeds[p] = torch.randint(2**31, (), generator=rng)
         return losses
+
+    @torch.no_grad()
+    def price(self, data: Transitions) -> Tensor | None:
+        """`Earning.price` on raw data (N,): `doubt` deviations of the reward for what is rare there; None without."""
+        if not self.config.doubt:
+            return None
+        rows = torch.linspace(0, len(data) - 1, min(len(data), DOUBT_ROWS), device=data.obs.device).long()
+        models = [m for m in self.models if isinstance(m, Ensemble)]
+        rare = [disagreement(m, data.obs[rows], data.action[rows]).quantile(1.0 - RARE) for m in models]
+        return torch.stack([self.config.doubt * m.reward_scale / r for m, r in zip(models, rare, strict=True)])
 
     def judge(self, act: Act, value: Value, away: Away | None = None, earning: Earning | None = None) -> Scores:
         """Scores of all P·n policies; see `scores`."""

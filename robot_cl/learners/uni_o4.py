@@ -74,6 +74,7 @@ class UniO4(PPO):
         self.extra["rollouts"] = torch.zeros((), dtype=torch.int64)
         self.extra["chosen"] = torch.zeros(self.seeds, dtype=torch.int64)
         self.data: Transitions | None = None
+        self._price: Tensor | None = None  # of doubt, from data and models
         self.best: Sampler | None = None
 
     def _members(self) -> StackedGaussianActor:
@@ -209,6 +210,7 @@ class UniO4(PPO):
         """Phase 2, and the scores that the first candidates have to beat."""
         assert self.data is not None
         losses = self.gate.fit(self.data, self.config.fit, self.rng)
+        self._price = None
         self.gate.trust.copy_(self.fit_advantages(self.data))
         for moment in self.opts["members"].state.values():
             moment.zero_()
@@ -297,7 +299,9 @@ class UniO4(PPO):
             return self.v(self.actor.normalizer(obs))
 
         returns = self.config.gate.score is Score.returns
-        earning = Earning(self.extra["reward_scale"], self.config.discount, value) if returns else None
+        if self._price is None and self.data is not None:
+            self._price = self.gate.price(self.data)
+        earning = Earning(self.extra["reward_scale"], self.config.discount, value, self._price) if returns else None
         return self.gate.judge(policies.mode, self.value, self.away if watch else None, earning)
 
     def away(self, obs: Tensor, action: Tensor) -> Tensor:

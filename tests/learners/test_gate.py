@@ -9,7 +9,17 @@ from dynamics.losses import nll
 from policies.networks import generators
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
-from robot_cl.learners.gate import EndModel, GateConfig, accepts, lower_bound, scores, spearman
+from robot_cl.learners.gate import (
+    Earning,
+    EndModel,
+    Gate,
+    GateConfig,
+    accepts,
+    disagreement,
+    lower_bound,
+    scores,
+    spearman,
+)
 
 OFFSET = 50.0  # the state's mean: a model fed with normalised states (around 0) is far outside its data
 
@@ -126,6 +136,37 @@ def test_nothing_is_earned_after_an_end(model, data):
         config = GateConfig(horizon=horizon)
         each = scores([model], lambda obs: act(one, obs), paid, starts, 1, config, [0], ends).each
         torch.testing.assert_close(each, torch.full((1, 1, 2), wanted))
+
+
+def test_members_disagree_most_about_what_the_data_does_not_show(model, data):
+    near = disagreement(model, data.obs[:200], data.action[:200])
+    far = disagreement(model, data.obs[:200] + 8.0, data.action[:200])
+    assert near.shape == (200,) and far.median() > 5.0 * near.median()
+    apart = model.changes(data.obs[:1].expand(2, -1, -1), data.action[:1].expand(2, -1, -1))[0] / model.delta_scale
+    by_hand = (0.5 * (apart[0, 0] - apart[1, 0])).square().mean().sqrt()  # of two each is as far from their mean
+    torch.testing.assert_close(near[0], by_hand)
+
+
+def test_what_models_disagree_about_costs_its_price(model, data):
+    starts, gain, price = data.obs[:8].unsqueeze(0), torch.ones(1, 1, 1), torch.tensor([3.0])
+
+    def judge(asked):
+        earning = Earning(torch.tensor(0.5), 0.9, lambda obs: obs[..., 0], asked)
+        how = ([model], lambda obs: act(gain, obs), value, starts, 1, GateConfig(horizon=1), [0])
+        return scores(*how, earning=earning).each[0, 0]
+
+    cost = 0.5 * 3.0 * disagreement(model, starts[0], act(1.0, starts[0])).mean()
+    torch.testing.assert_close(judge(None) - judge(price), cost.expand(2), rtol=1e-3, atol=1e-4)
+
+
+def test_the_price_is_in_deviations_of_the_reward_for_what_is_rare_in_the_data(model, data):
+    config = GateConfig(starts=4, doubt=2.0)
+    gate = Gate(2, 1, 1, 3, config, EnsembleConfig(3, 2, (32, 32), (8,)), Normalizer(2))
+    gate.models[0].load_state_dict(model.state_dict())
+    rare = disagreement(model, data.obs, data.action).quantile(0.999)
+    torch.testing.assert_close(gate.price(data), (2.0 * model.reward_scale / rare).view(1))
+    gate.config = GateConfig(starts=4)
+    assert gate.price(data) is None
 
 
 def test_ends_are_learned_from_the_data_and_none_are_seen_where_it_has_none(data):
