@@ -120,7 +120,7 @@ def read_scores(folder: Path) -> list[Entry]:
         if data["format"] != FORMAT:
             raise ValueError(f"{path} has format {data['format']}, this version reads {FORMAT}; evaluate again")
         return [Entry(**entry) for entry in data["entries"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as problem:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as problem:
         raise ValueError(f"{path} is damaged ({problem}); delete it and evaluate again") from None
 
 

@@ -138,5 +138,5 @@ def read(folder: Path) -> dict[str, Any]:
         if data["format"] != FORMAT:
             raise ValueError(f"{path} has format {data['format']}, this version reads {FORMAT}")
         return data
-    except (json.JSONDecodeError, KeyError, TypeError) as problem:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as problem:
         raise ValueError(f"{path} is damaged ({problem}); run robot-cl continual again") from None

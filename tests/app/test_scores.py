@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from robot_cl.compare import compare
+from robot_cl.continual import summary
 from robot_cl.scores import Entry, add_score, headline_entry, interval_text, read_scores
 
 Cli = Callable[..., Any]
@@ -88,6 +89,12 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"evaluation\.json") as caught:
             read_scores(tmp_path)
         assert "\n" not in str(caught.value)
+    (tmp_path / "evaluation.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"evaluation\.json is damaged"):
+        read_scores(tmp_path)
+    (tmp_path / "continual.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"continual\.json is damaged"):
+        summary.read(tmp_path)
 
 
 def test_a_better_run_is_said_to_be_better() -> None:
