@@ -48,7 +48,7 @@ def continual_section(run: RunFolder) -> dict[str, Any] | None:
 
 
 def continual_headline(run: RunFolder) -> str:
-    """One sentence: what came of the stream for the first method."""
+    """One sentence: what came of the stream for the library, else for the method that ends highest."""
     if not (run.path / summary.FILE).exists():
         return "A stream of tasks, not finished yet."
     data = summary.read(run.path)
