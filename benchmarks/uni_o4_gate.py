@@ -46,6 +46,8 @@ def load_learner(run: Path) -> UniO4:
     config, options = read_config(run)
     assert isinstance(options, UniO4Config)
     state = load_resume(checkpoint_folder(run))[0]
+    for name in [n for n in state if n.startswith("nets.actor.")]:  # cells from before policies were averaged online
+        state.setdefault(name.replace("nets.actor.", "nets.average.", 1), state[name])
     obs_dim = state["nets.actor.normalizer.mean"].shape[-1]
     act_dim = state["nets.q.net.layers.0.weight"].shape[-1] - obs_dim
     learner = UniO4(options, obs_dim, act_dim, config.seeds)
