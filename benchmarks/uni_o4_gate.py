@@ -46,11 +46,12 @@ def load_learner(run: Path) -> UniO4:
     config, options = read_config(run)
     assert isinstance(options, UniO4Config)
     state = load_resume(checkpoint_folder(run))[0]
-    for name in [n for n in state if n.startswith("nets.actor.")]:  # cells from before policies were averaged online
-        state.setdefault(name.replace("nets.actor.", "nets.average.", 1), state[name])
     obs_dim = state["nets.actor.normalizer.mean"].shape[-1]
     act_dim = state["nets.q.net.layers.0.weight"].shape[-1] - obs_dim
     learner = UniO4(options, obs_dim, act_dim, config.seeds)
+    for name, copy in ((n, n.split(".", 2)) for n in learner.state_dict()):
+        if name not in state and copy[0] == "nets":  # older cells lack copies of the policy for the online part
+            state[name] = state[f"nets.actor.{copy[2]}"]
     learner.load_state_dict(state)
     return learner
 
