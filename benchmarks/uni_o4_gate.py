@@ -112,6 +112,7 @@ def ranking(
     for doubt, horizon in ((0.0, own.horizon), *((DOUBT, own.horizon * k // 4) for k in (1, 4, 16))):
         learner.gate.config = replace(own, doubt=doubt, horizon=horizon)
         price = learner.gate.price(data)
+        price = None if price is None else price[:1]
         earns = Earning(learner.extra["reward_scale"], learner.config.discount, after, price) if returns else None
         how = (len(actors), learner.gate.config, seeds, first_only, None, earns)
         found[doubt, horizon] = gate.scores(models, act, value, starts, *how).each[0].mean(-1)
