@@ -421,8 +421,12 @@ def test_run_ends_with_a_stop_command_also_on_a_signal(make_rig: MakeRig, number
     rig = make_rig(listeners=(Killer(),))
     rig.runner.enable()
     rig.runner.start()
-    with stop_on_signals(rig.runner):
-        rig.runner.run(duration=60.0)
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup, or in the background, some are ignored
+    try:
+        with stop_on_signals(rig.runner):
+            rig.runner.run(duration=60.0)
+    finally:
+        signal.signal(number, before)
     assert 0.5 < rig.elapsed < 0.6 and rig.runner.mode is Mode.ESTOP
     assert (rig.commands[-1] == rig.commands[-2]).all() and len(rig.commands) == pytest.approx(27, abs=1)
 

@@ -171,7 +171,7 @@ def test_a_learner_of_weights_comes_back_and_gives_no_start_away(transitions):
 
 @pytest.mark.parametrize("trainable", [Trainable.adapter, Trainable.weights])
 def test_a_skill_needs_a_policy_to_adapt(trainable):
-    with pytest.raises(ValueError, match=f"trainable={trainable} .*init_from"):
+    with pytest.raises(ValueError, match=f"trainable={trainable} .*base=RUN"):
         learner_class("bc")(BCConfig(trainable=trainable), 4, 2)
 
 

@@ -147,7 +147,7 @@ def test_what_is_dropped_follows_the_seed_alone():
 def test_another_kind_of_policy_is_refused_by_name(transitions):
     with pytest.raises(ValueError, match="BC trains gaussian policies, not a flow one"):
         BC(BCConfig(), 4, 2, actor=actor("flow"))
-    with pytest.raises(ValueError, match="init_from"):
+    with pytest.raises(ValueError, match="base=RUN"):
         build(replace(TINY, trainable=Trainable.adapter))
     with pytest.raises(ValueError, match=r"expectile is 1\.5"):
         PSECConfig(expectile=1.5)
