@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,9 +91,12 @@ def evaluate_subject(
             )
     if films is not None and results[0].film is not None:
         films.append(results[0].film)
+    entry = combine(options.label or subject.label, subject.name, subject.step, results, None)
+    add_score(subject.folder, entry)  # before the film, which may fail
     film = write_film(call, subject, results[0].film, options, members[0]) if options.film else None
-    entry = combine(options.label or subject.label, subject.name, subject.step, results, film)
-    add_score(subject.folder, entry)
+    if film is not None:
+        entry = replace(entry, film=film)
+        add_score(subject.folder, entry)
     return entry
 
 

@@ -73,6 +73,18 @@ def test_one_training_seed_does_not_take_the_place_of_all(run_in: Cli, place: Pa
     assert single.label == f"{whole.label}, seed 1" and headline_entry([whole, single]) is whole
 
 
+def test_an_evaluation_outlives_its_film(run_in: Cli, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "videos").write_text("where films would go")
+    ran = run_in(place, "evaluate", "critic", "episodes=2", "film=0.2", f"out={tmp_path}")
+    assert ran.code == 2 and "videos" in ran.err
+    (entry,) = read_scores(tmp_path)
+    assert len(entry.returns) == 2 and entry.film is None
+    (tmp_path / "videos").unlink()
+    assert run_in(place, "evaluate", "critic", "episodes=2", "film=0.2", f"out={tmp_path}").code == 0
+    (again,) = read_scores(tmp_path)
+    assert again.returns == entry.returns and again.film is not None and (tmp_path / again.film).exists()
+
+
 def test_entries_added_at_once_are_all_kept(tmp_path: Path) -> None:
     def add(k: int) -> None:
         for i in range(5):
