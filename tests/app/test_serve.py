@@ -218,6 +218,8 @@ def test_a_damaged_run_is_a_line_with_its_problem(client: TestClient, index: Run
     (run / "config.yaml").write_text("a: [1, 2\nb: }")
     index.refresh()
     assert read_line(run).problem and "damaged" in names(client)
+    (run / "config.yaml").write_text(f"task: !!python/object/apply:os.mkdir ['{root / 'made'}']\n")
+    assert "constructor" in read_line(run).problem and not (root / "made").exists()
     (run / "config.yaml").write_text("task: hopper\n")
     (run / "evaluation.json").write_text('{"entries": [{"mean": "much"}]}')
     assert "could not convert" in read_line(run).problem

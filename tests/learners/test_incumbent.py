@@ -97,15 +97,21 @@ def test_the_loaded_policy_is_published_until_a_challenger_has_surely_earned_mor
     assert learner.incumbent.taken_over.tolist() == [1]
 
 
-@pytest.mark.parametrize("earned", [[80.0], [100.4, 98.0], [101.0, 99.5, 101.0, 99.5]])
-def test_a_challenger_that_earns_less_or_not_surely_more_is_given_up(earned):
-    learner = off_policy()
+def about_to_challenge(learner):
+    """The incumbent has earned 100 and its learner has moved on: whoever plays next is a challenger."""
     for value in (99.0, 101.0):
         episode(learner, value)
     first = weights(learner.policy())
     episode(learner, 100.0)
     move(learner)
     episode(learner, 100.0)
+    return first
+
+
+@pytest.mark.parametrize("earned", [[80.0], [100.4, 98.0], [101.0, 99.5, 101.0, 99.5]])
+def test_a_challenger_that_earns_less_or_not_surely_more_is_given_up(earned):
+    learner = off_policy()
+    first = about_to_challenge(learner)
     for value in earned:
         assert episode(learner, value).item() == Role.challenger
     assert learner.incumbent.taken_over.tolist() == [0]
@@ -201,12 +207,7 @@ def test_candidates_are_tried_in_turn(transitions):
 @pytest.mark.parametrize("earned, back", [(70.0, True), (90.0, False)])
 def test_learning_goes_on_from_the_incumbent_where_a_challenger_has_lost_much(earned, back):
     learner = off_policy(lost=0.2)
-    for value in (99.0, 101.0):
-        episode(learner, value)
-    first = weights(learner.policy())
-    episode(learner, 100.0)
-    move(learner)
-    episode(learner, 100.0)
+    first = about_to_challenge(learner)
     assert episode(learner, earned).item() == Role.challenger
     for candidate in (learner.actor, *learner.candidates):
         assert torch.equal(weights(candidate), first) == back

@@ -29,6 +29,18 @@ class PlainNet(nn.Module):
         return self.leave(torch.tanh(h + self.block(self.norm(h))))
 
 
+SHAPES = {"net.0": (8, 6), "net.1": (3, 8)}
+HEADER = Header("b" * 64, "i" * 64, "n" * 64)
+
+
+def random_skill(seed: int) -> Adapter:
+    """For a library of `SHAPES` and `HEADER`."""
+    rng, layers = torch.Generator().manual_seed(seed), {}
+    for name, (d_out, d_in) in SHAPES.items():
+        layers[name] = Factors(torch.randn(2, d_in, generator=rng), torch.randn(d_out, 2, generator=rng))
+    return Adapter(layers, HEADER)
+
+
 @pytest.fixture(params=["stacked", "plain"])
 def base(request: pytest.FixtureRequest) -> nn.Module:
     """An untrained base: stacked layers of population 1, or torch.nn.Linear."""

@@ -9,19 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from policies.adapter import Adapter, Factors, Header
 from policies.journal import Journal
 from policies.library import Library
-
-SHAPES = {"net.0": (8, 6), "net.1": (3, 8)}
-HEADER = Header("b" * 64, "i" * 64, "n" * 64)
-
-
-def random_skill(seed: int) -> Adapter:
-    rng, layers = torch.Generator().manual_seed(seed), {}
-    for name, (d_out, d_in) in SHAPES.items():
-        layers[name] = Factors(torch.randn(2, d_in, generator=rng), torch.randn(d_out, 2, generator=rng))
-    return Adapter(layers, HEADER)
+from tests.policies.conftest import HEADER, SHAPES, random_skill
 
 
 def publisher(root: str, who: int, count: int, barrier: object) -> None:
