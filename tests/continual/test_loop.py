@@ -204,7 +204,10 @@ def test_after_a_false_alarm_learning_goes_on_and_after_a_true_one_begins_anew(m
     life, collector, here, other = alarmed(make_setup(seeds=1))
     method, learner, steps = life.method, life.learner, 0
     while len(life.alarms) < 2:
-        steps += life._round(collector, here, 0, steps)
+        alarms = len(life.alarms)
+        taken = life._round(collector, here, 0, steps)
+        steps += taken
+        assert (taken > 8 * collector.worlds) == (len(life.alarms) > alarms), "looking again is paid for"
         assert (life.learner, life.trained, method.learning) == (learner, steps, learner)
     assert (len(method.contexts), len(method.routes), len(method.libraries[0])) == (1, 0, 0)
     while len(life.alarms) < 3:

@@ -223,10 +223,12 @@ def test_a_mistake_in_a_robot_file_is_named(arm_dict: dict, change: Callable, wo
 
 def test_yaml_that_would_run_code_or_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    for text in ("!!python/object/apply:os.system ['true']", "name: [", "just text", "- 1", "name: a\nname: b"):
+    made = tmp_path / "made"
+    for text in (f"!!python/object/apply:os.mkdir ['{made}']", "name: [", "just text", "- 1", "name: a\nname: b"):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"r\.yaml"):
             load_robot(path)
+    assert not made.exists()
 
 
 def test_histories_scales_and_clips_are_built_by_name(arm_dict: dict) -> None:
