@@ -5,7 +5,7 @@ They are what an action flow is held against, and the first is its judge.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,39 +13,68 @@ import torch
 from torch import Tensor
 
 from dynamics.ensemble import Ensemble
-from dynamics.fit import OnlineConfig, gradient_step, optimiser
-from dynamics.losses import Errors
+from dynamics.fit import OnlineConfig
 from policies.policy import Policy
 
 Reward = Callable[[Tensor, Tensor, Tensor], Tensor]  # obs, action, next obs (rows, ·) -> (rows,)
 
 
+class RowAdam:
+    """Adam (Kingma and Ba 2015, algorithm 1) for parameters (B, ...), each row with its own count of steps: one that
+    begins later than others does not take over their bias correction, with which it would move too far at first."""
+
+    def __init__(self, parameters: Iterable[Tensor], rows: int, lr: float):
+        self.parameters, self.lr, self.count = list(parameters), lr, torch.zeros(rows, dtype=torch.int64)
+        self.first, self.second = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
+
+    def reset(self, rows: Tensor) -> None:
+        """As if these rows, a bool mask or indices, had never taken a step."""
+        self.count[rows] = 0
+        for moment in (*self.first, *self.second):
+            moment[rows] = 0.0
+
+    @torch.no_grad()
+    def step(self, gradients: Iterable[Tensor], rows: Tensor) -> None:
+        """Move these rows (B,) bool down their gradients, alike in shape to the parameters, and leave the others."""
+        self.count += rows
+        at = slice(None) if rows.all() else rows  # a view where there is nobody to leave out
+        counts = self.count[at].double()
+        size, root = self.lr / (1.0 - 0.9**counts), (1.0 - 0.999**counts).sqrt()
+        for p, gradient, first, second in zip(self.parameters, gradients, self.first, self.second, strict=True):
+            per_row, g = (-1, *[1] * (p.dim() - 1)), gradient[at]
+            first[at] = first[at].lerp(g, 0.1)
+            second[at] = second[at].lerp(g.square(), 0.001)
+            far = first[at] / (second[at].sqrt() / root.view(per_row).float() + 1e-8)
+            p[at] -= size.view(per_row).float() * far
+
+
 class RowModels:
-    """One model per row of a batch of robots, each a copy of the best elite, updated from its own robot alone. Adam's
-    count of steps is one for all rows: one that begins later than others moves up to six times faster at first.
+    """One model per row of a batch of robots, each a copy of the best elite, updated from its own robot alone: what a
+    row learns, and from which draws, does not depend on how many others there are or when they learn.
 
     Remembers the models, their optimiser and the newest `capacity` transitions of each row. Serves as judge of a
     `ReshapedPolicy` and, through `returns`, as the model of a planner. `leads` (B,) says in which rows the planner is
-    to use them (all, unless a `ReshapedPolicy` decides); the others plan with the nominal model.
+    to use them (all, unless a `ReshapedPolicy` decides); the others plan with the nominal model. `start` holds one
+    model for each row to begin with instead, of the nominal one's shape and statistics.
     """
 
     leads: Tensor
 
-    def __init__(self, model: Ensemble, config: OnlineConfig, rng: torch.Generator):
-        self.nominal, self.config, self.rng = model.subset(model.elites[:1]), config, rng
+    def __init__(self, model: Ensemble, config: OnlineConfig, rng: torch.Generator, start: Ensemble | None = None):
+        self.nominal, self.config, self.rng, self.start = model.subset(model.elites[:1]), config, rng, start
         self._begin(0)
 
     def reset(self, rows: np.ndarray | None = None) -> None:
-        """Back to the nominal model: all rows, or these (bool mask or indices)."""
-        if rows is None:
+        """Back to what they began with: all rows, or these (bool mask or indices)."""
+        if rows is None or not len(self._held):
             self._begin(0)
             return
         at = torch.as_tensor(rows)
         with torch.no_grad():
-            for mine, original in zip(self.models.parameters(), self.nominal.parameters(), strict=True):
-                mine[at] = original
-        for state in self._opt.state.values():
-            state["exp_avg"][at], state["exp_avg_sq"][at] = 0.0, 0.0
+            originals = self._fresh(len(self._held)).parameters()
+            for mine, original in zip(self.models.parameters(), originals, strict=True):
+                mine[at] = original[at]
+        self._opt.reset(at)
         self._held[at] = 0
 
     def forget(self, rows: Tensor) -> None:
@@ -54,7 +83,7 @@ class RowModels:
             self._held[rows] = 0
 
     def observe(self, obs: Tensor, action: Tensor, next_obs: Tensor, fresh: Tensor) -> None:
-        """Remember one transition per row where `fresh`, then take the configured gradient steps."""
+        """Remember one transition of each row where `fresh` (B,), and take the configured gradient steps there."""
         if len(obs) != len(self._held):
             self._begin(len(obs))
         rows = torch.nonzero(fresh)[:, 0]
@@ -63,12 +92,13 @@ class RowModels:
         at = rows * self.config.capacity + self._held[rows] % self.config.capacity
         self.obs[at], self.action[at], self.next_obs[at] = obs[rows], action[rows], next_obs[rows]
         self._held[rows] += 1
-        have = self._held.clamp(1, self.config.capacity).unsqueeze(-1)
-        offset = torch.arange(len(self._held)).unsqueeze(-1) * self.config.capacity
-        with torch.enable_grad():
-            for _ in range(self.config.steps):
-                draw = torch.rand(len(have), self.config.batch, generator=self.rng)
-                gradient_step(self.models, self._opt, self._loss, self, offset + (draw * have).long())
+        have = self._held.clamp(1, self.config.capacity).view(-1, 1, 1)
+        draw = torch.zeros(len(have), self.config.steps, self.config.batch)
+        for row in rows.tolist():
+            draw[row] = torch.rand(draw.shape[1:], generator=self._rngs[row])
+        offset = torch.arange(len(have)).view(-1, 1, 1) * self.config.capacity
+        for index in (offset + (draw * have).long()).unbind(1):
+            self._opt.step(self._gradients(index), fresh)
 
     @torch.no_grad()
     def predict(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -96,18 +126,29 @@ class RowModels:
             mixed.copy_(torch.where(self.leads.view(-1, *[1] * (mine.dim() - 1)), mine, original))
         return self._mixed
 
-    def _loss(self, e: Errors) -> Tensor:
-        """Normalised state error; a row that has seen nothing yet learns nothing."""
-        return (e.state / e.state_scale).square().mean((-1, -2)) * (self._held > 0)
+    def _gradients(self, index: Tensor) -> list[Tensor]:
+        """Of the normalised state error of row b on the transitions index[b], (B, batch)."""
+        with torch.enable_grad():
+            delta, _ = self.models.means(self.obs[index], self.action[index], with_reward=False)
+            error = self.models.wrap_angles(self.obs[index] + delta - self.next_obs[index]) / self.models.delta_scale
+            return list(torch.autograd.grad(error.square().mean((-1, -2)).sum(), self._opt.parameters))
+
+    def _fresh(self, rows: int) -> Ensemble:
+        """A copy of what `rows` rows begin with."""
+        if self.start is None:
+            return self.nominal.subset(torch.zeros(max(rows, 1), dtype=torch.int64))
+        if rows and rows != self.start.config.members:
+            raise ValueError(f"start holds {self.start.config.members} models for {rows} rows; pass one per row")
+        return self.start.subset(torch.arange(self.start.config.members))
 
     def _begin(self, rows: int) -> None:
-        self.models = self.nominal.subset(torch.zeros(max(rows, 1), dtype=torch.int64))
-        self._mixed = self.nominal.subset(torch.zeros(max(rows, 1), dtype=torch.int64))
-        self._opt = optimiser(self.models, self.config.lr, (0.0,))
+        self.models, self._mixed = self._fresh(rows), self._fresh(rows)
+        self._opt = RowAdam(self.models.state_net.parameters(), rows, self.config.lr)
+        seed = int(torch.randint(2**40, (), generator=self.rng))
+        self._rngs = [torch.Generator().manual_seed(seed + row) for row in range(rows)]
         size, d = rows * self.config.capacity, self.nominal.obs_dim
         self.obs, self.next_obs = torch.zeros(size, d), torch.zeros(size, d)
-        self.action, self.reward = torch.zeros(size, self.nominal.act_dim), torch.zeros(size)
-        self.terminated, self._held = torch.zeros(size), torch.zeros(rows, dtype=torch.int64)
+        self.action, self._held = torch.zeros(size, self.nominal.act_dim), torch.zeros(rows, dtype=torch.int64)
         self.leads = torch.ones(rows, dtype=torch.bool)
 
 

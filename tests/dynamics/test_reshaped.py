@@ -298,6 +298,40 @@ def test_every_row_has_a_model_that_learns_from_its_own_robot_alone(vehicle: Sim
     torch.testing.assert_close(miss()[1], first[1])
 
 
+def test_a_row_learns_as_it_would_alone_whenever_its_neighbour_learns(vehicle: SimpleNamespace) -> None:
+    config, gains = OnlineConfig(capacity=16, batch=8, lr=3e-3, steps=3), vehicle.with_gains(-1.0, 1.0)
+    pair, alone = (RowModels(vehicle.model, config, vehicle.rng()) for _ in range(2))
+    pair.predict(vehicle.poses(2, 0), vehicle.actions(2, 1))
+    for t in range(40):  # the neighbour begins 20 steps earlier, and then takes turns with the row
+        obs, action = vehicle.poses(2, t), vehicle.actions(2, 100 + t)
+        after, mine = gains(obs, action), t >= 20 and t % 3 != 0
+        pair.observe(obs, action, after, torch.tensor([mine, t % 3 != 1]))
+        if t == 30:
+            pair.forget(torch.tensor([True, False]))
+            alone.forget(torch.tensor([True]))
+        alone.observe(obs[:1], action[:1], after[:1], torch.tensor([mine]))
+    for both, one in zip(pair.models.parameters(), alone.models.parameters(), strict=True):
+        torch.testing.assert_close(both[:1], one)
+    pair.reset(np.array([True, False]))
+    for both, original in zip(pair.models.parameters(), pair.nominal.parameters(), strict=True):
+        assert torch.equal(both[:1], original)
+
+
+def test_rows_may_begin_with_models_of_their_own(vehicle: SimpleNamespace) -> None:
+    start, obs, action = vehicle.model.subset(torch.tensor([1, 0])), vehicle.poses(2, 0), vehicle.actions(2, 1)
+    rows = RowModels(vehicle.model, OnlineConfig(lr=0.05), vehicle.rng(), start)
+    with torch.no_grad():
+        said = start.advance(obs, start.means(obs.unsqueeze(1), action.unsqueeze(1), with_reward=False)[0][:, 0])
+    torch.testing.assert_close(rows.predict(obs, action), said)
+    rows.observe(obs, action, obs + 1.0, torch.ones(2, dtype=torch.bool))
+    rows.reset(np.array([1]))
+    now = rows.predict(obs, action)
+    torch.testing.assert_close(now[1], said[1])
+    assert (now[0] - said[0]).abs().max() > 0.01
+    with pytest.raises(ValueError, match="2 models for 3 rows"):
+        rows.predict(vehicle.poses(3, 0), vehicle.actions(3, 1))
+
+
 def test_rows_that_do_not_lead_plan_with_the_nominal_model(vehicle: SimpleNamespace) -> None:
     rows, obs = RowModels(vehicle.model, OnlineConfig(lr=0.05, steps=20), vehicle.rng()), vehicle.poses(2, 0)
     action = vehicle.actions(2, 1)
