@@ -69,6 +69,7 @@ SIZES = {
     "gpu": Sizes(256, 1.0, 0.5, clones=1.0),
     "gpu-half": Sizes(256, 0.5, 0.5, clones=1.0),
     "gpu-brisk": Sizes(256, 2.0, 0.5, clones=1.0),
+    "gpu-eager": Sizes(256, 4.0, 0.5, clones=1.0),
     "sweep": Sizes(256, 0.25, 0.5),
     "small-sweep": Sizes(128, 0.25, 0.3),
 }
@@ -145,6 +146,20 @@ TRIALS = {
     ),
     "wsrl, tight, comes back": Method(
         lambda: WSRLConfig(kl_per_action=0.05, anchor_tau=3e-4), online=True, start="near-best bc", cost=5.3
+    ),
+    "wsrl, doubts": Method(lambda: WSRLConfig(doubt=1.0), online=True, start="near-best bc", cost=5.3),
+    "wsrl, patient": Method(lambda: WSRLConfig(actor_every=4), online=True, start="near-best bc", cost=5.3),
+    "wsrl, patient, doubts": Method(
+        lambda: WSRLConfig(actor_every=4, doubt=1.0), online=True, start="near-best bc", cost=5.3
+    ),
+    "wsrl, patient, old data": Method(
+        lambda: WSRLConfig(actor_every=4, offline_share=0.5), online=True, start="near-best bc", cost=5.3
+    ),
+    "wsrl, patient, doubts, old data": Method(
+        lambda: WSRLConfig(actor_every=4, doubt=1.0, offline_share=0.5), online=True, start="near-best bc", cost=5.3
+    ),
+    "wsrl, patient, quick": Method(
+        lambda: WSRLConfig(actor_every=4, lr=1e-3), online=True, start="near-best bc", cost=5.3
     ),
     "moorl, each update": Method(lambda: MOORLConfig(inner=1, meta=1.0, **BRISK), online=True, cost=5.5),
     "moorl, each update, whole batches": Method(

@@ -117,7 +117,10 @@ class Temperature(nn.Module):
 
 @dataclass
 class SoftNets:
-    """What one update works on; `draws` has one generator per member (several members may share one)."""
+    """What one update works on; `draws` has one generator per member (several members may share one).
+
+    `doubt`: standard deviations between more than two critics that are taken off what the actor maximises.
+    """
 
     actor: StackedGaussianActor
     critic: StackedQ
@@ -125,6 +128,7 @@ class SoftNets:
     temperature: Temperature
     opts: dict[str, FlatAdam]
     draws: Draws
+    doubt: float = 0.0
 
     def sample(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z (P, B, obs_dim) normalised -> action in [-1, 1] (P, B, act_dim) and log π (P, B), reparametrised."""
@@ -167,9 +171,12 @@ def step_critic(soft: SoftNets, loss: Tensor) -> None:
     soft.opts["critic"].step()
 
 
-def ensemble_value(q: Tensor) -> Tensor:
-    """What the actor maximises: the minimum of two critics, the mean of more (REDQ, Chen et al. 2021)."""
-    return q.amin(1) if q.shape[1] <= 2 else q.mean(1)
+def ensemble_value(q: Tensor, doubt: float = 0.0) -> Tensor:
+    """What the actor maximises: the minimum of two critics, the mean of more (REDQ, Chen et al. 2021) less `doubt` of
+    their standard deviations."""
+    if q.shape[1] <= 2:
+        return q.amin(1)
+    return q.mean(1) - doubt * q.std(1) if doubt else q.mean(1)
 
 
 @contextmanager
@@ -191,7 +198,7 @@ def step_actor(soft: SoftNets, z: Tensor, penalty: Penalty | None = None) -> tup
     heads = soft.actor.heads(z)
     with frozen(soft.critic):
         action, log_prob = soft.drawn(*heads)
-        value = ensemble_value(soft.critic(z, action))
+        value = ensemble_value(soft.critic(z, action), soft.doubt)
     loss = (alpha * log_prob - value).mean(-1)
     if penalty is not None:
         loss = loss + penalty(z, *heads).mean(-1)

@@ -23,9 +23,11 @@ class WSRLConfig(CalQLConfig):
 
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(layer_norm=True))  # shape of each critic
     critics: int = 5  # critics per member
+    doubt: float = 0.0  # standard deviations between critics that are taken off what the policy maximises
     kl_per_action: float = 0.2  # nats from its anchor that the policy is held at, over act_dim
     anchor_tau: float = 1e-3  # how far the anchor moves to the policy per update of it, 0: not at all
     warmup: int = 5000  # online: environment steps with the frozen policy before the first update
+    offline_share: float = 0.0  # online: share of each batch that comes from the dataset, where one is given
 
 
 class WSRL(Learner):
@@ -40,6 +42,7 @@ class WSRL(Learner):
 
     def build(self) -> None:
         self.soft = sac.build(self, self.config)
+        self.soft.doubt = self.config.doubt
         self.reference = self.add("reference", StackedV(self.obs_dim, self.rng, self.config.critic))
         self.warm = WarmStart(self, self.config)
 
@@ -48,7 +51,7 @@ class WSRL(Learner):
         return self.warm.candidates
 
     def plan(self) -> OnlinePlan:
-        return sac.online_plan(self.config)
+        return sac.online_plan(self.config, self.config.offline_share)
 
     def attach_data(self, data: Transitions) -> None:
         self.warm.attach_data(data)

@@ -13,6 +13,7 @@ from robot_cl.learners.sac import (
     SAC,
     SACConfig,
     bellman_target,
+    ensemble_value,
     frozen,
     joined,
     soft_target,
@@ -123,3 +124,10 @@ def test_a_frozen_net_passes_on_the_same_gradient_and_has_none_of_its_own():
     assert torch.equal(torch.autograd.grad(value, x, retain_graph=True)[0], wanted)
     with pytest.raises(RuntimeError, match="not have been used"):
         torch.autograd.grad(value, [x, *net.parameters()])
+
+
+def test_doubt_takes_deviations_between_critics_off_the_mean_of_more_than_two() -> None:
+    q = torch.tensor([[[1.0], [2.0], [6.0]]])  # mean 3, deviation √7
+    torch.testing.assert_close(ensemble_value(q, 0.5), torch.tensor([[3.0 - 0.5 * 7.0**0.5]]))
+    torch.testing.assert_close(ensemble_value(q), torch.tensor([[3.0]]))
+    torch.testing.assert_close(ensemble_value(q[:, :2], 0.5), torch.tensor([[1.0]]))
