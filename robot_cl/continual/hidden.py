@@ -23,6 +23,7 @@ from robot_cl.continual.method import SEEDS_PER_STAGE, Setup, learned_skills
 from robot_cl.continual.methods.library import SkillLibrary
 from robot_cl.continual.route import Decision, Route, Tried
 from robot_cl.continual.stage_worlds import score, stage_world
+from robot_cl.continual.trials import scores as trial_scores
 from robot_cl.data.atomic import whole_folder, write_json
 from robot_cl.learners.base import Learner
 from robot_cl.learners.rollout import Collector
@@ -89,7 +90,7 @@ class HiddenLibrary(SkillLibrary):
         actors = [self._composed([mix]) for mix in ({}, *(mix for _, mix in known))]
         if self.learning is not None:
             actors.append(self.current(-1, self.learning))
-        scores = self._scores(self._play(side_by_side(actors), stage, None), stage)
+        scores = trial_scores(self.trials.play(side_by_side(actors), stage, None), stage)
         return actors[int(scores.mean(-1).argmax())]
 
 
@@ -206,6 +207,7 @@ class _Seed:
                 return taken
         if self.learner is not None:
             self.learner.update_online(fresh, None)
+            taken += self.method.during(-1, self.learner, fresh, (self.trained + taken) / stage.steps)
         self.trained += taken
         return taken
 

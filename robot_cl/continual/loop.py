@@ -103,7 +103,7 @@ def train(
         before = training.steps // measuring.save_every
         fresh = training.round()
         assert training.learner is not None
-        method.during(k, training.learner, fresh, training.steps / budget)
+        training.steps += method.during(k, training.learner, fresh, training.steps / budget)
         training.measure(lambda: method.current(k, training.learner))
         if progress is not None:
             whole = budget * len(method.setup.stream.stages)

@@ -35,6 +35,7 @@ class MethodConfig:
     trial_steps: int = 150  # library: control steps of the first trial; what it leaves open plays whole episodes
     doubt: float = 0.2  # library: by this share of the base's level a first trial rules a composition out
     shortlist: int = 5  # library: compositions tried at most, those of the tasks that began most alike
+    checks: int = 0  # library, fresh: trials of a skill on the way; its best snapshot is kept; 0: the last
     trial_share: float = 0.2  # library: of the budget; the longer trials are cut so that they take half of it at most
     learned: Trainable = Trainable.weights  # library, fresh: how a skill is learned, `weights` or `adapter`
     rank: int = 64  # library, fresh: of a skill at most; small networks lose nothing by it
@@ -50,6 +51,8 @@ class MethodConfig:
         for name in ("reach", "skill_lr", "rank", "trial_worlds", "trial_steps", "trial_share", "shortlist", "memory"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        if self.checks < 0:
+            raise ValueError(f"checks is {self.checks}; expected 0 or more")
         if self.learned is Trainable.full:
             raise ValueError("learned is full; a skill is learned as adapter or weights")
         if not 0.0 < self.prune_at < 1.0:
@@ -100,8 +103,9 @@ class Method:
         """Where task k is learned: seeds · num_worlds rows."""
         return stage_world([self.stage(k)] * (self.setup.seeds * self.setup.num_worlds), self.setup.threads)
 
-    def during(self, k: int, learner: Learner, fresh: Transitions, done: float) -> None:
-        """After each update; `done` is the share of the budget used."""
+    def during(self, k: int, learner: Learner, fresh: Transitions, done: float) -> int:
+        """After each update, `done` being the share of the budget used -> the steps that this took."""
+        return 0
 
     def current(self, k: int, learner: Learner | None) -> StackedGaussianActor:
         """What would be played on task k if learning stopped now."""

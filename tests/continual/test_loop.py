@@ -30,6 +30,7 @@ from robot_cl.continual.route import Tried
 from robot_cl.continual.run import is_continual, proceed, read_continual
 from robot_cl.continual.stage_training import saved
 from robot_cl.continual.stage_worlds import score, stage_world
+from robot_cl.continual.trials import scores
 from robot_cl.learners.base import Learner
 from robot_cl.learners.rollout import Collector
 from sim.stream import Stage
@@ -70,10 +71,15 @@ def matrix_of(rows: list[dict]) -> tuple:
     return [row["scores"] for row in rows], [row["curve"] for row in rows], [row["steps"] for row in rows]
 
 
-@pytest.mark.parametrize("name", ["library", "packnet"])
-def test_a_method_stopped_within_a_task_goes_on_to_the_same_matrix(name: str, make_setup: MakeSetup) -> None:
-    whole = run_method(name, make_setup("whole", tasks=2), QUICK)
-    setup = make_setup("stopped", tasks=2)
+@pytest.mark.parametrize(("name", "checks"), [("library", 0), ("library", 3), ("fresh", 3), ("packnet", 0)])
+def test_a_method_stopped_within_a_task_goes_on_to_the_same_matrix(
+    name: str, checks: int, make_setup: MakeSetup
+) -> None:
+    def made(folder: str) -> Setup:
+        setup = make_setup(folder, tasks=2)
+        return replace(setup, config=replace(setup.config, checks=checks))
+
+    whole, setup = run_method(name, made("whole"), QUICK), made("stopped")
     for after in (2, 3):
         interrupted(name, setup, after)
     assert saved(setup.folder / "progress" / "00") or (setup.folder / "00").exists()
@@ -237,15 +243,15 @@ def test_where_nobody_says_which_task_it_is_the_best_of_whole_episodes_goes_on(m
     assert learner is not None
     improve(method, learner, here)
     actors = side_by_side([method._composed([{}]), method.current(-1, learner), method.policy(0)])
-    base, present, chosen = method._scores(method._play(actors, here, None), here).mean(-1)
+    base, present, chosen = scores(method.trials.play(actors, here, None), here).mean(-1)
     assert base != present and chosen == pytest.approx(max(base, present))
 
 
 def improve(method: HiddenLibrary, learner: Learner, stage: Stage) -> None:
     """Weights drawn at random until they do better than what learning began with."""
     rng, weights = torch.Generator().manual_seed(0), [p for p in learner.actor.parameters() if p.requires_grad]
-    before, start = method.whole_trial(learner.policy(), stage).mean(), [w.detach().clone() for w in weights]
-    while method.whole_trial(learner.policy(), stage).mean() < before + 0.2 * abs(before):
+    before, start = method.trials.long(learner.policy(), stage)[0].mean(), [w.detach().clone() for w in weights]
+    while method.trials.long(learner.policy(), stage)[0].mean() < before + 0.2 * abs(before):
         for weight, first in zip(weights, start, strict=True):
             weight.data.copy_(first + 0.3 * torch.randn(first.shape, generator=rng))
 

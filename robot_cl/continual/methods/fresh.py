@@ -5,52 +5,68 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from policies.actor import StackedGaussianActor
-from policies.adapter import Adapter, Factors
 from robot_cl.batch import Transitions
 from robot_cl.continual.actors import State, with_skills
 from robot_cl.continual.method import Method, Setup, learned_skills
 from robot_cl.continual.methods.one_network import flat, listed
+from robot_cl.continual.trials import Snapshots, Trials, skill_in, stored
 from robot_cl.learners.base import Learner
 
 
 class Fresh(Method):
-    """Learn a skill on the frozen base for each task. Remembers them; a task not seen yet gets the base."""
+    """Learn a skill on the frozen base for each task; with `checks` the best of its snapshots in trials is played and
+    kept. Remembers them; a task not seen yet gets the base."""
 
     def __init__(self, setup: Setup):
         super().__init__(setup)
-        self.skills: list[State] = []  # of each task: "<member>.<layer>.down" and "up"
+        self.skills: list[State] = []  # of each task: "<member>/<layer>/down" and "up"
+        self.trials, self.snapshots = Trials(setup), Snapshots(0, [])
 
     def begin(self, k: int) -> tuple[Learner | None, int]:
+        self.snapshots = Snapshots(self.config.checks, [-np.inf] * self.setup.seeds)
         return self.learner(k, self.setup.base, self.setup.values, skill=True), 0
+
+    def during(self, k: int, learner: Learner, fresh: Transitions, done: float) -> int:
+        return self._try(k, learner) if self.snapshots.due(done) else 0
+
+    def _try(self, k: int, learner: Learner) -> int:
+        found, spent = self.trials.long(learner.policy(), self.stage(k))
+        self.snapshots.heard(learned_skills(learner), found)
+        return spent
+
+    def current(self, k: int, learner: Learner | None) -> StackedGaussianActor:
+        if not self.config.checks:
+            return super().current(k, learner)
+        return with_skills(self.setup.base, self.snapshots.skills)
+
+    def afterwards(self, k: int) -> int:
+        return self.config.trial_worlds * self.trials.length(self.stage(k)) if self.config.checks else 0
 
     def end(self, k: int, learner: Learner | None, fresh: Transitions | None) -> None:
         assert learner is not None
-        self.skills.append({
-            f"{p}/{layer}/{part}": tensor
-            for p, skill in enumerate(learned_skills(learner))
-            for layer, factors in skill.layers.items()
-            for part, tensor in factors._asdict().items()
-        })  # fmt: skip
+        if self.config.checks:
+            self._try(k, learner)
+        self.skills.append(stored(self.snapshots.skills if self.config.checks else learned_skills(learner)))
 
     def policy(self, j: int) -> StackedGaussianActor:
         if j >= len(self.skills):
             return self.setup.base
-        return with_skills(self.setup.base, [self._skill(j, p) for p in range(self.setup.seeds)])
-
-    def _skill(self, j: int, p: int) -> Adapter:
-        found = self.skills[j]
-        layers = {name.split("/")[1] for name in found if name.startswith(f"{p}/")}
-        return Adapter({n: Factors(found[f"{p}/{n}/down"], found[f"{p}/{n}/up"]) for n in sorted(layers)})
+        return with_skills(self.setup.base, [skill_in(self.skills[j], f"{p}/") for p in range(self.setup.seeds)])
 
     def kept(self) -> dict[str, Tensor]:
         return flat("skill", self.skills)
 
     def tensors(self) -> dict[str, Tensor]:
-        return super().tensors() | self.kept()
+        return super().tensors() | self.kept() | self.snapshots.tensors()
+
+    def facts(self) -> dict[str, Any]:
+        return {"snapshots": self.snapshots.facts()}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         super().restore(tensors, facts)
         self.skills = listed(tensors, "skill")
+        self.snapshots.restore(tensors, facts["snapshots"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from policies.card import SkillCard
 from policies.library import SAME, Library
 from robot_cl.batch import Transitions
 from robot_cl.continual.actors import mixed_states, side_by_side, with_skills
-from robot_cl.continual.likeness import LOOKS, nearest, sketch_of
+from robot_cl.continual.likeness import nearest, sketch_of
 from robot_cl.continual.method import Method, Setup, learned_skills, learner_values
 from robot_cl.continual.route import (
     Decision,
@@ -31,14 +31,10 @@ from robot_cl.continual.route import (
     summed,
     worse,
 )
-from robot_cl.continual.stage_worlds import Played, play, stage_world
+from robot_cl.continual.trials import FINALISTS, Snapshots, Trials, scores
 from robot_cl.learners.base import Learner
-from robot_cl.seeding import EVALUATION_SEED
 from robot_cl.skills import library_of
 from sim.stream import Stage
-
-TRIAL_SEED = EVALUATION_SEED // 2
-FINALISTS = 3  # the base and two others play whole episodes after the short trial, as what comes of the training does
 
 
 class SkillLibrary(Method):
@@ -52,13 +48,16 @@ class SkillLibrary(Method):
     an easier one, not one that is mastered. Else a skill is learned on it, or on the base where it is hardly better
     (`margin`, not asked of the most alike) or gains little of what it gains at home (`fit`): what does not fit is a bad
     place to learn from. It is published unless the composition alone did better beyond doubt: a few episodes tell
-    little, and a skill thrown away cannot be had again. Remembers a library on disk per seed, the routes, and how each
-    task began.
+    little, and a skill thrown away cannot be had again. With `checks` the composition is played until a snapshot of the
+    skill has done better, then the best snapshot, which is what is published. Remembers a library on disk per seed, the
+    routes, and how each task began.
     """
 
     def __init__(self, setup: Setup):
         super().__init__(setup)
         self.libraries = [self._open(p) for p in range(setup.seeds)]
+        self.trials = Trials(setup)
+        self.snapshots = Snapshots(0, [])  # of what is being learned
         self.routes: list[list[Route]] = []  # of each finished task, one per seed
         self.now: list[Route] = []  # of the task in progress
         self.levels: list[dict[str, float]] = [{} for _ in range(setup.seeds)]  # skill -> trial score on its own task
@@ -75,6 +74,7 @@ class SkillLibrary(Method):
 
     def begin(self, k: int) -> tuple[Learner | None, int]:
         self.now, spent, self.sketch = self.decide(self.stage(k))
+        self.snapshots = Snapshots(self.config.checks, [route.trial for route in self.now])
         if all(route.reached for route in self.now):
             return None, spent
         parents = [self._values_of(p, route.mix) for p, route in enumerate(self.now)]
@@ -141,8 +141,8 @@ class SkillLibrary(Method):
 
     def _meet(self, stage: Stage) -> tuple[np.ndarray, int, np.ndarray]:
         """The bare base plays first -> its scores (P, starts), the steps per seed, and what it met (P, F)."""
-        done = self._play(self._composed([{}] * self.setup.seeds), stage, self.config.trial_steps)
-        return self._scores(done, stage), self.config.trial_worlds * done.steps, sketch_of(done.opening)
+        done = self.trials.play(self._composed([{}] * self.setup.seeds), stage, self.config.trial_steps)
+        return scores(done, stage), self.config.trial_worlds * done.steps, sketch_of(done.opening)
 
     def trial(
         self, asked: Sequence[Sequence[tuple[str, Mix]]], stage: Stage, final: bool = False
@@ -152,65 +152,66 @@ class SkillLibrary(Method):
         if not count:
             return [[] for _ in asked], 0
         rows = [[mixes[i][1] if i < len(mixes) else {} for mixes in asked] for i in range(count)]
-        length = self._final_length(stage) if final else self.config.trial_steps
-        done = self._play(side_by_side([self._composed(mixes) for mixes in rows]), stage, length)
-        scores = self._scores(done, stage).reshape(count, len(asked), -1)
-        found = [[Tried(*option, scores[i, p]) for i, option in enumerate(mixes)] for p, mixes in enumerate(asked)]
+        length = self.trials.length(stage) if final else self.config.trial_steps
+        done = self.trials.play(side_by_side([self._composed(mixes) for mixes in rows]), stage, length)
+        earned = scores(done, stage).reshape(count, len(asked), -1)
+        found = [[Tried(*option, earned[i, p]) for i, option in enumerate(mixes)] for p, mixes in enumerate(asked)]
         return found, count * self.config.trial_worlds * done.steps
-
-    def _play(self, actor: StackedGaussianActor, stage: Stage, steps: int | None) -> Played:
-        """In the trial's worlds, always from the same starts; None: whole episodes."""
-        worlds = self.config.trial_worlds
-        world = stage_world([stage] * (actor.population * worlds), self.setup.threads)
-        return play(actor, world, [TRIAL_SEED + i % worlds for i in range(world.num_worlds)], steps, max(LOOKS))
-
-    def _scores(self, done: Played, stage: Stage) -> np.ndarray:
-        return done.returns if stage.measure == "return" else np.maximum(done.success, 0).astype(float)
-
-    def whole_trial(self, actor: StackedGaussianActor, stage: Stage) -> np.ndarray:
-        """Scores (members, starts) in the longer trial."""
-        return self._scores(self._play(actor, stage, self._final_length(stage)), stage)
-
-    def _final_length(self, stage: Stage) -> int:
-        """Steps of the longer trial at most: an episode, but no more than half of `trial_share` in all."""
-        share = 0.5 * self.config.trial_share * stage.steps
-        return max(self.config.trial_steps, int(share / ((FINALISTS + 1) * self.config.trial_worlds)))
 
     def afterwards(self, k: int) -> int:
         """What comes out of the training plays as long as the finalists."""
-        return self.config.trial_worlds * self._final_length(self.stage(k))
+        return self.config.trial_worlds * self.trials.length(self.stage(k))
+
+    def during(self, k: int, learner: Learner, fresh: Transitions, done: float) -> int:
+        if not self.snapshots.due(done):
+            return 0
+        found, spent = self.trials.long(self._learned(learner), self.stage(k))
+        self.snapshots.heard(learned_skills(learner), found)
+        return spent
 
     # Keeping
 
     def current(self, k: int, learner: Learner | None) -> StackedGaussianActor:
         routes = self.now or self.routes[k]
-        mixes = [route.mix for route in routes]
         if learner is None:
-            return self._composed(mixes)
-        gained = learned_skills(learner)
-        return with_skills(self.setup.base, [self._grown(gained[p], p, route) for p, route in enumerate(routes)])
+            return self._composed([route.mix for route in routes])
+        return self._learned(learner) if not self.config.checks else self._with(self.snapshots.skills)
 
-    def _grown(self, gained: Adapter, p: int, route: Route) -> Adapter | None:
+    def _learned(self, learner: Learner) -> StackedGaussianActor:
+        return self._with(learned_skills(learner))
+
+    def _with(self, gained: Sequence[Adapter | None]) -> StackedGaussianActor:
+        """Each seed's composition with what was gained on it."""
+        return with_skills(self.setup.base, [self._grown(gained[p], p, route) for p, route in enumerate(self.now)])
+
+    def _grown(self, gained: Adapter | None, p: int, route: Route) -> Adapter | None:
         """Seed p's composition with what was gained on it, unless the composition was enough."""
         parts = [self.libraries[p].adapter(name) for name in route.mix]
-        if route.reached:
+        if route.reached or gained is None:
             return linear_combination(parts, list(route.mix.values())) if parts else None
         residual = gained.with_header(self.libraries[p].header)
         return linear_combination([*parts, residual], [*route.mix.values(), 1.0])
 
     def end(self, k: int, learner: Learner | None, fresh: Transitions | None) -> None:
-        done, stage = list(self.now), self.stage(k)
+        done = list(self.now)
         if learner is not None:
             self.values.append(learner_values(learner))
-            grown, gained = self.whole_trial(self.current(k, learner), stage), learned_skills(learner)
-            for p, route in enumerate(self.now):
-                if not route.reached and (route.wanted is None or not worse(grown[p], route)):  # the first is kept
-                    level = float(grown[p].mean())
-                    name = self._publish(k, p, gained[p], level)
-                    done[p] = Route(**{**asdict(route), "skill": name, "learned": True, "level": level})
+            for p, (gained, level) in enumerate(self._outcome(k, learner)):
+                if gained is not None and not self.now[p].reached:
+                    name = self._publish(k, p, gained, level)
+                    done[p] = replace(self.now[p], skill=name, learned=True, level=level)
         self.routes.append(done)
         self.sketches.append(self.sketch)
         self.now = []
+
+    def _outcome(self, k: int, learner: Learner) -> list[tuple[Adapter | None, float]]:
+        """What each seed has gained, if it is to be kept, and its score in the longer trial."""
+        gained, found = learned_skills(learner), self.trials.long(self._learned(learner), self.stage(k))[0]
+        if self.config.checks:
+            self.snapshots.heard(gained, found)
+            return list(zip(self.snapshots.skills, self.snapshots.best, strict=True))
+        kept = [route.wanted is None or not worse(found[p], route) for p, route in enumerate(self.now)]  # the first is
+        return [(gained[p] if kept[p] else None, float(found[p].mean())) for p in range(self.setup.seeds)]
 
     def _publish(self, k: int, p: int, gained: Adapter, level: float) -> str:
         """Into seed p's library, unless the same skill is there already -> its name."""
@@ -259,19 +260,21 @@ class SkillLibrary(Method):
         return super().kept_bytes() + sum(p.stat().st_size for p in files) // self.setup.seeds
 
     def tensors(self) -> dict[str, Tensor]:
-        return super().tensors() | self.kept()
+        return super().tensors() | self.kept() | self.snapshots.tensors()
 
     def facts(self) -> dict[str, Any]:
         return {
             "routes": [[asdict(route) for route in routes] for routes in self.routes],
             "levels": self.levels,
             "from_task": self.from_task,
+            "snapshots": self.snapshots.facts(),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         super().restore(tensors, facts)
         self.routes = [[Route(**route) for route in routes] for routes in facts["routes"]]
         self.levels, self.from_task = list(facts["levels"]), list(facts["from_task"])
+        self.snapshots.restore(tensors, facts["snapshots"])
         self.sketches = [tensors[f"sketch.{k}"].numpy() for k in range(len(self.routes))]
 
 

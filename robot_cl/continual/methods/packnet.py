@@ -56,9 +56,9 @@ class PackNet(Method):
 
         learner.opts["actor"].before = freeze
 
-    def during(self, k: int, learner: Learner, fresh: Transitions, done: float) -> None:
+    def during(self, k: int, learner: Learner, fresh: Transitions, done: float) -> int:
         if self.kept_now or done < self.config.prune_at:
-            return
+            return 0
         count = len(self.setup.stream.stages)
         with torch.no_grad():
             for name, w in matrices(learner.actor).items():
@@ -69,6 +69,7 @@ class PackNet(Method):
         old = learner.opts["actor"]
         learner.opts["actor"] = learner.optimiser([learner.actor], old.lr, old.clip)  # moments of pruned weights go
         self._guard(learner)
+        return 0
 
     def end(self, k: int, learner: Learner | None, fresh: Transitions | None) -> None:
         assert learner is not None
