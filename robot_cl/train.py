@@ -9,6 +9,7 @@ from pathlib import Path
 import sim
 from policies.actor import StackedGaussianActor
 from robot_cl import seeding
+from robot_cl.apart import processes_for
 from robot_cl.checkpoint import CHECKPOINTS, LAST, checkpoint_folder, load_actor, load_resume
 from robot_cl.data.atomic import write_json
 from robot_cl.data.store import StoredDataset, open_dataset
@@ -143,7 +144,8 @@ def resolve(config: TrainConfig, learner: LearnerConfig | SB3Config) -> TrainCon
         offline = wanted if "offline" in phases and config.data else 0
     if online is None:
         online = DEFAULT_ONLINE if "offline" not in phases else 0
-    for steps, phase in ((offline, "offline"), (online, "online")):
+    parts = (offline, "offline"), (online, "online")
+    for steps, phase in parts:
         if steps and phase not in phases:
             raise ValueError(f"{name} does not learn {phase}; set {phase}_steps=0 or choose another learner")
     if offline and not config.data:
@@ -159,6 +161,7 @@ def resolve(config: TrainConfig, learner: LearnerConfig | SB3Config) -> TrainCon
     if not offline + online:
         raise ValueError(f"{name} has nothing to do; give data=NAME and offline_steps, or task=NAME and online_steps")
     device = seeding.resolve_device(config.device)
+    processes = processes_for(config, learner, [name for steps, name in parts if steps], device)
     if config.compile:
         _check_compile(learner, device)
     if config.wandb:
@@ -170,7 +173,8 @@ def resolve(config: TrainConfig, learner: LearnerConfig | SB3Config) -> TrainCon
         online_steps=online,
         device=device,
         threads=config.threads or seeding.cores(),
-        torch_threads=config.torch_threads or _torch_threads(learner),
+        torch_threads=config.torch_threads or (1 if processes > 1 else _torch_threads(learner)),
+        processes=processes,
     )
 
 
@@ -222,6 +226,7 @@ def _initial_policy(config: TrainConfig, learner: LearnerConfig) -> tuple[Stacke
         return None, learner
     source = checkpoint_folder(config.init_from)
     actor = load_actor(source)
+    actor.normalizer.freeze()  # a policy that learned online is saved with statistics that still moved on
     learner = replace(learner, actor=actor.config)
     try:
         _, theirs = read_config(source.parents[1])

@@ -187,6 +187,18 @@ def test_ppo_continues_a_cloned_policy_with_its_statistics_frozen(tmp_path, data
     assert verify(run, 3).identical
 
 
+def test_a_policy_that_learned_online_is_continued_as_it_acts(tmp_path, data):
+    """It is on disk with statistics that still moved on; those of other data would make another policy of it."""
+    online = train(options(tmp_path, online_steps=32), PPO)
+    for learner in (BCConfig(actor=TINY), IQL):
+        run = train(options(tmp_path, data=data, offline_steps=1, init_from=str(online)), learner)
+        start = load_tensors(run / "checkpoints" / "0" / "policy.safetensors")
+        theirs = load_tensors(checkpoint_folder(online) / "policy.safetensors")
+        assert_same(start, theirs | {"normalizer.frozen": torch.tensor(True)})
+        before, after = (load_actor(checkpoint_folder(r)).normalizer for r in (online, run))
+        assert torch.equal(before.mean, after.mean) and torch.equal(before.var, after.var)
+
+
 def test_training_that_diverges_stops_and_names_it(tmp_path, data):
     config = options(tmp_path, data=data, offline_steps=200)
     with pytest.raises(DivergedError, match=r"bc: actor_loss became (nan|inf) at update \d+"):
