@@ -132,8 +132,9 @@ def sameness(deviations: Tensor, episode: Tensor) -> Tensor:
     near = within(deviations).unsqueeze(-1).float()
     sums = deviations.new_zeros(len(deviations), int(episode[-1]) + 1, deviations.shape[-1])
     totals, counts = sums.index_add(1, episode, deviations * near), sums[..., :1].index_add(1, episode, near)
-    between = (totals.square() / counts.clamp(min=1.0)).sum(1) / (counts > 0).sum(1)
-    ratio = (between / ((deviations * near).square().sum(1) / near.sum(1)).clamp(min=1e-12)).mean(-1)
+    between = (totals.square() / counts.clamp(min=1.0)).sum(1) / (counts > 0).sum(1).clamp(min=1)
+    within_them = (deviations * near).square().sum(1) / near.sum(1).clamp(min=1.0)
+    ratio = (between / within_them.clamp(min=1e-12)).mean(-1)
     return ((SEVERAL - ratio) / (SEVERAL - ONE)).clamp(0.0, 1.0)
 
 

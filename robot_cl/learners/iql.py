@@ -13,6 +13,7 @@ from policies.critics import CriticConfig, StackedQ, StackedV, polyak
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
 from robot_cl.learners.optim import cosine
+from robot_cl.learners.units import with_its_unit
 
 MAX_WEIGHT = 100.0  # of one action in the policy's loss, as in the authors' code
 
@@ -77,6 +78,9 @@ class IQL(Learner):
         super().prepare(data)
         if self.config.reward_scale is None:
             self.extra["reward_scale"].fill_(reward_scale(data))
+
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        super().adopt(with_its_unit(state, "q", self.config.reward_scale))
 
     def value_loss(self, q: Tensor, v: Tensor) -> Tensor:
         """Eq. 5: E |τ − 1(q − v < 0)| (q − v)². q, v (P, B) -> (P,)."""

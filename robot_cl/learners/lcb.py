@@ -26,7 +26,9 @@ from robot_cl.learners.sac import (
     step_temperature,
     td_loss,
 )
+from robot_cl.learners.units import UNIT, with_its_unit, without
 
+APART = 50  # rows of the data
 BETA_RANGE = (1.0, 8.0)  # of the pessimism: actions as varied as random ones, and one action per state
 
 
@@ -71,6 +73,7 @@ class LCB(Learner):
         beta = self.config.beta if self.config.beta is not None else BETA_RANGE[1]
         self.extra["beta"] = torch.tensor(beta, device=self.device)
         self.extra["reward_scale"] = torch.ones((), device=self.device)
+        self.measured = False  # whether β was read from this run's data
 
     def plan(self) -> OnlinePlan:
         return online_plan(self.config, self.config.offline_share)
@@ -80,6 +83,7 @@ class LCB(Learner):
         self.extra["reward_scale"].fill_(reward_scale(data))
         if self.config.beta is None:
             self.extra["beta"].fill_(beta_for(data))
+            self.measured = True
         soft, norm = self.soft, self.actor.normalizer
         scaled = replace(data, reward=data.reward * self.extra["reward_scale"])
         how = (scaled, self.config.discount, self, self.config.returns_steps)
@@ -87,6 +91,14 @@ class LCB(Learner):
         fit_returns(lambda b: self.reference(norm(b.obs)), self.reference.net, floor, *how)
         fit_returns(lambda b: soft.critic(norm(b.obs), b.action), soft.critic.net, self.opts["critic"], *how)
         polyak(soft.target, soft.critic, 1.0)
+
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        """Critics in another unit than ours stay behind, and so does a pessimism that was read from other data."""
+        if UNIT not in state:
+            state = without(state, "nets.critic.", "nets.target.", "nets.reference.")
+        if self.config.beta is not None or self.measured:
+            state = without(state, "extra.beta")
+        super().adopt(with_its_unit(state, "critic"))
 
     def graph_key(self, online: bool = False) -> bool:
         return not online and self.step < self.config.cloning
@@ -157,13 +169,17 @@ def beta_for(data: Transitions, rows: int = 2000) -> float:
 def action_disagreement(data: Transitions, rows: int = 2000) -> float:
     """Root of the mean squared action difference of nearest neighbours, relative to that of any two rows; 0 to about 1.
 
-    Neighbours within 50 rows in time are left out, because a trajectory is its own neighbour.
+    Neighbours within APART rows in time are left out, because a trajectory is its own neighbour; 0 where there are no
+    others.
     """
+    if len(data) <= APART + 1:
+        return 0.0
     picked = torch.linspace(0, len(data) - 1, min(rows, len(data)), device=data.obs.device).long()
     obs, action = data.obs[picked], data.action[picked].double()
     z = (obs - obs.mean(0)) / obs.std(0).clamp_min(1e-6)
     distance = torch.cdist(z, z)
-    distance[(picked[:, None] - picked[None]).abs() <= 50] = torch.inf
-    beside = (action - action[distance.argmin(1)]).square().sum(1).mean()
+    distance[(picked[:, None] - picked[None]).abs() <= APART] = torch.inf
+    nearest, neighbour = distance.min(1)
+    beside = (action - action[neighbour])[nearest.isfinite()].square().sum(1).mean()
     apart = 2.0 * action.var(0, unbiased=False).sum()
     return float((beside / apart.clamp_min(1e-12)).sqrt())

@@ -33,6 +33,7 @@ from robot_cl.learners.moorl import first
 from robot_cl.learners.real_data import RealData
 from robot_cl.learners.replay import ReplayBuffer, draw
 from robot_cl.learners.sac import SACConfig, joined
+from robot_cl.learners.units import without
 
 
 @dataclass
@@ -103,6 +104,10 @@ class MBPO(Learner):
         if not self.actor.normalizer.frozen:
             shared = self.actor.normalizer.population is None
             self.actor.normalizer.fit(data.obs if shared else data.obs.expand(self.seeds, *data.obs.shape))
+
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        """How long it was online before does not count: schedules are in steps of this run."""
+        super().adopt(without(state, "extra.online"))
 
     # -- the two parts ------------------------------------------------------------------------------------------------
 

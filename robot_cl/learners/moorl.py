@@ -94,6 +94,13 @@ class MOORL(Learner):
             self._restart()
             copy_into(self.fast.target, self.critic)
 
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        """What is taken over are the meta-parameters: fast weights and targets begin at them."""
+        super().adopt(state)
+        self._restart()
+        if any(name.startswith("nets.critic.") for name in state):
+            copy_into(self.fast.target, self.critic)
+
     def plan(self) -> OnlinePlan:
         plan = online_plan(self.config, self.config.offline_share)
         whole = self.config.whole_batches and self.config.tasks is not Tasks.joined

@@ -19,6 +19,7 @@ from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics
 from robot_cl.learners.iql import reward_scale
 from robot_cl.learners.stacks import merged
+from robot_cl.learners.units import with_its_unit
 
 
 class Kind(StrEnum):
@@ -118,6 +119,9 @@ class PSEC(Learner):
         self.ema.normalizer.load_state_dict(self.actor.normalizer.state_dict())
         if self.config.skill is Skill.reward and self.config.reward_scale is None:
             self.extra["reward_scale"].fill_(reward_scale(data))
+
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        super().adopt(with_its_unit(state, "q", self.config.reward_scale))
 
     # The skills
 

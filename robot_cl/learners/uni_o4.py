@@ -33,6 +33,7 @@ from robot_cl.learners.uni_o4_losses import (
     expectile_loss,
     standardised,
 )
+from robot_cl.learners.units import with_its_unit, without
 
 # Weight of what a candidate's squared distance from its clone has above that of 0.8 of the gate's reach; a heuristic.
 HOLD = 10.0
@@ -55,6 +56,7 @@ class UniO4(PPO):
     config: UniO4Config
 
     def build(self) -> None:
+        self._share_statistics()
         super().build()
         c = self.config
         self.q = self.add("q", StackedQ(self.obs_dim, self.act_dim, self.rng, 2, c.critic))
@@ -76,6 +78,17 @@ class UniO4(PPO):
         self.data: Transitions | None = None
         self._price: Tensor | None = None  # of doubt, from data and models
         self.best: Sampler | None = None
+
+    def _share_statistics(self) -> None:
+        """A loaded policy that learned online has statistics for each seed, which the candidates of one seed share."""
+        norm = self.actor.normalizer
+        if norm.population is None:
+            return
+        one = norm.member(0)
+        if not torch.equal(norm.mean, one.mean.expand_as(norm.mean)):
+            raise ValueError("uni_o4 continues seeds with the same observation statistics, and those of init_from "
+                             "differ; continue a run of one seed, or use learner=ppo")  # fmt: skip
+        self.actor.normalizer = one.to(self.device)
 
     def _members(self) -> StackedGaussianActor:
         """n policies per seed: drawn anew, or copies of a loaded one, with adapters where these are trained."""
@@ -108,6 +121,17 @@ class UniO4(PPO):
 
     def plan(self) -> OnlinePlan:
         return OnlinePlan(self.config.horizon, on_policy=True, num_worlds=16)
+
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        """Values and their unit go over; candidates, what judged them and what was counted are this run's own."""
+        own = [f"nets.{name}." for name in ("average", "members", "accepted", "clones", "slopes", "gate")]
+        state = without(state, *own, "extra.rollouts", "extra.chosen")
+        super().adopt(with_its_unit(state, "v"))
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        if self.rollouts:
+            self._widen()  # a policy on disk has the bounds of σ that the published one had
 
     def policy(self) -> StackedGaussianActor:
         if not self.rollouts:
@@ -236,7 +260,9 @@ class UniO4(PPO):
             parts = zip(z.split(ROWS), deviations.split(ROWS, 1), strict=True)
             said = torch.cat([self.slopes.each(zz.expand(len(d), -1, -1), d) for zz, d in parts], -1)
         claims = said.gather(1, unseen)[:, 0]
-        shares = [trust(x[ok][None], y[ok][None]) for x, y, ok in zip(claims, found, near, strict=True)]
+        # A clone that is nowhere near the data claims nothing, and nothing of it is trusted.
+        rows = zip(claims, found, near, strict=True)
+        shares = [trust(x[ok][None], y[ok][None]) if ok.any() else x.new_zeros(1) for x, y, ok in rows]
         return (torch.cat(shares) * sameness(deviations, episode_returns(data)[1])).view(-1, n)
 
     @torch.no_grad()
@@ -333,7 +359,8 @@ class UniO4(PPO):
         elif self.gate.made.any():
             self.extra["chosen"] = self.gate.best()
         n, seeds = self.config.behaviours, torch.arange(self.seeds, device=self.device)
-        source = self.members if self.config.compat is Compat.reference else self.accepted
+        cloning = self.step < (self.config.behaviour_steps or 0)  # nothing is accepted yet
+        source = self.members if cloning or self.config.compat is Compat.reference else self.accepted
         copy_rows(self.actor, source, None, seeds * n + self.extra["chosen"].to(self.device))
 
     def update_online(self, fresh: Transitions, offline: Transitions | None = None) -> Metrics:

@@ -264,6 +264,43 @@ def test_policies_and_critics_see_normalised_states_the_dynamics_raw_ones():
     torch.testing.assert_close(scores[0], scores[1], rtol=0.2, atol=0.0)  # roundings grow as it learns
 
 
+def test_a_clone_nowhere_near_the_data_is_not_improved_and_nothing_breaks():
+    config = replace(TINY, critic_steps=2, behaviour_steps=0, improve_steps=2, returns_steps=0, advantage_steps=2)
+    config = replace(config, gate=replace(TINY.gate, every=1), fit=FitConfig(max_steps=2))
+    learner, data = UniO4(replace(config, actor=replace(TINY.actor, log_std_max=-2.9)), 2, 1), task(1500)
+    data.action.copy_(data.action.sign() * 0.9)  # as far from what was drawn as an action can be
+    learner.attach_data(data)
+    learner.prepare(data)
+    for _ in range(config.offline_steps):
+        learner.update_offline(Transitions.unpack(data[:32].pack().unsqueeze(0), 2, 1))
+    assert learner.gate.trust.tolist() == [[0.0, 0.0]] and not learner.gate.passed.any()
+    assert all(p.isfinite().all() for p in learner.members.parameters())
+
+
+def test_a_run_that_ends_while_it_clones_gives_the_clones_as_they_are():
+    learner, data = UniO4(replace(TINY, behaviour_lr=1e-2, returns_steps=0), 2, 1), task(1500)
+    learner.attach_data(data)
+    learner.prepare(data)
+    sampler = Sampler.over(data, learner.rng)
+    for _ in range(30):
+        learner.update_offline(sampler.sample(64))
+    assert torch.equal(learner.policy().mode(data.obs)[0], learner.members.mode(data.obs)[0])
+    now, drawn = (actor.log_prob(*actor(data.obs), data.action).mean() for actor in (learner.actor, learner.accepted))
+    assert now > drawn + 0.05
+
+
+def test_a_resumed_online_part_explores_as_widely_as_the_one_that_was_stopped(transitions):
+    """What is on disk is the incumbent, from before the policy that learns was widened."""
+    config = replace(TINY, minibatch=16, epochs=1, least_log_std=-0.5)
+    obs, noise = torch.randn(1, 8, 4), torch.randn(1, 8, 2)
+    first = UniO4(replace(config, max_kl=None), 4, 2)
+    first.explore(obs, noise)
+    first.update_online(transitions(1, 8, 8))
+    again = UniO4(replace(config, max_kl=None), 4, 2, seed=9, actor=first.policy())
+    again.load_state_dict(first.state_dict())
+    assert torch.equal(first.explore(obs, noise), again.explore(obs, noise))
+
+
 # -- options and data -------------------------------------------------------------------------------------------------
 
 
