@@ -85,7 +85,7 @@ def fit_returns(
     if not steps:
         return
     target, before = returns_to_go(data, discount), opt.lr
-    mean, scale = target.mean(), target.std() + 1e-6
+    mean, scale = target.mean(), (target.std() if len(target) > 1 else target.new_zeros(())) + 1e-6
     standard, packed, opt.lr = (target - mean) / scale, data.pack(), lr
 
     def update() -> dict[str, Tensor]:

@@ -108,6 +108,23 @@ def test_beta_is_large_where_a_state_has_one_action_and_small_where_it_has_many(
     assert learner.extra["beta"].item() == pytest.approx(beta_for(narrow))
 
 
+def test_a_few_rows_have_no_neighbours_to_disagree_with(transitions):
+    few, more = transitions(40), transitions(300)
+    few.action[1:] = 0.5
+    assert action_disagreement(few) == action_disagreement(few[:1]) == 0.0
+    assert action_disagreement(more) > 0.5
+
+
+@pytest.mark.parametrize("cls", [CalQL, WSRL, LCB])
+def test_values_begin_at_the_return_of_a_single_transition(cls, transitions):
+    config = {CalQL: CalQLConfig, WSRL: WSRLConfig, LCB: LCBConfig}[cls](**SMALL, critics=2, returns_steps=3, cloning=0)
+    learner, one = cls(config, 4, 2), transitions(1, seed=4)
+    learner.attach_data(one)
+    learner.prepare(one)
+    metrics = learner.update_offline(Transitions.unpack(one.pack().unsqueeze(0), 4, 2))
+    assert all(value.isfinite().all() for value in metrics.values())
+
+
 def test_rebrac_without_penalties_is_td3_and_with_one_stays_at_the_data(transitions):
     data = transitions(400)
     rows = data[:64].pack().unsqueeze(0)
