@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from policies.actor import StackedGaussianActor
+from policies.actor import Distribution, StackedGaussianActor
 from policies.critics import CriticConfig, StackedQ, polyak
 from policies.networks import StackedMLP
 from robot_cl.batch import Transitions
@@ -83,8 +83,7 @@ class ReBRAC(Learner):
         c = self.config
         with torch.no_grad():
             smooth = (c.noise * self.noise(*batch.action.shape[1:])).clamp(-c.noise_clip, c.noise_clip)
-            mean, _ = self.target_actor.heads(z_next)
-            action = (mean + smooth).clamp(-1.0, 1.0)
+            action = (deterministic(self.target_actor, z_next) + smooth).clamp(-1.0, 1.0)
             away = (action - self.clone(z_next).tanh()).square().sum(-1)
             value = self.target_q(z_next, action).amin(1) - c.critic_penalty * away
             return bellman_target(batch.reward, batch.terminated, value, c.discount)
@@ -117,8 +116,7 @@ class ReBRAC(Learner):
 
     def _step_actor(self, batch: Transitions, z: Tensor) -> Tensor:
         """−Q / mean |Q| + β1 |π(s) − a|² (P,); equation 4, with Q brought to unit scale."""
-        mean, _ = self.actor.heads(z)
-        action = mean.clamp(-1.0, 1.0)
+        action = deterministic(self.actor, z)
         q = self.q(z, action).amin(1)
         scale = q.detach().abs().mean(-1, keepdim=True) + 1e-8
         away = (action - batch.action).square().sum(-1)
@@ -129,3 +127,9 @@ class ReBRAC(Learner):
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         return self.update_offline(joined(fresh, offline))
+
+
+def deterministic(actor: StackedGaussianActor, z: Tensor) -> Tensor:
+    """The actor's `mode` at normalised observations, (P, B, ·) -> (P, B, act_dim)."""
+    mean, _ = actor.heads(z)
+    return mean.clamp(-1.0, 1.0) if actor.config.distribution is Distribution.gaussian else torch.tanh(mean)

@@ -17,7 +17,7 @@ from robot_cl.learners.graph import Captured
 from robot_cl.learners.lcb import BETA_RANGE, LCB, LCBConfig, action_disagreement, beta_for
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.percent_bc import PercentBC, PercentBCConfig
-from robot_cl.learners.rebrac import ReBRAC, ReBRACConfig
+from robot_cl.learners.rebrac import ReBRAC, ReBRACConfig, deterministic
 from robot_cl.learners.returns import best_rows, episode_returns, fit_returns, near_best_rows, returns_to_go
 from robot_cl.learners.sac import tanh_actor
 from robot_cl.learners.wsrl import WSRL, WSRLConfig
@@ -151,6 +151,18 @@ def test_rebrac_s_target_is_penalised_by_the_distance_to_the_data(transitions):
         targets.append(learner.target(batch, z))
         away = (learner.target_actor.heads(z)[0] - learner.clone(z).tanh()).square().sum(-1)
     torch.testing.assert_close(targets[0] - targets[1], 0.99 * (1 - batch.terminated) * away, rtol=1e-4, atol=1e-5)
+
+
+def test_rebrac_trains_the_action_that_a_tanh_policy_takes(transitions):
+    learner, batch = ReBRAC(ReBRACConfig(**SMALL, noise=0.0, critic_penalty=0.0), 4, 2), transitions(1, 64)
+    with torch.no_grad():
+        learner.actor.net.layers[-1].bias.add_(1.5)
+    learner.target_actor.load_state_dict(learner.actor.state_dict())
+    z = learner.actor.normalizer(batch.obs)
+    assert torch.equal(deterministic(learner.actor, z), learner.actor.mode(batch.obs))
+    value = learner.target_q(z, learner.actor.mode(batch.obs)).amin(1)
+    wanted = batch.reward + 0.99 * (1.0 - batch.terminated) * value
+    torch.testing.assert_close(learner.target(batch, z), wanted)
 
 
 def test_values_are_not_pushed_below_what_the_behaviour_earned(transitions):
