@@ -152,6 +152,9 @@ def resolve(config: TrainConfig, learner: LearnerConfig | SB3Config) -> TrainCon
         raise ValueError(f"{name} with offline_steps={offline} needs a dataset; give data=NAME")
     if online and not task:
         raise ValueError(f"{name} with online_steps={online} needs a world; give task=NAME")
+    beside = getattr(learner_class(name), "beside", ())
+    if online and beside and not any(getattr(config, option) for option in beside):
+        raise ValueError(f"{name} does not learn from a world alone; give {' or '.join(f'{x}=NAME' for x in beside)}")
     if config.shift is not None:
         if not task:
             raise ValueError(f"shift={config.shift} changes a world; give task=NAME")

@@ -64,6 +64,7 @@ class MOORL(Learner):
     """
 
     phases: ClassVar[tuple[str, ...]] = ("online",)
+    beside: ClassVar[tuple[str, ...]] = ("data",)  # what it needs besides a world
     config: MOORLConfig
 
     def build(self) -> None:

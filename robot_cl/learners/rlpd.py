@@ -34,6 +34,7 @@ class RLPD(Learner):
     """
 
     phases: ClassVar[tuple[str, ...]] = ("online",)
+    beside: ClassVar[tuple[str, ...]] = ("data",)  # what it needs besides a world
     config: RLPDConfig
 
     def build(self) -> None:

@@ -29,7 +29,9 @@ from robot_cl.data.collect import UniformPolicy, collect
 from robot_cl.data.store import open_dataset
 from robot_cl.learners.bc import BCConfig, CloningLoss
 from robot_cl.learners.iql import IQLConfig
+from robot_cl.learners.moorl import MOORLConfig
 from robot_cl.learners.ppo import PPOConfig
+from robot_cl.learners.rlpd import RLPDConfig
 from robot_cl.learners.uni_o4_config import UniO4Config
 from robot_cl.metrics import DivergedError, read_metrics
 from robot_cl.train import TrainConfig, resume, train, verify
@@ -216,6 +218,9 @@ def test_training_that_diverges_stops_and_names_it(tmp_path, data):
         ({"online_steps": 10, "device": "tpu"}, PPO, "auto, cpu, cuda"),
         ({"online_steps": 10, "name": "../out"}, PPO, "one folder name"),
         ({"online_steps": 10, "init_from": "nowhere"}, PPO, "no nowhere"),
+        ({"online_steps": 10}, RLPDConfig(), "from a world alone; give data=NAME$"),
+        ({"online_steps": 10}, MOORLConfig(), "from a world alone; give data=NAME$"),
+        ({"online_steps": 10}, UniO4Config(), "give data=NAME or init_from=NAME$"),
     ],
 )
 def test_options_that_do_not_fit_together_leave_nothing_behind(tmp_path, changes, learner, match):
