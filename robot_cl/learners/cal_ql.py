@@ -14,6 +14,7 @@ from policies.critics import StackedV, polyak
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.optim import FlatAdam
+from robot_cl.learners.ranges import not_negative, positive, share
 from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import (
     SoftNets,
@@ -44,8 +45,9 @@ class CalQLConfig(WarmStartConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.drawn < 1 or min(self.conservatism, self.online_conservatism) < 0:
-            raise ValueError("cal_ql expects drawn of at least 1 and conservatism of 0 or more")
+        positive(self, "drawn")
+        not_negative(self, "conservatism", "online_conservatism", "returns_steps")
+        share(self, "offline_share")
 
 
 class CalQL(Learner):

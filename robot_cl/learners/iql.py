@@ -13,6 +13,7 @@ from policies.critics import CriticConfig, StackedQ, StackedV, polyak
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
 from robot_cl.learners.optim import cosine
+from robot_cl.learners.ranges import not_negative, positive, share
 from robot_cl.learners.units import with_its_unit
 
 MAX_WEIGHT = 100.0  # of one action in the policy's loss, as in the authors' code
@@ -41,11 +42,9 @@ class IQLConfig(LearnerConfig):
         for name in ("expectile", "discount", "tau"):
             if not 0.0 < getattr(self, name) <= 1.0 or (name == "expectile" and self.expectile == 1.0):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number between 0 and 1")
-        for name in ("beta", "lr", "updates", "capacity"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
-        if not 0.0 <= self.offline_share < 1.0:
-            raise ValueError(f"offline_share is {self.offline_share}; expected 0 to below 1")
+        positive(self, "beta", "lr", "updates", "capacity", "clip", "reward_scale")
+        not_negative(self, "decay", "warmup")
+        share(self, "offline_share")
 
 
 class IQL(Learner):

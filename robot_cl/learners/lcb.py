@@ -13,6 +13,7 @@ from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.iql import reward_scale
 from robot_cl.learners.optim import FlatAdam
+from robot_cl.learners.ranges import not_negative, share
 from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import (
     CloningConfig,
@@ -49,8 +50,10 @@ class LCBConfig(CloningConfig):
         super().__post_init__()
         if self.critics < 2:
             raise ValueError(f"critics is {self.critics}; a confidence bound needs at least 2")
-        if self.beta is not None and self.beta < 0.0:
-            raise ValueError(f"beta is {self.beta}, which would be optimism; expected 0 or more")
+        if self.subset != LCBConfig.subset:
+            raise ValueError(f"subset is {self.subset}, but lcb looks at all of its critics; leave it out")
+        not_negative(self, "beta", "returns_steps")  # a beta below 0 would be optimism
+        share(self, "offline_share")
 
 
 class LCB(Learner):

@@ -30,6 +30,7 @@ from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.gate import EndModel
 from robot_cl.learners.model_config import ModelConfig, ModelLoss, Ramp
 from robot_cl.learners.moorl import first
+from robot_cl.learners.ranges import not_negative, share
 from robot_cl.learners.real_data import RealData
 from robot_cl.learners.replay import ReplayBuffer, draw
 from robot_cl.learners.sac import SACConfig, joined
@@ -51,13 +52,10 @@ class MBPOConfig(SACConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("offline_imagined", "offline_share"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 to below 1")
+        share(self, "offline_imagined", "offline_share")
         if not all(0.0 <= x < 1.0 for x in (self.share.begin, self.share.end)):
             raise ValueError(f"share goes from {self.share.begin} to {self.share.end}; expected 0 to below 1")
-        if min(self.penalty, self.cloning) < 0.0:
-            raise ValueError(f"penalty {self.penalty} and cloning {self.cloning} must not be negative")
+        not_negative(self, "penalty", "cloning")
 
 
 class MBPO(Learner):

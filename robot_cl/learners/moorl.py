@@ -16,6 +16,7 @@ from policies.critics import CriticConfig, StackedQ
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.optim import FlatAdam
+from robot_cl.learners.ranges import not_negative
 from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import SACConfig, SoftNets, Temperature, joined, online_plan, update
 from robot_cl.learners.stacks import merged, repeated
@@ -51,6 +52,7 @@ class MOORLConfig(SACConfig):
         super().__post_init__()
         if self.inner < 1 or not 0.0 <= self.meta <= 1.0:
             raise ValueError(f"inner is {self.inner} and meta {self.meta}; expected at least 1 and 0 to 1")
+        not_negative(self, "returns_steps")
         if not 0.0 < self.offline_share < 1.0:
             raise ValueError(f"offline_share is {self.offline_share}; expected a number between 0 and 1")
 

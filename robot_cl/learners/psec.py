@@ -18,6 +18,7 @@ from policies.skill_losses import cost_target, cost_weight, expectile_loss, reve
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics
 from robot_cl.learners.iql import reward_scale
+from robot_cl.learners.ranges import not_negative, positive
 from robot_cl.learners.stacks import merged
 from robot_cl.learners.units import with_its_unit
 
@@ -60,9 +61,8 @@ class PSECConfig(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("scale", "lr", "critic_lr", "beta"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        positive(self, "scale", "lr", "critic_lr", "beta", "reward_scale")
+        not_negative(self, "decay", "weight_decay")
         for name in ("expectile", "cost_expectile", "discount", "tau", "ema"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number between 0 and 1")

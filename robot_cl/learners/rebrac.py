@@ -15,6 +15,7 @@ from policies.networks import StackedMLP
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
 from robot_cl.learners.optim import cosine
+from robot_cl.learners.ranges import not_negative, positive, share
 from robot_cl.learners.sac import bellman_target, joined, td_loss
 
 
@@ -40,8 +41,9 @@ class ReBRACConfig(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.actor_penalty, self.critic_penalty, self.noise, self.noise_clip, self.explore) < 0.0:
-            raise ValueError("penalties and noises of rebrac must not be negative")
+        not_negative(self, "actor_penalty", "critic_penalty", "noise", "noise_clip", "explore", "decay", "warmup")
+        positive(self, "updates", "capacity")
+        share(self, "offline_share")
         if not 0.0 <= self.discount < 1.0 or not 0.0 < self.tau <= 1.0 or self.actor_every < 1 or not self.lr > 0.0:
             raise ValueError("rebrac expects discount in [0, 1), tau in (0, 1], actor_every at least 1, lr above 0")
 

@@ -22,6 +22,7 @@ from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
 from robot_cl.learners.draws import Draws
 from robot_cl.learners.optim import FlatAdam, cosine
+from robot_cl.learners.ranges import not_negative, positive
 
 Penalty = Callable[[Tensor, Tensor, Tensor], Tensor]  # z, mean, log σ -> what the actor's loss has besides, (P, B)
 
@@ -55,9 +56,8 @@ class SACConfig(LearnerConfig):
         super().__post_init__()
         if not 1 <= self.subset <= self.critics:
             raise ValueError(f"subset is {self.subset}; expected between 1 and critics={self.critics}")
-        for name in ("lr", "temperature", "updates", "actor_every", "capacity", "horizon"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        positive(self, "lr", "temperature", "updates", "actor_every", "capacity", "horizon")
+        not_negative(self, "warmup")
         if not 0.0 <= self.discount < 1.0 or not 0.0 < self.tau <= 1.0:
             raise ValueError(f"discount {self.discount} must lie in [0, 1) and tau {self.tau} in (0, 1]")
 

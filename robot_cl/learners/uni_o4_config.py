@@ -14,6 +14,7 @@ from policies.critics import CriticConfig
 from robot_cl.learners.gate import GateConfig, Score
 from robot_cl.learners.incumbent import IncumbentConfig
 from robot_cl.learners.ppo import PPOConfig
+from robot_cl.learners.ranges import not_negative, positive, share
 from robot_cl.learners.uni_o4_losses import Compat
 
 
@@ -99,6 +100,13 @@ class UniO4Config(PPOConfig):
             self.gate = replace(self.gate, score=Score.values)
         if not 0.0 < (1.0 if self.share is None else self.share) <= 1.0 or self.folds < 2:
             raise ValueError(f"share {self.share} must lie above 0 and up to 1, folds {self.folds} be at least 2")
+        positive(self, "offline_lr", "behaviour_lr", "improve_lr", "improve_clip")
+        not_negative(self, "critic_steps", "behaviour_steps", "improve_steps", "advantage_steps", "returns_steps")
+        share(self, "discount")  # values begin at sums of rewards without an end
+        if not 0.0 < self.tau <= 1.0 or not 0.0 <= self.trace <= 1.0:
+            raise ValueError(f"tau {self.tau} must lie in (0, 1] and trace {self.trace} in [0, 1]")
+        if self.gate.doubt and self.dynamics.elites < 2:
+            raise ValueError("gate.doubt is what models cost that disagree; give dynamics.elites of at least 2")
         if not 0.0 < self.expectile < 1.0 or self.behaviours < 1 or self.diversity < 0.0:
             raise ValueError(
                 f"expectile {self.expectile} must lie between 0 and 1, behaviours {self.behaviours} be at least 1 and "
