@@ -53,13 +53,16 @@ class Sizes:
     steps: int
     base_steps: int
     log_std: float
-    episodes: int = 4  # per seed, of each entry of R and of each point of a curve
+    episodes: int = 4  # per seed, of each entry of R
+    points: int = 6  # of each curve, besides its start
+    curve_episodes: int = 4  # per seed and point
     seeds: int = 3
     seed: int = 0
     tasks: int | None = None
     worlds: int = 16
     trial_worlds: int = 4  # in which the library tries what it has
     trial_share: float = 0.05  # of a task's budget, spent on trials at most
+    checks: int = 0  # trials on the way, after which a skill that has become worse is played as it was before
 
     @property
     def learner(self) -> PPOConfig:
@@ -70,17 +73,24 @@ class Sizes:
 
 FULL = {
     "halfcheetah_shifts": Sizes(150_000, 300_000, -1.0),
-    # A walker that falls does so after some hundred steps: its trials are whole episodes, of half as many worlds.
-    "walker2d_shifts": Sizes(150_000, 600_000, -1.0, trial_worlds=2, trial_share=0.1),
+    # A walker that falls does so after some hundred steps: its trials are whole episodes, of half as many worlds. And it
+    # falls after one rollout and not after the next: curves have many points, and what is kept is not just the last.
+    "walker2d_shifts": Sizes(
+        150_000, 600_000, -1.0, points=24, curve_episodes=2, trial_worlds=2, trial_share=0.1, checks=8
+    ),
 }
 QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, -1.0, seeds=2, tasks=3)}
 
 
 def config_of(stream: str, quick: bool) -> ContinualConfig:
     size = (QUICK if quick else FULL)[stream]
-    measuring = Measuring(size.episodes, points=6, curve_episodes=size.episodes, save_every=20_480)
+    measuring = Measuring(size.episodes, size.points, size.curve_episodes, save_every=20_480)
     options = MethodConfig(
-        trial_worlds=size.trial_worlds, trial_steps=60, trial_share=size.trial_share, explore=size.log_std
+        trial_worlds=size.trial_worlds,
+        trial_steps=60,
+        trial_share=size.trial_share,
+        checks=size.checks,
+        explore=size.log_std,
     )
     return ContinualConfig(
         stream, tuple(METHODS), size.seeds, size.seed, size.steps, size.base_steps, size.tasks,

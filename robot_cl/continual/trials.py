@@ -51,10 +51,11 @@ def scores(done: Played, stage: Stage) -> np.ndarray:
 class Snapshots:
     """What each seed is learning, as it was when it did best in a trial: a policy that falls in one rollout and not in
     the next is played as it was when it did not. Remembers the best score so far, of what is played without a skill at
-    first, and the skill that had it, if any."""
+    first, the skill that had it, if any, and whether that was the last trial: then learning leads, and is played as it
+    goes on, until a trial says otherwise."""
 
-    def __init__(self, checks: int, best: Sequence[float]):
-        self.checks, self.best = checks, list(best)
+    def __init__(self, checks: int, best: Sequence[float], leads: Sequence[bool]):
+        self.checks, self.best, self.leads = checks, list(best), list(leads)
         self.skills: list[Adapter | None] = [None] * len(self.best)
         self.looked = 0
 
@@ -67,18 +68,23 @@ class Snapshots:
     def heard(self, skills: Sequence[Adapter], found: np.ndarray) -> None:
         """Present skills and their scores (seeds, starts)."""
         for p, score in enumerate(found.mean(-1).tolist()):
-            if score > self.best[p]:
+            self.leads[p] = score > self.best[p]
+            if self.leads[p]:
                 self.best[p], self.skills[p] = score, skills[p]
+
+    def played(self, skills: Sequence[Adapter]) -> list[Adapter | None]:
+        """Present skills where learning leads, else the best ones."""
+        return [now if leads else best for now, best, leads in zip(skills, self.skills, self.leads, strict=True)]
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"snapshot.{name}": tensor for name, tensor in stored(self.skills).items()}
 
     def facts(self) -> dict[str, Any]:
-        return {"best": [None if b == -np.inf else b for b in self.best], "looked": self.looked}
+        return {"best": [None if b == -np.inf else b for b in self.best], "leads": self.leads, "looked": self.looked}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         self.best = [-np.inf if b is None else float(b) for b in facts["best"]]
-        self.looked = int(facts["looked"])
+        self.looked, self.leads = int(facts["looked"]), list(facts["leads"])
         self.skills = [skill_in(tensors, f"snapshot.{p}/") for p in range(len(self.best))]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +24,10 @@ def skill(value: float) -> Adapter:
     return Adapter({"layer": Factors(torch.full((1, 2), value), torch.ones(3, 1))})
 
 
+def values(skills: Sequence[Adapter | None]) -> list[float | None]:
+    return [None if s is None else round(float(s.layers["layer"].down[0, 0]), 3) for s in skills]
+
+
 def mode(actor: StackedGaussianActor) -> np.ndarray:
     obs = torch.linspace(-1, 1, 12).view(3, 4)
     return actor.mode(obs.expand(actor.population, 3, 4)).detach().numpy()
@@ -34,23 +38,27 @@ def checking(setup: Setup, checks: int) -> Setup:
 
 
 def test_trials_are_equally_spaced_and_each_is_due_once() -> None:
-    snapshots = Snapshots(2, [0.0])
+    snapshots = Snapshots(2, [0.0], [True])
     assert [snapshots.due(done) for done in (0.1, 0.33, 0.34, 0.5, 0.7, 0.9, 1.0)] == [0, 0, 1, 0, 1, 0, 0]
-    assert not any(Snapshots(0, [0.0]).due(done) for done in (0.0, 0.5, 1.0))
-    late = Snapshots(3, [0.0])
+    assert not any(Snapshots(0, [0.0], [True]).due(done) for done in (0.0, 0.5, 1.0))
+    late = Snapshots(3, [0.0], [True])
     assert late.due(0.8) and not late.due(0.9)  # those that a long rollout has passed by are not made up for
 
 
-def test_the_skill_of_the_best_trial_is_kept_for_each_seed_and_none_before_one_beats_what_is_played_without() -> None:
-    snapshots = Snapshots(3, [1.0, -np.inf])
-    for value, found in ((1.0, [[0.0, 1.0], [2.0, 4.0]]), (2.0, [[3.0, 0.0], [1.0, 4.0]]), (3.0, [[1.4, 1.4], [3, 3]])):
+def test_the_best_skill_of_each_seed_is_kept_and_the_present_one_played_while_it_leads() -> None:
+    snapshots = Snapshots(3, [1.0, -np.inf], [False, True])
+    kept: list[list[float | None]] = [[None, None]]
+    shown = [values(snapshots.played([skill(0.5), skill(0.6)]))]
+    for value, found in ((1.0, [[0, 1], [2, 4]]), (2.0, [[3, 0], [1, 4]]), (3.0, [[1.4, 1.4], [4, 4]])):
         snapshots.heard([skill(value), skill(10 * value)], np.array(found))
-        again = Snapshots(3, [0.0, 0.0])
+        again = Snapshots(3, [0.0, 0.0], [False, False])
         again.restore(snapshots.tensors(), snapshots.facts())
-        assert (again.best, again.looked) == (snapshots.best, snapshots.looked)
-        kept = [None if s is None else float(s.layers["layer"].down[0, 0]) for s in again.skills]
-        assert kept == [None if value == 1.0 else 2.0, 10.0]
-    assert snapshots.best == [1.5, 3.0]
+        assert again.facts() == snapshots.facts()
+        kept.append(values(again.skills))
+        shown.append(values(again.played([skill(value + 0.5), skill(value + 0.6)])))
+    assert kept == [[None, None], [None, 10.0], [2.0, 10.0], [2.0, 30.0]]
+    assert shown == [[None, 0.6], [None, 1.6], [2.5, 10.0], [2.0, 3.6]]
+    assert snapshots.best == [1.5, 4.0]
 
 
 def test_a_composition_is_played_until_a_snapshot_of_what_is_learned_on_it_is_better(make_setup: MakeSetup) -> None:
@@ -58,7 +66,7 @@ def test_a_composition_is_played_until_a_snapshot_of_what_is_learned_on_it_is_be
     assert isinstance(method, SkillLibrary)
     learner, _ = method.begin(0)
     assert learner is not None
-    method.snapshots.best = [-np.inf, np.inf]
+    method.snapshots.best, method.snapshots.leads = [-np.inf, np.inf], [False, False]
     fresh = StageTraining(learner, method.world(0), method.stage(0), 1).round()
     learned, base = mode(learner.policy()), mode(method.setup.base)
     assert not np.isclose(learned, base, atol=1e-4).all((1, 2)).any()

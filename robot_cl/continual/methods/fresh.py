@@ -24,10 +24,10 @@ class Fresh(Method):
     def __init__(self, setup: Setup):
         super().__init__(setup)
         self.skills: list[State] = []  # of each task: "<member>/<layer>/down" and "up"
-        self.trials, self.snapshots = Trials(setup), Snapshots(0, [])
+        self.trials, self.snapshots = Trials(setup), Snapshots(0, [], [])
 
     def begin(self, k: int) -> tuple[Learner | None, int]:
-        self.snapshots = Snapshots(self.config.checks, [-np.inf] * self.setup.seeds)
+        self.snapshots = Snapshots(self.config.checks, [-np.inf] * self.setup.seeds, [True] * self.setup.seeds)
         return self.learner(k, self.setup.base, self.setup.values, skill=True), 0
 
     def during(self, k: int, learner: Learner, fresh: Transitions, done: float) -> int:
@@ -39,9 +39,9 @@ class Fresh(Method):
         return spent
 
     def current(self, k: int, learner: Learner | None) -> StackedGaussianActor:
-        if not self.config.checks:
+        if not self.config.checks or learner is None:
             return super().current(k, learner)
-        return with_skills(self.setup.base, self.snapshots.skills)
+        return with_skills(self.setup.base, self.snapshots.played(learned_skills(learner)))
 
     def afterwards(self, k: int) -> int:
         return self.config.trial_worlds * self.trials.length(self.stage(k)) if self.config.checks else 0

@@ -48,16 +48,16 @@ class SkillLibrary(Method):
     an easier one, not one that is mastered. Else a skill is learned on it, or on the base where it is hardly better
     (`margin`, not asked of the most alike) or gains little of what it gains at home (`fit`): what does not fit is a bad
     place to learn from. It is published unless the composition alone did better beyond doubt: a few episodes tell
-    little, and a skill thrown away cannot be had again. With `checks` the composition is played until a snapshot of the
-    skill has done better, then the best snapshot, which is what is published. Remembers a library on disk per seed, the
-    routes, and how each task began.
+    little, and a skill thrown away cannot be had again. With `checks` the composition is played until the skill has
+    done better in a trial, and the best snapshot of it where it does worse in a later one; that is what is published.
+    Remembers a library on disk per seed, the routes, and how each task began.
     """
 
     def __init__(self, setup: Setup):
         super().__init__(setup)
         self.libraries = [self._open(p) for p in range(setup.seeds)]
         self.trials = Trials(setup)
-        self.snapshots = Snapshots(0, [])  # of what is being learned
+        self.snapshots = Snapshots(0, [], [])  # of what is being learned
         self.routes: list[list[Route]] = []  # of each finished task, one per seed
         self.now: list[Route] = []  # of the task in progress
         self.levels: list[dict[str, float]] = [{} for _ in range(setup.seeds)]  # skill -> trial score on its own task
@@ -74,7 +74,8 @@ class SkillLibrary(Method):
 
     def begin(self, k: int) -> tuple[Learner | None, int]:
         self.now, spent, self.sketch = self.decide(self.stage(k))
-        self.snapshots = Snapshots(self.config.checks, [route.trial for route in self.now])
+        trials, bare = [route.trial for route in self.now], [not route.mix for route in self.now]
+        self.snapshots = Snapshots(self.config.checks, trials, bare)
         if all(route.reached for route in self.now):
             return None, spent
         parents = [self._values_of(p, route.mix) for p, route in enumerate(self.now)]
@@ -175,7 +176,8 @@ class SkillLibrary(Method):
         routes = self.now or self.routes[k]
         if learner is None:
             return self._composed([route.mix for route in routes])
-        return self._learned(learner) if not self.config.checks else self._with(self.snapshots.skills)
+        gained = learned_skills(learner)
+        return self._with(self.snapshots.played(gained) if self.config.checks else gained)
 
     def _learned(self, learner: Learner) -> StackedGaussianActor:
         return self._with(learned_skills(learner))
