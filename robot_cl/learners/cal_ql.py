@@ -18,6 +18,7 @@ from robot_cl.learners.ranges import not_negative, positive, share
 from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import (
     SoftNets,
+    actor_due,
     build,
     clone,
     joined,
@@ -83,7 +84,10 @@ class CalQL(Learner):
         begin_at_returns(self, self.soft, self.reference, data, self.config)
 
     def graph_key(self, online: bool = False) -> tuple[bool, bool]:
-        return not online and self.step < self.config.cloning, self.warm.moves(online)
+        return not online and self.step < self.config.cloning, self._moves(online)
+
+    def _moves(self, online: bool) -> bool:
+        return self.warm.moves(online) and actor_due(self)
 
     def schedule(self, online: bool = False) -> None:
         self.warm.schedule(online)
@@ -94,11 +98,11 @@ class CalQL(Learner):
 
     def update_offline(self, batch: Transitions) -> Metrics:
         self.schedule()
-        return self._update(batch, self.config.conservatism, self.step < self.config.cloning, self.warm.moves(False))
+        return self._update(batch, self.config.conservatism, self.step < self.config.cloning, self._moves(False))
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         self.schedule(online=True)
-        return self._update(joined(fresh, offline), self.config.online_conservatism, False, self.warm.moves(True))
+        return self._update(joined(fresh, offline), self.config.online_conservatism, False, self._moves(True))
 
     def _update(self, batch: Transitions, weight: float, clones: bool, moves: bool) -> Metrics:
         self.step += 1

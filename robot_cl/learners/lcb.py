@@ -17,6 +17,7 @@ from robot_cl.learners.ranges import not_negative, share
 from robot_cl.learners.returns import fit_returns
 from robot_cl.learners.sac import (
     CloningConfig,
+    actor_due,
     actor_lr,
     bellman_target,
     build,
@@ -103,8 +104,8 @@ class LCB(Learner):
             state = without(state, "extra.beta")
         super().adopt(with_its_unit(state, "critic"))
 
-    def graph_key(self, online: bool = False) -> bool:
-        return not online and self.step < self.config.cloning
+    def graph_key(self, online: bool = False) -> tuple[bool, bool]:
+        return not online and self.step < self.config.cloning, actor_due(self)
 
     def bound(self, q: Tensor) -> Tensor:
         """mean − β std over the critics, (P, N, B) -> (P, B)."""
@@ -129,8 +130,9 @@ class LCB(Learner):
         loss = td_loss(q, target)
         step_critic(soft, loss)
         polyak(soft.target, soft.critic, c.tau)
+        moved = self._step_actor(z) if actor_due(self) else {}
         self.step += 1
-        return {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2)), **self._step_actor(z)}
+        return {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2)), **moved}
 
     @torch.no_grad()
     def next_value(self, z_next: Tensor) -> Tensor:

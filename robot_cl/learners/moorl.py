@@ -18,7 +18,7 @@ from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.ranges import not_negative
 from robot_cl.learners.returns import fit_returns
-from robot_cl.learners.sac import SACConfig, SoftNets, Temperature, joined, online_plan, update
+from robot_cl.learners.sac import SACConfig, SoftNets, Temperature, actor_due, joined, online_plan, update
 from robot_cl.learners.stacks import merged, repeated
 
 
@@ -109,16 +109,16 @@ class MOORL(Learner):
         whole = self.config.whole_batches and self.config.tasks is not Tasks.joined
         return replace(plan, batches=2) if whole else plan
 
-    def graph_key(self, online: bool = False) -> tuple[bool, bool]:
-        """Whether the next update draws the buffer of a meta step and whether it closes one."""
+    def graph_key(self, online: bool = False) -> tuple[bool, bool, bool]:
+        """Whether the next update draws the buffer of a meta step, whether it closes one, and moves the actor."""
         draws = self.config.tasks is Tasks.alternate and self.step % self.config.inner == 0
-        return draws, (self.step + 1) % self.config.inner == 0
+        return draws, (self.step + 1) % self.config.inner == 0, actor_due(self)
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         if offline is None:
             raise ValueError("moorl learns from two buffers; give it a dataset with data=NAME")
         batch = self._task_batch(fresh, offline)
-        metrics = update(self.fast, self.config, batch, move_target=False)
+        metrics = update(self.fast, self.config, batch, actor_due(self), move_target=False)
         self.step += 1
         if self.step % self.config.inner == 0:
             self._meta_step()

@@ -36,8 +36,8 @@ OPTIONS = {
     "rlpd": {"critics": 4, "actor_every": 2},
     "wsrl": {"critics": 3, "actor_every": 2, "drawn": 2, "critic_only": 4, "cloning": 3},
     "cal_ql": {"drawn": 2, "critic_only": 4, "cloning": 3},
-    "moorl": {"tasks": Tasks.alternate, "inner": 2},
-    "lcb": {"critics": 3},
+    "moorl": {"tasks": Tasks.alternate, "inner": 2, "actor_every": 2},
+    "lcb": {"critics": 3, "actor_every": 2},
 }
 OFFLINE = ["bc", "percent_bc", "iql", "rebrac", "lcb", "sac", "cal_ql", "wsrl", "uni_o4"]
 ONLINE = ["iql", "rebrac", "lcb", "sac", "rlpd", "cal_ql", "wsrl", "moorl"]

@@ -7,7 +7,9 @@ import torch
 
 from policies.critics import CriticConfig
 from policies.networks import StackedMLP, generators
+from robot_cl.learners import config_class, learner_class
 from robot_cl.learners.draws import Draws
+from robot_cl.learners.model_config import Ramp
 from robot_cl.learners.rlpd import RLPD, RLPDConfig
 from robot_cl.learners.sac import (
     SAC,
@@ -97,11 +99,14 @@ def test_rlpd_learns_from_half_old_and_half_new(transitions):
     assert metrics["critic_loss"].isfinite().all() and not torch.equal(metrics["critic_loss"], again["critic_loss"])
 
 
-def test_the_actor_moves_only_on_every_kth_update(transitions):
-    learner = RLPD(RLPDConfig(**SMALL, critics=4, actor_every=3), 4, 2)
+@pytest.mark.parametrize("name", ["sac", "rlpd", "lcb", "cal_ql", "wsrl", "moorl", "mbpo"])
+def test_the_actor_moves_only_on_every_kth_update(name, transitions):
+    more = {"moorl": {"inner": 1}, "mbpo": {"share": Ramp(0.0, 0.0)}}.get(name, {})
+    more |= {"critic_only": 0} if name in ("cal_ql", "wsrl") else {}
+    learner = learner_class(name)(config_class(name)(**SMALL, actor_every=3, **more), 4, 2)
     start = [p.clone() for p in learner.actor.parameters()]
     for update in range(1, 4):
-        metrics = learner.update_online(transitions(1, 8), None)
+        metrics = learner.update_online(transitions(1, 8), transitions(1, 8))
         moved = any(not torch.equal(p, q) for p, q in zip(learner.actor.parameters(), start, strict=True))
         assert moved == (update == 3) == ("actor_loss" in metrics)
 
