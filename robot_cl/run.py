@@ -7,10 +7,12 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import sim
 from policies.actor import ActorPolicy, StackedGaussianActor
@@ -49,11 +51,13 @@ class Run:
         learner: LearnerConfig,
         actor: StackedGaussianActor | None = None,
         progress: Progress | None = None,
+        like: Run | None = None,
     ):
-        """`config` is resolved (see train.resolve); `actor` is the policy to continue."""
+        """`config` is resolved (see train.resolve); `actor` is the policy to continue. The data, and the interface, are
+        those of `like` where there is one."""
         self.name, self.progress = name_of(learner), progress
-        self.dataset = open_dataset(config.data) if config.data else None
-        self.interface = agreed_interface(config.task, self.dataset)
+        self.dataset = like.dataset if like else open_dataset(config.data) if config.data else None
+        self.interface = like.interface if like else agreed_interface(config.task, self.dataset)
         self.learner = learner_class(self.name)(
             learner, self.interface.obs_dim, self.interface.act_dim, config.seeds, config.seed, config.device, actor
         )
@@ -65,7 +69,7 @@ class Run:
         self.collector: Collector | None = None
         self.buffer: ReplayBuffer | None = None
         if self.dataset is not None:
-            self.sampler = Sampler.over(self.dataset.transitions(), self.learner.rng, config.device)
+            self.sampler = self._sampler(like)
             self.learner.attach_data(self.data)
         if config.online:
             self._open_worlds()
@@ -94,6 +98,8 @@ class Run:
         """`go` in turns of a few updates or a round of the worlds, so that several runs can take theirs in one loop."""
         enough = float("inf") if updates is None else updates
         try:
+            if (self.config.processes or 1) > 1:
+                yield from self._apart(updates)
             while self.step < self.config.offline and self.learner.step < enough:
                 self._record(self.updates.offline())
                 self._advance(1)
@@ -105,6 +111,26 @@ class Run:
         finally:
             if self._writer is not None:
                 self._writer.close()
+
+    def _apart(self, updates: int | None) -> Iterator[None]:
+        """The same in processes that train some of the members each, and send what they came to."""
+        from robot_cl.apart import Processes  # here, because its parts are runs
+
+        with Processes(self, updates) as processes:
+            while self.step < self.total and (updates is None or self.learner.step < updates):
+                news, state = processes.news()
+                if state:
+                    self.learner.load_state_dict(state)
+                    self.learner.actor.config = news.actor
+                if self.collector is not None:
+                    self.collector.returns = [a + b for a, b in zip(self.collector.returns, news.returns, strict=True)]
+                if self.collector is not None and news.worlds:
+                    self.collector.restore(news.worlds)
+                for update, metrics, digest in news.updates:
+                    self.learner.step = update
+                    self._note({name: torch.from_numpy(value) for name, value in metrics.items()}, digest)
+                self._advance(news.step - self.step)
+                yield
 
     def _online_round(self) -> int:
         """Collect, update, and say how many steps per seed that were."""
@@ -123,9 +149,13 @@ class Run:
         return taken
 
     def _record(self, metrics: Metrics) -> None:
+        self._note(metrics, self._digest() if self.learner.step <= DIGEST_UPDATES else None)
+
+    def _note(self, metrics: Metrics, digest: str | None) -> None:
+        """The metrics of the newest update, and for the first ones a hash of all weights."""
         self.log.add(self.learner.step, metrics)
-        if self.learner.step <= DIGEST_UPDATES:
-            self.digests.append(f"{self.learner.step} {self._digest()}")
+        if digest is not None:
+            self.digests.append(f"{self.learner.step} {digest}")
             if self.folder is not None:
                 with (self.folder / DIGESTS).open("a", encoding="utf-8") as file:
                     file.write(self.digests[-1] + "\n")
@@ -133,14 +163,9 @@ class Run:
     def _advance(self, steps: int) -> None:
         """Count, and do what is due: metrics, evaluation, checkpoint."""
         before, self.step = self.step, self.step + steps
-        c, ends = self.config, (self.config.offline, self.total)
-        part_over = any(before < end <= self.step for end in ends)
-
-        def due(every: int) -> bool:
-            return bool(every) and (part_over or self.step // every > before // every)
-
+        c, due = self.config, partial(self._due, before)
         phase = "offline" if self.step <= c.offline else "online"
-        if due(c.log_every) or due(c.eval_every) or due(c.checkpoint_every):
+        if due(c.log_every, c.eval_every, c.checkpoint_every):
             values = self.log.flush()
             finished = self.collector.finished() if self.collector else None
             if finished is not None:
@@ -154,6 +179,11 @@ class Run:
             self._tell(phase, {})
         if due(c.checkpoint_every):
             self.save()
+
+    def _due(self, before: int, *intervals: int) -> bool:
+        """Whether one of so many steps is over since `before`, or a part of the run."""
+        part_over = any(before < end <= self.step for end in (self.config.offline, self.total))
+        return any(every and (part_over or self.step // every > before // every) for every in intervals)
 
     def evaluate(self) -> np.ndarray:
         """Mean return (P,) of each member's deterministic policy, always on the same start states."""
@@ -221,6 +251,13 @@ class Run:
         self.open_folder(run, int(counters["rows"]))
 
     # Details
+
+    def _sampler(self, like: Run | None) -> Sampler:
+        rngs, c = self.learner.rng, self.config
+        if like is not None and like.sampler is not None:
+            return Sampler(like.sampler.rows, self.interface.obs_dim, self.interface.act_dim, rngs)
+        assert self.dataset is not None
+        return Sampler.over(self.dataset.transitions(), rngs, c.device)
 
     def _open_worlds(self) -> None:
         c, plan = self.config, self.plan

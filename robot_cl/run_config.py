@@ -42,7 +42,8 @@ class TrainConfig:
     num_worlds: int | None = None  # worlds per seed; none: as the learner likes
     engine: Engine = Engine.mujoco  # of the worlds that are learned in; warp: thousands on a GPU (extra gpu)
     threads: int | None = None  # threads that step worlds; none: all cores
-    torch_threads: int | None = None  # threads of torch; none: 1 with small networks, else all cores
+    torch_threads: int | None = None  # threads of torch; none: 1 with small networks or in several processes, else all
+    processes: int | None = None  # that share the seeds, on a cpu; none: as many as `threads` where that is possible
     log_every: int = 1000  # steps between rows of metrics.csv
     eval_every: int = 20_000  # steps between evaluations, 0: never
     eval_episodes: int = 10  # per evaluation and seed
@@ -55,7 +56,8 @@ class TrainConfig:
     wandb: bool = False  # also log to Weights & Biases
 
     def __post_init__(self) -> None:
-        for key in ("seeds", "batch", "num_worlds", "threads", "torch_threads", "log_every", "checkpoint_every"):
+        counts = "seeds", "batch", "num_worlds", "threads", "torch_threads", "processes"
+        for key in (*counts, "log_every", "checkpoint_every"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key} is {value}; expected at least 1")

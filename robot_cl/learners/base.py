@@ -81,6 +81,7 @@ class Learner:
     """
 
     phases: ClassVar[tuple[str, ...]] = ("offline", "online")
+    apart: ClassVar[tuple[str, ...]] = ("offline",)  # of these: the ones whose members may learn in several processes
     folds_biases: ClassVar[bool] = False  # trainable=weights: whether biases train too, what they gain becoming weights
     kinds: ClassVar[tuple[str, ...]] = ("gaussian",)  # of actors it can train
 

@@ -74,6 +74,7 @@ class PPO(Learner):
     """
 
     phases: ClassVar[tuple[str, ...]] = ("online",)
+    apart: ClassVar[tuple[str, ...]] = ("offline", "online")
     folds_biases: ClassVar[bool] = True
     config: PPOConfig
 

@@ -53,6 +53,7 @@ class UniO4(PPO):
 
     phases: ClassVar[tuple[str, ...]] = ("offline", "online")
     beside: ClassVar[tuple[str, ...]] = ("data", "init_from")  # of which online it needs one besides a world
+    apart: ClassVar[tuple[str, ...]] = ()  # the gate has a model for each seed
     folds_biases: ClassVar[bool] = False  # candidates are compared as they are, not as they would be published
     config: UniO4Config
 

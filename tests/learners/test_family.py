@@ -13,6 +13,7 @@ from policies.critics import CriticConfig
 from policies.lora import base_digest
 from policies.networks import generators
 from policies.normalizer import Normalizer
+from robot_cl.apart import joined, narrowed
 from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners import learner_class
@@ -163,3 +164,17 @@ def test_a_skill_on_a_frozen_base_can_be_what_is_trained(name, trainable, parts,
     assert moved and all(key.endswith(parts) for key in moved)
     assert base_digest(learner.adapted(), 1) == base_digest(source)
     assert (learner.policy().mode(data.obs[:50]) - source.mode(data.obs[:50])).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if learner_class(name).apart])
+def test_members_are_taken_apart_and_put_together_again(name, data):
+    whole, parts = build(name, seeds=3, seed=5), [build(name, seeds=2), build(name, seeds=1)]
+    begin(whole, data)(3)
+    for part, first in zip(parts, (0, 2), strict=True):
+        part.load_state_dict(narrowed(whole, part, first))
+        for p in range(part.seeds):
+            mine, theirs = part.actor.member(p).state_dict(), whole.actor.member(first + p).state_dict()
+            assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+    again = joined(whole, [{k: v.numpy() for k, v in part.state_dict().items()} for part in parts], [2, 1])
+    state = whole.state_dict()
+    assert again.keys() == state.keys() and all(torch.equal(value, again[key]) for key, value in state.items())

@@ -1,0 +1,281 @@
+"""One run in several processes: each trains some of the members, and the run writes what they have come to.
+
+Members are independent, so a process trains its own as a run of their seeds, from the state that all had when it was
+forked, and nobody waits for anybody. Where the whole run has something to write, the parts send what it needs; it is
+put together and written as if it had been trained in one piece. The numbers are, bit for bit, those of a stack of a
+part's seeds alone, and to rounding those of one stack of all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robot_cl.learners import learner_class, name_of
+from robot_cl.learners.base import Learner, LearnerConfig, Metrics
+from robot_cl.learners.optim import FlatAdam
+from robot_cl.learners.sb3 import SB3Config
+from robot_cl.run import DIGEST_UPDATES, Run
+from robot_cl.run_config import TrainConfig
+from robot_cl.seeding import cores, use_torch_threads
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass
+class News:
+    """What some members have come to, as plain arrays for the way from process to process.
+
+    `updates` since the last news: number, metrics, and of the first ones a hash of all weights. `state` (of the
+    learner) and `worlds` are empty where only metrics are written.
+    """
+
+    step: int = 0
+    updates: list[tuple[int, Arrays, str | None]] = field(default_factory=list)
+    returns: list[list[float]] = field(default_factory=list)
+    state: Arrays = field(default_factory=dict)
+    worlds: Arrays = field(default_factory=dict)
+    actor: Any = None  # the actor's options: training may raise the smallest σ
+
+
+class Processes:
+    """The processes of a run. Remembers how many members each has, their numbers, and the pipes they send through."""
+
+    def __init__(self, run: Run, updates: int | None):
+        """Start them; each ends with the run, or after so many updates."""
+        self.learner = run.learner
+        self.counts = shares(run.config.seeds, run.config.processes or 1)
+        self.pids, self.pipes = list[int](), list[Connection]()
+        for i, count in enumerate(self.counts):
+            receive, send = Pipe(duplex=False)
+            pid = os.fork()
+            if not pid:
+                for pipe in (receive, *self.pipes):
+                    pipe.close()
+                _train(run, sum(self.counts[:i]), count, updates, send)
+            send.close()
+            self.pids.append(pid)
+            self.pipes.append(receive)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End them: they hold nothing that is not sent."""
+        for pid, pipe in zip(self.pids, self.pipes, strict=True):
+            pipe.close()
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    def news(self) -> tuple[News, dict[str, Tensor]]:
+        """The next of all members, and the learner's state if they sent theirs.
+
+        Raises what a process raised, ChildProcessError if one was ended.
+        """
+        parts = [self._received(i) for i in range(len(self.pipes))]
+        first = parts[0]
+        together = replace(
+            first,
+            updates=[_update(same) for same in zip(*(part.updates for part in parts), strict=True)],
+            returns=[own for part in parts for own in part.returns],
+            worlds={name: np.concatenate([part.worlds[name] for part in parts]) for name in first.worlds},
+        )
+        return together, joined(self.learner, [part.state for part in parts], self.counts) if first.state else {}
+
+    def _received(self, i: int) -> News:
+        try:
+            news = self.pipes[i].recv()
+        except EOFError:
+            last = sum(self.counts[: i + 1]) - 1
+            raise ChildProcessError(
+                f"the process that trains members {last + 1 - self.counts[i]} to {last} was ended; "
+                "go on from the last checkpoint with robot-cl resume"
+            ) from None
+        if isinstance(news, BaseException):
+            raise news
+        assert isinstance(news, News)
+        return news
+
+
+class Part(Run):
+    """Some members of a run: what its loops come to is sent, not written."""
+
+    def __init__(self, whole: Run, first: int, count: int, pipe: Connection):
+        c = whole.config
+        threads = max(1, (c.threads or 1) // (c.processes or 1))
+        own = replace(c, seeds=count, seed=c.seed + first, threads=threads, processes=1)
+        super().__init__(own, whole.learner.config, _some(whole.learner.policy(), first, count), like=whole)
+        self.learner.load_state_dict(narrowed(whole.learner, self.learner, first))
+        if whole.collector is not None and self.collector is not None:
+            rows = slice(first * self.collector.worlds, (first + count) * self.collector.worlds)
+            self.collector.restore({name: value[rows] for name, value in whole.collector.state().items()})
+        self.step, self._pipe, self._parent, self._news = whole.step, pipe, os.getppid(), News()
+
+    def _record(self, metrics: Metrics) -> None:
+        digest = self._digest() if self.learner.step <= DIGEST_UPDATES else None
+        self._news.updates.append((self.learner.step, {k: value.numpy() for k, value in metrics.items()}, digest))
+
+    def _advance(self, steps: int) -> None:
+        before, self.step = self.step, self.step + steps
+        if os.getppid() != self._parent:
+            raise ProcessLookupError("the run that this is a part of was ended")
+        if self._due(before, self.config.log_every, self.config.eval_every, self.config.checkpoint_every):
+            self.send(self._due(before, self.config.eval_every, self.config.checkpoint_every))
+
+    @property
+    def unsent(self) -> bool:
+        return bool(self._news.updates)
+
+    def send(self, state: bool) -> None:
+        """What is new, with the state of learner and worlds if that is wanted."""
+        news, self._news = self._news, News()
+        news.step, news.actor = self.step, self.learner.actor.config
+        if self.collector is not None:
+            news.returns, self.collector.returns = self.collector.returns, [[] for _ in range(self.config.seeds)]
+        if state:
+            news.state = {name: value.numpy() for name, value in self.learner.state_dict().items()}
+            news.worlds = self.collector.state() if self.collector is not None else {}
+        self._pipe.send(news)
+
+
+def _update(parts: Sequence[tuple[int, Arrays, str | None]]) -> tuple[int, Arrays, str | None]:
+    """One update of all members: its number, metrics (P,) and hash."""
+    number, metrics, digest = parts[0]
+    if digest is not None:
+        digest = hashlib.sha256("".join(str(part[2]) for part in parts).encode()).hexdigest()
+    return number, {name: np.concatenate([part[1][name] for part in parts]) for name in metrics}, digest
+
+
+def processes_for(config: TrainConfig, learner: LearnerConfig | SB3Config, phases: Sequence[str], device: str) -> int:
+    """How many share the seeds: `config.processes`, or as many as there are threads to step worlds, where that can be.
+
+    Raises ValueError if several are asked for and cannot be.
+    """
+    problem = _problem(config, learner, phases, device)
+    if problem and (config.processes or 1) > 1:
+        raise ValueError(f"processes={config.processes}, but {problem}; leave it out")
+    return 1 if problem else min(config.seeds, config.processes or config.threads or cores())
+
+
+def _problem(config: TrainConfig, learner: LearnerConfig | SB3Config, phases: Sequence[str], device: str) -> str | None:
+    """Why the seeds of a run stay in one process."""
+    if isinstance(learner, SB3Config):
+        return "Stable-Baselines3 trains one seed at a time"
+    together = [phase for phase in phases if phase not in learner_class(name_of(learner)).apart]
+    if together:
+        return f"the seeds of {name_of(learner)} learn {together[0]} in one process"
+    if device != "cpu":
+        return "a GPU trains all seeds at once"
+    if config.compile:
+        return "compile=true makes code for all seeds at once"
+    if (config.torch_threads or 1) > 1:
+        return f"torch_threads={config.torch_threads} are for one process"
+    return None if sys.platform == "linux" else "this system does not fork processes safely"
+
+
+def shares(seeds: int, processes: int) -> list[int]:
+    """How many members each process has, as even as can be."""
+    least, more = divmod(seeds, processes)
+    return [least + (i < more) for i in range(processes)]
+
+
+def _train(run: Run, first: int, count: int, updates: int | None, pipe: Connection) -> NoReturn:
+    """All that such a process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its processes
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        use_torch_threads(1)
+        part = Part(run, first, count, pipe)
+        part.go(updates)
+        if part.unsent:
+            part.send(True)
+    except BaseException as problem:  # handed over by `_received`
+        with suppress(OSError):
+            pipe.send(problem)
+    finally:
+        os._exit(0)
+
+
+# A learner's state by members
+
+
+def narrowed(whole: Learner, part: Learner, first: int) -> dict[str, Tensor]:
+    """The state of a learner of some of the members of `whole`, from number `first` on."""
+    theirs, own = whole.state_dict(), part.state_dict()
+    state = {}
+    for name, value in theirs.items():
+        kind, _, rest = name.partition(".")
+        if kind == "rng":
+            member = int(rest) - first
+            if 0 <= member < part.seeds:
+                state[f"rng.{member}"] = value
+        elif (opt := _moments(whole, name)) is not None:
+            pieces = value.split([p.numel() for p in opt.parameters])
+            state[name] = torch.cat([x.view(whole.seeds, -1)[first : first + part.seeds].flatten() for x in pieces])
+        else:
+            axis = _axis(value, own.get(name), whole.seeds, part.seeds)
+            rows = 0 if axis is None else value.shape[axis] // whole.seeds
+            state[name] = value if axis is None else value.narrow(axis, first * rows, part.seeds * rows)
+    return state
+
+
+def joined(whole: Learner, states: Sequence[Arrays], counts: Sequence[int]) -> dict[str, Tensor]:
+    """The state of a learner of all members from those of its parts."""
+    theirs, state, member = whole.state_dict(), dict[str, Tensor](), 0
+    for part, count in zip(states, counts, strict=True):
+        state |= {f"rng.{member + p}": torch.from_numpy(part[f"rng.{p}"]) for p in range(count)}
+        member += count
+    for name in [name for name in states[0] if not name.startswith("rng.")]:
+        values = [torch.from_numpy(part[name]) for part in states]
+        if (opt := _moments(whole, name)) is not None:
+            sizes = [p.numel() // whole.seeds for p in opt.parameters]
+            pieces = [v.split([n * size for size in sizes]) for v, n in zip(values, counts, strict=True)]
+            state[name] = torch.cat([torch.cat(piece) for piece in zip(*pieces, strict=True)])
+        else:
+            axis = _axis(theirs.get(name), values[0], whole.seeds, counts[0])
+            state[name] = values[0] if axis is None else torch.cat(values, axis)
+    return state
+
+
+def _moments(learner: Learner, name: str) -> FlatAdam | None:
+    """The optimiser whose moments `name` is: there parameter follows parameter, each with its members."""
+    kind, _, rest = name.partition(".")
+    opt, _, quantity = rest.rpartition(".")
+    return learner.opts[opt] if kind == "opts" and quantity != "step" else None
+
+
+def _axis(whole: Tensor | None, part: Tensor | None, seeds: int, count: int) -> int | None:
+    """The axis of members, which `count` of `seeds` have a share of; None for what all have in common.
+
+    What one of both has yet to come to, such as a quantity per world, leads with it if it is no single number.
+    """
+    if whole is None or part is None:
+        known = part if whole is None else whole
+        return 0 if known is not None and known.dim() else None
+    if whole.shape == part.shape:
+        return None
+    pairs = zip(whole.shape, part.shape, strict=True)
+    return next(i for i, (a, b) in enumerate(pairs) if a != b and a * count == b * seeds)
+
+
+def _some(actor: Any, first: int, count: int) -> Any:
+    """A copy of `count` members of an actor, from number `first` on."""
+    copy = actor.from_spec(actor.spec() | {"population": count})
+    state = copy.state_dict()
+    for name, value in actor.state_dict().items():
+        axis = _axis(value, state[name], actor.population, count)
+        rows = 0 if axis is None else value.shape[axis] // actor.population
+        state[name] = value if axis is None else value.narrow(axis, first * rows, count * rows)
+    copy.load_state_dict(state)
+    return copy
