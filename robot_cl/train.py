@@ -16,7 +16,7 @@ from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.learners import learner_class, name_of
 from robot_cl.learners.base import LearnerConfig
 from robot_cl.learners.compiled import check_compiler
-from robot_cl.learners.sb3 import SB3Config
+from robot_cl.learners.sb3 import SB3, SB3Config
 from robot_cl.metrics import import_wandb
 from robot_cl.paths import new_run_folder, runs_root
 from robot_cl.plain_files import read_json
@@ -45,6 +45,7 @@ def train(
         config = resolve(config, learner)
         seeding.use_torch_threads(config.torch_threads or 1)
         interface = agreed_interface(config.task, None)
+        SB3(learner, str(config.task), config.seed, config.threads or 1, config.device)  # or it is refused here
         folder = _new_folder(config, learner, interface, None)
         if began is not None:
             began(folder)
@@ -161,6 +162,8 @@ def resolve(config: TrainConfig, learner: LearnerConfig | SB3Config) -> TrainCon
         if isinstance(learner, SB3Config):
             raise ValueError("learner=sb3 trains in the world as it is; leave out shift=, or choose another learner")
         sim.make(task, num_worlds=1, threads=1, shift=config.shift)  # what it does not know is refused here
+    if config.init_from and isinstance(learner, SB3Config):
+        raise ValueError("learner=sb3 begins with its own network; leave out init_from=, or choose another learner")
     if not offline + online:
         raise ValueError(f"{name} has nothing to do; give data=NAME and offline_steps, or task=NAME and online_steps")
     device = seeding.resolve_device(config.device)

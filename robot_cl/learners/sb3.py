@@ -56,10 +56,12 @@ class SB3:
             from stable_baselines3.common.vec_env import VecNormalize
 
             self.env = VecNormalize(self.env, norm_reward=config.algorithm in ON_POLICY)
+        given = arguments(config.arguments)
         try:
-            self.model = algorithm("MlpPolicy", self.env, seed=seed, device=device, **arguments(config.arguments))
-        except TypeError as problem:
+            self.model = algorithm("MlpPolicy", self.env, seed=seed, device=device, **given)
+        except (TypeError, AssertionError, AttributeError, LookupError, ArithmeticError, RuntimeError) as problem:
             raise ValueError(f"{config.algorithm} does not take these arguments: {problem}") from None
+        self.actor()  # a network that has no counterpart here is refused before it is trained
 
     def learn(self, steps: int, report: Report, every: int) -> None:
         """Train for `steps` environment steps; `report(step, metrics)` about every `every` steps."""
@@ -96,8 +98,10 @@ def algorithm_class(name: str) -> Any:
 
 
 def arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments; policy_kwargs.activation_fn may be a name."""
+    """Constructor arguments; policy_kwargs.activation_fn may be a name. Raises ValueError for an unknown one."""
     given = dict(given)
+    if not isinstance(given.get("policy_kwargs") or {}, dict):
+        raise ValueError(f"policy_kwargs is {given['policy_kwargs']!r}; expected a map, e.g. {{net_arch: [64, 64]}}")
     policy = dict(given.get("policy_kwargs") or {})
     name = policy.get("activation_fn")
     if isinstance(name, str):

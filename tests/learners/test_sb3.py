@@ -1,5 +1,7 @@
 """Stable-Baselines3 as a baseline: its policy here is its policy there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,26 @@ def test_a_run_of_sb3_leaves_a_folder_like_any_other_with_all_seeds(tmp_path):
     for again in (resume, verify):
         with pytest.raises(ValueError, match="neither resumed nor verified"):
             again(run)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "given", "match"),
+    [
+        ("PPO", {"n_steps": 1, "batch_size": 1}, "does not take these arguments: `batch_size` must be greater"),
+        ("PPO", {"learning_rate": "fast"}, "does not take these arguments: The learning rate"),
+        ("PPO", {"policy_kwargs": 3}, "expected a map"),
+        ("PPO", {"policy_kwargs": {"net_arch": []}}, "no activations has no counterpart"),
+        ("PPO", {"use_sde": True}, "use_sde"),
+        ("SAC", {"use_sde": True, "buffer_size": 500}, "no counterpart"),
+    ],
+)
+def test_what_cannot_be_trained_or_kept_is_refused_before_anything_is_written(algorithm, given, match, tmp_path):
+    config = TrainConfig(task="hopper", online_steps=64, threads=1, eval_every=0, out=str(tmp_path), device="cpu")
+    with pytest.raises(ValueError, match=match):
+        train(config, SB3Config(algorithm, num_envs=1, arguments=given))
+    with pytest.raises(ValueError, match="leave out init_from"):
+        train(replace(config, init_from="somewhere"), SB3Config(algorithm))
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_algorithms_and_arguments_are_refused():
