@@ -250,8 +250,9 @@ class MBPO(Learner):
         ended = rows.terminated > 0.0
         count = ended.sum(1, keepdim=True).float()
         self.ends.log_odds.copy_((count / (rows.reward.shape[1] - count)).log())
-        both = (count > 0) & (count < rows.reward.shape[1])
-        if not both.any():
+        both, adam = (count > 0) & (count < rows.reward.shape[1]), self.opts["ends"].state
+        if not both.any() and not adam["exp_avg"].any():
+            adam["step"] += self.config.model.end_steps  # as beside members that have ends, where it moves nothing
             return
         order = torch.argsort(ended.float(), dim=1, descending=True, stable=True)  # ends first
         label = torch.cat([torch.ones(half), torch.zeros(half)]).to(rows.obs).expand(self.seeds, -1)

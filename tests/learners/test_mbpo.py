@@ -225,6 +225,19 @@ def test_where_the_data_end_the_imagined_episodes_end(transitions):
     assert not made.ends(test).any()
 
 
+def test_a_seed_that_sees_its_first_end_late_learns_it_as_it_would_alone(transitions):
+    rounds = [transitions(2, 100, seed=seed) for seed in range(3)]
+    rounds[0].terminated[1] = rounds[2].terminated[0] = 0.0
+    stack, *alone = [learner(seeds, seed=5 + p) for seeds, p in ((2, 0), (1, 0), (1, 1))]
+    for rows in rounds:
+        stack.fit_ends(rows)
+        for p, one in enumerate(alone):
+            one.fit_ends(Transitions(*(x[p : p + 1] for x in vars(rows).values())))
+    for p, one in enumerate(alone):
+        for mine, theirs in zip(one.ends.parameters(), stack.ends.parameters(), strict=True):
+            torch.testing.assert_close(mine[0], theirs[p], rtol=1e-5, atol=1e-6)
+
+
 def test_plain_error_is_added_while_the_critic_means_nothing(transitions):
     for kind in (ModelLoss.vagram, ModelLoss.value_difference):
         made = learner(rows=60, transitions=transitions, model=model(loss=kind, plain=5))
