@@ -72,26 +72,35 @@ class DeviationAdvantage(nn.Module):
         """
         near = within(deviations)
         pools = [torch.nonzero(near[i] & (fold != m))[:, 0] for i in range(self.policies) for m in range(self.folds)]
-        if not all(map(len, pools)):
-            return  # a clone that is nowhere near the data: nothing is claimed
         owner = torch.arange(self.policies, device=z.device).repeat_interleave(self.folds)
-        self.unit.copy_(torch.stack([row[ok].std() for row, ok in zip(found, near, strict=True)]) + 1e-8)
+        counts = torch.tensor([len(pool) for pool in pools]).view(self.policies, self.folds)
+        fitted = (counts > 0).all(1)  # not those of a clone that is nowhere near the data, which claims nothing
+        self.unit.zero_()
+        for i in torch.nonzero(fitted)[:, 0].tolist():
+            self.unit[i] = found[i][near[i]].std() + 1e-8
+        if not fitted.any():
+            return
+        known = fitted.to(z.device)
         self.net.requires_grad_(True)
         opt = FlatAdam(self.net.parameters(), len(pools), lr)
         for step in range(steps):
             opt.lr = cosine(lr, step, steps)
-            drawn = [torch.randint(len(p), (batch,), generator=rngs[k // self.folds]) for k, p in enumerate(pools)]
-            rows = torch.stack([p[i.to(p.device)] for p, i in zip(pools, drawn, strict=True)])
+            rows = torch.zeros(len(pools), batch, dtype=torch.int64, device=z.device)
+            for k, pool in enumerate(pools):
+                if fitted[k // self.folds]:
+                    drawn = torch.randint(len(pool), (batch,), generator=rngs[k // self.folds])
+                    rows[k] = pool[drawn.to(pool.device)]
             out = self.net(z[rows])
             deviation = deviations[owner.unsqueeze(1), rows]
             said = (out[..., : self.act_dim] * deviation).sum(-1) + out[..., self.act_dim]
-            wanted = found[owner.unsqueeze(1), rows] / self.unit[owner].unsqueeze(1)
-            (said - wanted).square().mean(-1).sum().backward()
+            wanted = found[owner.unsqueeze(1), rows] / self.unit[owner].clamp(min=1e-8).unsqueeze(1)
+            (said - wanted).square().mean(-1)[known[owner]].sum().backward()
             opt.step()
         self.net.requires_grad_(False)
         with torch.no_grad():
             seen = z[torch.linspace(0, len(z) - 1, min(len(z), 10_000), device=z.device).long()]
-            self.longest.copy_(self.slopes(seen.expand(self.policies, -1, -1)).mean(1).norm(dim=-1).median(1).values)
+            lengths = self.slopes(seen.expand(self.policies, -1, -1)).mean(1).norm(dim=-1).median(1).values
+            self.longest.copy_(torch.where(known, lengths, torch.inf))
 
 
 def trajectory_advantages(

@@ -85,6 +85,19 @@ def test_a_clone_far_from_all_data_claims_nothing():
     assert not net(z[None], d).any()
 
 
+def test_a_clone_far_from_all_data_takes_nothing_from_those_beside_it():
+    z, d, found = noisy()
+    fold, both = blocks(ROWS, 2, z.device), (torch.cat([d + 100.0, d]), torch.cat([found, found]))
+    alone, beside = (DeviationAdvantage(2, 2, generators(seed, count), (8,), 2) for seed, count in ((1, 1), (0, 2)))
+    alone.fit(z, d, found, fold, generators(3, 1), 20)
+    rngs = generators(2, 2)
+    beside.fit(z, *both, fold, rngs, 20)
+    claims = beside(z.expand(2, -1, -1), torch.cat([d, d]))
+    assert not claims[0].any()
+    torch.testing.assert_close(claims[1:], alone(z[None], d), rtol=1e-4, atol=1e-5)
+    assert torch.equal(rngs[0].get_state(), generators(2, 1)[0].get_state())  # it has drawn nothing
+
+
 def test_advantages_along_a_trajectory_by_hand():
     obs = torch.arange(4.0).unsqueeze(1)
     flags = torch.tensor([0.0, 1.0, 0.0]), torch.zeros(3)
