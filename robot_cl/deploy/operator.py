@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from robot_cl.deploy.names import near
@@ -50,3 +53,40 @@ def parse_order(text: str) -> Order:
     if (verb in ("skills", "goal")) != bool(values):
         raise ValueError(f"{verb} takes {'at least one NAME=NUMBER' if verb in ('skills', 'goal') else 'no values'}")
     return Order(verb, values)
+
+
+class Orders:
+    """What was ordered and waits for the next tick, and whether a stop is in force. Any thread may give orders; over
+    the network only those that make the robot safer count, unless `remote_start`."""
+
+    def __init__(self, remote_start: bool):
+        self.remote_start, self.stopped = remote_start, threading.Event()
+        self._waiting: deque[Order] = deque()
+
+    def give(self, order: Order) -> None:
+        """A stop takes back what was ordered before it: a reset that still waits would clear the stop."""
+        if order.verb == "stop":
+            self._waiting.clear()
+            self.stopped.set()
+        else:
+            self._waiting.append(order)
+
+    def hear(self, texts: Iterable[str]) -> int:
+        """Orders from the network; how many of them are none."""
+        wrong = 0
+        for text in texts:
+            try:
+                heard = parse_order(text)
+            except (ValueError, LookupError):
+                wrong += 1
+                continue
+            if VERBS[heard.verb] or self.remote_start:
+                self.give(heard)
+        return wrong
+
+    def next(self) -> Order | None:
+        """The oldest that waits. A stop from another thread may take all of them back at any moment."""
+        try:
+            return self._waiting.popleft()
+        except IndexError:
+            return None

@@ -21,7 +21,7 @@ from robot_cl.deploy.mind import Mind, Thought
 from robot_cl.deploy.modes import DRIVING, SENDING, THINKING, Guard, Listener, Mode, RunnerConfig, Stage, Step
 from robot_cl.deploy.names import near
 from robot_cl.deploy.observe import compare
-from robot_cl.deploy.operator import VERBS, Order, parse_order
+from robot_cl.deploy.operator import Order, Orders, parse_order
 from robot_cl.deploy.safety import all_finite, blend
 from robot_cl.deploy.transport import State, Transport
 
@@ -68,8 +68,7 @@ class Runner:
         self.mode, self.reason, self.since = Mode.DISABLED, "not enabled yet", clock.now()
         self.history: deque[tuple[float, Mode, str]] = deque(maxlen=HISTORY)
         self.refusal, self._untold = "", list[str]()
-        self._orders: deque[Order] = deque()
-        self._stop, self._finish = threading.Event(), threading.Event()
+        self.orders, self._finish = Orders(self.config.remote_start), threading.Event()
         self.offered: dict[str, Whole] = {}
         self._next: deque[Whole] = deque(maxlen=1)
         self._values = np.full(len(transport.spec.signals), np.nan)
@@ -110,7 +109,7 @@ class Runner:
 
     def estop(self) -> None:
         """Stop at the next tick, whatever else happens. From any thread."""
-        self._stop.set()
+        self.orders.stopped.set()
 
     def reset(self) -> None:
         """Any mode that is not driving -> DISABLED: nothing more is sent, so the last word is the stop command.
@@ -121,12 +120,12 @@ class Runner:
             raise ValueError(f"reset needs a robot that is not driving, this one is in {self.mode}")
         if self.mode in SENDING and not self._sent(self.actuation.stop(self._values)):
             raise ValueError(f"the stop command could not be sent ({self.refusal}), so {self.mode} goes on")
-        self._stop.clear()
+        self.orders.stopped.clear()
         self._enter(Mode.DISABLED, "reset by the operator")
 
     def order(self, text: str) -> None:
         """One line from a person at this machine, for the next tick. Raises ValueError or LookupError if malformed."""
-        self._receive(parse_order(text))
+        self.orders.give(parse_order(text))
 
     def offer(
         self, name: str, policy: Policy, contract: Contract, guard: Guard | None = None, stage: Stage | None = None
@@ -212,12 +211,12 @@ class Runner:
         self._obey()
         state = self.transport.read()
         thought = Thought()
-        if self._usable_state(state, began) and self.mode in THINKING and not self._stop.is_set():
+        if self._usable_state(state, began) and self.mode in THINKING and not self.orders.stopped.is_set():
             thought = self.mind.think(self._values, began, self.mode)
             if thought.doubt:
                 self._doubt(thought.doubt, began, thought.lasting)
             self._look_again()
-        if self._stop.is_set() and self.mode not in (Mode.ESTOP, Mode.DISABLED):
+        if self.orders.stopped.is_set() and self.mode not in (Mode.ESTOP, Mode.DISABLED):
             self._enter(Mode.DISABLED if self.mode is Mode.SHADOW else Mode.ESTOP, "stop ordered")
         self._send(began, thought)
         self.stats.add("tick", self.clock.now() - began)
@@ -251,35 +250,15 @@ class Runner:
         if self._next:
             self.mind.adopt(*self._next.popleft())
             self._blend_from, self._blend_at = self.actuation.previous, self.clock.now()
-        for text in self.transport.messages():
-            try:
-                heard = parse_order(text)
-                if VERBS[heard.verb] or self.config.remote_start:
-                    self._receive(heard)
-            except (ValueError, LookupError):
-                self.stats.events["bad_order"] += 1
-        while (order := self._waiting()) is not None:
+        if wrong := self.orders.hear(self.transport.messages()):
+            self.stats.events["bad_order"] += wrong
+        while (order := self.orders.next()) is not None:
             try:
                 self._carry_out(order)
             except (ValueError, LookupError) as problem:
                 self.stats.events["refused_order"] += 1
                 self.refusal = str(problem)
                 self._untold.append(self.refusal)
-
-    def _receive(self, order: Order) -> None:
-        """A stop takes back what was ordered before it: a reset that still waits would clear the stop."""
-        if order.verb == "stop":
-            self._orders.clear()
-            self._stop.set()
-        else:
-            self._orders.append(order)
-
-    def _waiting(self) -> Order | None:
-        """The next order. A stop from another thread may take all of them back at any moment."""
-        try:
-            return self._orders.popleft()
-        except IndexError:
-            return None
 
     def _carry_out(self, order: Order) -> None:
         if order.verb == "skills":

@@ -79,6 +79,21 @@ class Linear:
         self.resets += 1
 
 
+class Constant:
+    """The same action (waist, elbow), whatever is seen."""
+
+    obs_dim, act_dim = 4, 2
+
+    def __init__(self, waist: float, elbow: float):
+        self.action = np.array([[waist, elbow]], np.float32)
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        return self.action
+
+    def reset(self, rows: np.ndarray | None = None) -> None:
+        pass
+
+
 class Rig:
     """A runner on loopback with everything in reach; `drive` brings it to ACTIVE."""
 
@@ -160,3 +175,8 @@ def make_bundle(tmp_path: Path, arm_interface: Interface) -> Callable[..., Path]
 @pytest.fixture
 def linear() -> Callable[..., bytes]:
     return linear_model
+
+
+@pytest.fixture
+def constant() -> type[Constant]:
+    return Constant
