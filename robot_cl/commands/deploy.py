@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,13 @@ def run_check(call: Call, options: CheckWords) -> Outcome:
     return Outcome(data, next=None if blocked else following, code=1 if blocked else 0)
 
 
+class Deployed(StrEnum):
+    """How a deployment on a healthy robot went."""
+
+    quiet = "quiet"
+    false_alarm = "false_alarm"
+
+
 @dataclass
 class GuardWords:
     """Options of `deploy guard`."""
@@ -157,14 +165,30 @@ class GuardWords:
     alpha: float = 0.1  # share of healthy runs that may raise an alarm
     steps: int = 200  # of each rollout; the promise holds for so long
     task: str | None = None  # world to play in; none: the one the bundle was trained in
+    after: Deployed | None = None  # how a deployment on a healthy robot went: moves the guard that is there
 
 
 def run_guard(call: Call, options: GuardWords) -> Outcome:
     from robot_cl.commands.export import guarded
 
     folder = Path(call.words[0])
+    if options.after is not None:
+        return _moved(call, folder, options.after)
     data = guarded(call, folder, options.task, options.rollouts, options.alpha, options.steps)
     return Outcome(data, wrote=folder / "guard.json", next=f"deploy rehearse {folder}")
+
+
+def _moved(call: Call, folder: Path, after: Deployed) -> Outcome:
+    """The bundle's guard after a deployment, its threshold anew from the rollouts it was calibrated on."""
+    from robot_cl.deploy.guard import load_guard
+
+    before = load_guard(folder)
+    guard = before.after(after is Deployed.false_alarm)
+    path = guard.save(folder)
+    alpha, was = guard.config.alpha, before.config.alpha
+    call.say(f"guard: {100 * was:.2f} -> {100 * alpha:.2f} % of healthy runs may raise an alarm")
+    data = {"alpha": alpha, "threshold": guard.threshold, "promised": guard.config.target}
+    return Outcome(data, wrote=path, next=f"deploy rehearse {folder}")
 
 
 REHEARSE = Verb(
@@ -194,8 +218,13 @@ GUARD = Verb(
     run=run_guard,
     usage="BUNDLE [key=value ...]",
     about="Calibrate a guard that holds the robot when it meets what its rollouts never showed: the largest novelty\n"
-    "of a whole run against a threshold with a promised rate of false alarms. Rehearse again afterwards.",
-    examples=("robot-cl deploy guard bundle", "robot-cl deploy guard bundle rollouts=200 alpha=0.05"),
+    "of a whole run against a threshold with a promised rate of false alarms. After a deployment say how it went, and\n"
+    "the rate follows a robot that slowly changes. Rehearse again afterwards.",
+    examples=(
+        "robot-cl deploy guard bundle",
+        "robot-cl deploy guard bundle rollouts=200 alpha=0.05",
+        "robot-cl deploy guard bundle after=false_alarm",
+    ),
     options=lambda: GuardWords,
     words=(1, 1),
 )

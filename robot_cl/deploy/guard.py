@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,24 @@ SHRINK = 10  # pseudo-rollouts of the pooled deviation mixed into each time step
 
 @dataclass
 class GuardConfig:
-    """False-alarm rate per rollout, which scores, and how many of them must agree."""
+    """False-alarm rate per rollout, which scores, and how many of them must agree. `promised` is the rate that was
+    asked for, where `alpha` has moved from it with what deployments told; none: alpha itself."""
 
     alpha: float = 0.1
     scores: tuple[str, ...] = ("surprise",)
     agree: int = 1
+    promised: float | None = None
 
     def __post_init__(self) -> None:
         unknown = [s for s in self.scores if s not in SCORES]
-        if not 0 < self.alpha < 1 or unknown or not 1 <= self.agree <= len(self.scores):
+        if not (0 < self.alpha < 1 and 0 < self.target < 1) or unknown or not 1 <= self.agree <= len(self.scores):
             raise ValueError(
                 f"a guard needs 0 < alpha < 1, scores among {', '.join(SCORES)} and agree between 1 and their number"
             )
+
+    @property
+    def target(self) -> float:
+        return self.alpha if self.promised is None else self.promised
 
 
 def threshold(maxima: np.ndarray, alpha: float) -> float:
@@ -65,9 +71,7 @@ class ConformalGuard:
     mean, std (S, T) of each score per step (the last ones hold beyond T); maxima (n,) of the second half.
     """
 
-    def __init__(
-        self, scores: list[Score], mean: np.ndarray, std: np.ndarray, maxima: np.ndarray, config: GuardConfig
-    ):
+    def __init__(self, scores: list[Score], mean: np.ndarray, std: np.ndarray, maxima: np.ndarray, config: GuardConfig):
         fits = mean.ndim == 2 and mean.shape == std.shape and len(mean) == len(scores) and mean.shape[1] > 0
         if not fits or not (std > 0).all():
             raise ValueError(f"the guard's statistics {mean.shape}, {std.shape} do not fit its {len(scores)} scores")
@@ -108,10 +112,17 @@ class ConformalGuard:
         novelty = self.step(obs.astype(np.float64), action[None].astype(np.float64))[0]
         return not novelty <= self.threshold  # a novelty that is no number is no reason to drive on
 
+    def after(self, false_alarm: bool) -> ConformalGuard:
+        """The guard for the next deployment, after one on a healthy robot: its rate of false alarms follows drift, but
+        never below what as many rollouts can promise."""
+        c = self.config
+        alpha = max(adapted(c.alpha, c.target, false_alarm), 1.0 / (len(self.maxima) + 1))
+        return ConformalGuard(self.scores, self.mean, self.std, self.maxima, replace(c, alpha=alpha, promised=c.target))
+
     def save(self, folder: Path | str) -> Path:
         """Write guard.json into a bundle."""
         data = {
-            "format": FORMAT, "alpha": self.config.alpha, "agree": self.config.agree,
+            "format": FORMAT, "alpha": self.config.alpha, "promised": self.config.target, "agree": self.config.agree,
             "scores": [{"kind": k, **s.to_dict()} for k, s in zip(self.config.scores, self.scores, strict=True)],
             "mean": self.mean.tolist(), "std": self.std.tolist(), "maxima": self.maxima.tolist(),
         }  # fmt: skip
@@ -129,7 +140,8 @@ def load_guard(folder: Path | str) -> ConformalGuard:
         if data["format"] != FORMAT:
             raise ValueError(f"its format is {data['format']}")
         kinds = tuple(row["kind"] for row in data["scores"])
-        config = GuardConfig(float(data["alpha"]), kinds, int(data["agree"]))
+        alpha = float(data["alpha"])
+        config = GuardConfig(alpha, kinds, int(data["agree"]), float(data.get("promised", alpha)))
         scores = [SCORES[row["kind"]].from_dict(row) for row in data["scores"]]
         mean, std, maxima = (np.array(data[k], dtype=np.float64) for k in ("mean", "std", "maxima"))
         return ConformalGuard(scores, mean, std, maxima, config)

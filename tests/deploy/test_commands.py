@@ -20,6 +20,8 @@ import yaml
 from robot_cl.cli import main
 from robot_cl.commands.deploy import find_robot, robot_files, seconds
 from robot_cl.deploy.bundle import PolicyBundle
+from robot_cl.deploy.guard import calibrate
+from robot_cl.deploy.novelty import Rollouts
 from robot_cl.deploy.record import read_log
 
 MakeBundle = Callable[..., Path]
@@ -240,3 +242,22 @@ def test_a_behaviour_becomes_a_bundle_with_one_line(cli: Callable[..., Ran]) -> 
     assert ran.code == 0 and ran.json["parity"] <= 1e-5 and ran.json["next"] == "deploy rehearse bundle"
     bundle = PolicyBundle.load("bundle")
     assert bundle.contract.task == "hopper" and bundle.contract.licence == "Apache-2.0"
+
+
+def test_a_guard_is_told_how_a_deployment_went_and_the_rehearsal_is_due_again(
+    cli: Callable[..., Ran], make_bundle: MakeBundle, robot_file: Path
+) -> None:
+    folder = make_bundle()
+    assert "guard" in cli("deploy", "guard", folder, "after=quiet").err  # there is none to move
+    rng = np.random.default_rng(0)
+    guard = calibrate(Rollouts(rng.normal(size=(60, 9, 4)), rng.normal(size=(60, 9, 2))))
+    guard.maxima[:] = 1e9  # nothing alarms it
+    guard.save(folder)
+    assert cli("deploy", "rehearse", folder, f"robot={robot_file}", "seconds=1").code == 0
+    moved = cli("deploy", "guard", folder, "after=false_alarm", "--json").json
+    assert moved["alpha"] == pytest.approx(0.082) and moved["promised"] == 0.1
+    told = cli("deploy", "guard", folder, "after=quiet")
+    assert "8.20 -> 8.40 %" in told.out and "rehearse" in told.out
+    assert cli("deploy", "run", folder, f"robot={robot_file}", "armed=true").code == 2
+    wrong = cli("deploy", "guard", folder, "after=alarm")
+    assert wrong.code == 2 and "quiet" in wrong.err

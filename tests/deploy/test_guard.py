@@ -77,6 +77,19 @@ def test_alpha_follows_drift() -> None:
     assert 0 < adapted(0.001, 0.1, alarmed=True, rate=1.0) < 1
 
 
+def test_after_a_false_alarm_a_guard_asks_for_more_and_never_for_more_than_it_can_promise(tmp_path: Path) -> None:
+    guard = calibrate(pendulum(60, 3), GuardConfig(0.2))
+    quiet, alarmed = guard.after(False), guard.after(True)
+    assert quiet.config.alpha == pytest.approx(0.204) and alarmed.config.alpha == pytest.approx(0.184)
+    assert quiet.threshold <= guard.threshold <= alarmed.threshold
+    for _ in range(20):
+        alarmed = alarmed.after(True)
+    assert alarmed.config.alpha == pytest.approx(1 / 31) and alarmed.threshold == guard.maxima.max()
+    alarmed.save(tmp_path)
+    again = load_guard(tmp_path).after(False)
+    assert again.config.target == 0.2 and again.config.alpha == pytest.approx(1 / 31 + 0.02 * 0.2)
+
+
 def test_a_guard_reads_back_equal_from_its_bundle_and_refuses_damage(make_bundle: Callable[..., Path]) -> None:
     folder = make_bundle()
     guard = calibrate(pendulum(60, 3), GuardConfig(0.2, ("surprise", "mahalanobis"), 2))
@@ -87,7 +100,7 @@ def test_a_guard_reads_back_equal_from_its_bundle_and_refuses_damage(make_bundle
     assert again.threshold == guard.threshold and PolicyBundle.load(folder).obs_dim == 4
     whole = json.loads(path.read_text())
     for key, value in (("std", [[0.0]]), ("maxima", []), ("scores", [{"kind": "x"}]), ("format", 9), ("alpha", "x"),
-                       ("alpha", 10**400), ("agree", math.inf)):  # fmt: skip
+                       ("promised", 1.5), ("alpha", 10**400), ("agree", math.inf)):  # fmt: skip
         path.write_text(json.dumps({**whole, key: value}))
         with pytest.raises(ValueError, match="calibrate it again"):
             load_guard(folder)
