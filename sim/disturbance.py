@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -28,6 +29,7 @@ class Disturbance:
         self._due = np.zeros(count)
         self._now: list[Shift] = [NONE] * count
         self._made: dict[tuple, mujoco.MjModel] = {NONE.physics_key(): base}
+        self._rngs: list[Any] = [None] * count
         self.reset(range(count))
 
     @property
@@ -35,12 +37,14 @@ class Disturbance:
         """The shift in force in each world."""
         return list(self._now)
 
-    def reset(self, seeds: Sequence[int]) -> None:
-        """As newly made: age zero, noise from one seed per world."""
-        self._rngs = [rng.noise_rng(int(seed)) for seed in seeds]
-        self._age[:] = 0
-        self._past[:] = 0.0
-        self._enforce(range(len(self.plans)))
+    def reset(self, seeds: Sequence[int | None]) -> None:
+        """As newly made: age zero, noise from one seed per world; where that is None the world goes on."""
+        anew = [i for i, seed in enumerate(seeds) if seed is not None]
+        for i in anew:
+            self._rngs[i] = rng.noise_rng(int(seeds[i]))  # type: ignore[arg-type]
+        self._age[anew] = 0
+        self._past[anew] = 0.0
+        self._enforce(anew)
 
     def forget(self, worlds: Sequence[int]) -> None:
         """An episode starts in these worlds: no action of the last one arrives in it."""

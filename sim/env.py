@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -35,8 +37,11 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """One world as a gymnasium.Env. Remembers the world and whether its next episode has already begun.
 
     Same seeds and actions give the originals' observations, rewards and ends, over resets too. `interface` and `world`
-    are the world's own.
+    are the world's own. Made by its id the time limit is gymnasium's (`max_episode_steps`), which may be longer than
+    the task's or none; with an action_repeat the task's, in control steps, holds as well.
     """
+
+    _spec: EnvSpec | None = None
 
     def __init__(self, world: World, render_mode: str | None = None):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(1.0 / world.interface.control_dt)}
@@ -47,6 +52,17 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.action_space: spaces.Space[np.ndarray] = action_space(self.interface)
         self._begun: np.ndarray | None = None  # first observation of the next episode, where this one is over
         self._renderer: render.Renderer | None = None
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """How gymnasium made it, None where it did not."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = spec
+        if spec is not None and self.world.action_repeat == 1:
+            self.world.task = replace(self.world.task, time_limit=sys.maxsize)  # gymnasium wraps it in its own
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -93,7 +109,7 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        return self.world.reset(seed), {}  # type: ignore[arg-type]
+        return self.world.reset(seed), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.world.step(actions)

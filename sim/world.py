@@ -66,21 +66,24 @@ class World:
         self._all = range(num_worlds)
         self._elapsed = np.zeros(num_worlds, dtype=np.int64)
         self._return = np.zeros(num_worlds)
-        self._rngs: list[Any] = []
+        self._rngs: list[Any] = [None] * num_worlds
         self._fields: dict[str, np.ndarray] = {}
         self.final_qpos = np.empty((num_worlds, self.model.nq))  # before the last reset of a step, to draw the end
         self._obs = self.reset(seed)
 
-    def reset(self, seed: int | Sequence[int] | None = None) -> np.ndarray:
+    def reset(self, seed: int | Sequence[int | None] | None = None) -> np.ndarray:
         """Start an episode in every world -> obs (N, obs_dim).
 
-        World i is seeded with seed + i, or with seed[i] of a sequence; without a seed the generators go on.
+        World i is seeded with seed + i, or with seed[i] of a sequence; without a seed, or where it is None, its
+        generator goes on.
         """
         if seed is not None:
             seeds = [seed + i for i in self._all] if isinstance(seed, (int, np.integer)) else list(seed)
             if len(seeds) != self.num_worlds:
                 raise ValueError(f"{len(seeds)} seeds for {self.num_worlds} worlds; give one number or one per world")
-            self._rngs = [rng.MAKE_RNG[self.task.stepping](int(s)) for s in seeds]
+            for i, s in enumerate(seeds):
+                if s is not None:
+                    self._rngs[i] = rng.MAKE_RNG[self.task.stepping](int(s))
             if self.disturbance:
                 self.disturbance.reset(seeds)
         self._start(self._all)

@@ -86,11 +86,43 @@ def test_the_vector_env_resets_in_the_same_step_like_gymnasiums() -> None:
     assert ends > 0
 
 
+def test_a_row_of_a_vector_env_that_gets_no_seed_goes_on() -> None:
+    """As gymnasium's own do: its generator draws the next start, whatever the other rows are told."""
+    mixed, plain = (sim.env.make_vector_env("hopper", 2, shift="noise0.1+gravity0.9") for _ in range(2))
+    for env in (mixed, plain):
+        env.reset(seed=3)
+    action = np.ones((2, 3), dtype=np.float32)
+    starts, onward = mixed.reset(seed=[9, None])[0], plain.reset()[0]
+    seeded = sim.env.make_vector_env("hopper", 2, shift="noise0.1+gravity0.9").reset(seed=[9, 77])[0]
+    for found, other in ((starts, [seeded[0], onward[1]]), (mixed.step(action)[0][1:], [plain.step(action)[0][1]])):
+        np.testing.assert_array_equal(found, np.stack(other))
+    assert (starts[0] != onward[0]).any()
+
+
 def test_gymnasium_may_shorten_a_vector_envs_episodes() -> None:
     env = gymnasium.make_vec("robot_cl/HalfCheetah-v0", num_envs=2, max_episode_steps=3)
     env.reset(seed=0)
     ends = [env.step(env.action_space.sample())[3].all() for _ in range(6)]
     assert ends == [False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("given", "ends_at"),
+    [
+        ({}, 200),
+        ({"max_episode_steps": 260}, 260),
+        ({"max_episode_steps": 7}, 7),
+        ({"max_episode_steps": -1}, None),
+        ({"action_repeat": 2}, 100),
+    ],
+)
+def test_gymnasium_may_shorten_and_lengthen_an_envs_episodes(given: dict[str, int], ends_at: int | None) -> None:
+    env = gymnasium.make("robot_cl/ArmReach-v0", **given)
+    for _ in range(2):  # the second episode is as long as the first
+        env.reset(seed=0)
+        step = next((k for k in range(1, 300) if env.step(np.zeros(env.action_space.shape, np.float32))[3]), None)
+        assert step == ends_at
+    assert gymnasium.make("robot_cl/ArmReach-v0").unwrapped.spec.id == "robot_cl/ArmReach-v0"
 
 
 def test_the_sb3_view_equals_sb3s_own_vectorisation_of_the_original() -> None:
