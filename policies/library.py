@@ -313,6 +313,7 @@ class Library:
         for name in self._known:
             try:
                 self._read(name)
+                self.store.check_mirror(name)
             except (ValueError, OSError) as problem:
                 found[name] = str(problem)
         return [found[name] for name in sorted(found)]

@@ -95,6 +95,16 @@ class SkillStore:
         mirror = self.folder / name / "card.json"
         write_atomically(mirror, card.to_json().encode(), self.folder / ".tmp" / f"{name}.card", durable=False)
 
+    def check_mirror(self, name: str) -> None:
+        """Raises ValueError if the card's copy for reading is there and cannot be read."""
+        mirror = self.folder / name / "card.json"
+        try:
+            SkillCard.from_json(mirror.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return  # as beside a skill that is just being published
+        except ValueError:
+            raise ValueError(f"{mirror} is damaged; delete it, the card is in skill.safetensors too") from None
+
     def _next_version(self, name: str) -> Path:
         past = self.folder / ".history" / name
         past.mkdir(parents=True, exist_ok=True)

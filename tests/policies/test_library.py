@@ -289,6 +289,18 @@ def test_a_missing_file_is_an_ordinary_error(library, tmp_path):
         library.add_file(tmp_path / "nothing.safetensors")
 
 
+@pytest.mark.parametrize("cut", [lambda text: text[:-20], lambda text: b"\xff" + text, lambda text: b""])
+def test_a_damaged_copy_of_a_card_is_named_and_the_skill_is_whole(cut, library, skill):
+    library.publish("walk", skill(1))
+    copy = library.folder / "walk/card.json"
+    assert library.check() == []
+    copy.write_bytes(cut(copy.read_bytes()))
+    (problem,) = library.check()
+    assert problem.startswith(f"{copy} is damaged") and library.load("walk").card.name == "walk"
+    copy.unlink()
+    assert library.check() == []
+
+
 def test_a_skill_damaged_on_disk_is_named_and_the_others_stay_usable(library, skill):
     library.publish("walk", skill(1))
     library.publish("run", skill(2))
