@@ -93,8 +93,10 @@ def rehearse(
     policy = PolicyBundle.load(bundle)
     spec = load_robot(robot) if robot is not None else spec_from_contract(policy.contract)
     findings = compare(policy.contract, spec)
-    if any(f.blocks for f in findings):
-        raise ValueError("; ".join(f.text for f in findings if f.blocks))
+    blocking = [f.text for f in findings if f.blocks]
+    if blocking:
+        more, where = len(blocking) - 1, f"robot-cl deploy check {bundle} robot={robot}"
+        raise ValueError(blocking[0] + (f"; and {more} more, one a line in: {where}" if more else ""))
     stage = _Stage(policy, spec, options, load_flow(bundle, policy.contract), guard_of(bundle), progress)
     drive, result = stage.drive()
     checks = [drive, *(drill(stage) for drill in DRILLS)]
