@@ -25,6 +25,7 @@ from torch import Tensor
 from robot_cl.learners import learner_class, name_of
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics
 from robot_cl.learners.optim import FlatAdam
+from robot_cl.learners.rollout import Collector
 from robot_cl.learners.sb3 import SB3Config
 from robot_cl.run import DIGEST_UPDATES, Run
 from robot_cl.run_config import TrainConfig
@@ -117,9 +118,10 @@ class Part(Run):
         own = replace(c, seeds=count, seed=c.seed + first, threads=threads, processes=1)
         super().__init__(own, whole.learner.config, _some(whole.learner.policy(), first, count), like=whole)
         self.learner.load_state_dict(narrowed(whole.learner, self.learner, first))
-        if whole.collector is not None and self.collector is not None:
+        worlds = whole.collector.state() if whole.collector is not None else {}
+        if isinstance(self.collector, Collector) and worlds:  # of a run that was taken up again
             rows = slice(first * self.collector.worlds, (first + count) * self.collector.worlds)
-            self.collector.restore({name: value[rows] for name, value in whole.collector.state().items()})
+            self.collector.restore({name: value[rows] for name, value in worlds.items()})
         self.step, self._pipe, self._parent, self._news = whole.step, pipe, os.getppid(), News()
 
     def _record(self, metrics: Metrics) -> None:
@@ -158,14 +160,21 @@ def _update(parts: Sequence[tuple[int, Arrays, str | None]]) -> tuple[int, Array
 
 
 def processes_for(config: TrainConfig, learner: LearnerConfig | SB3Config, phases: Sequence[str], device: str) -> int:
-    """How many share the seeds: `config.processes`, or as many as there are threads to step worlds, where that can be.
+    """How many share the seeds: `config.processes`, or at least as many as there are threads, where that can be.
 
     Raises ValueError if several are asked for and cannot be.
     """
     problem = _problem(config, learner, phases, device)
     if problem and (config.processes or 1) > 1:
         raise ValueError(f"processes={config.processes}, but {problem}; leave it out")
-    return 1 if problem else min(config.seeds, config.processes or config.threads or cores())
+    if problem:
+        return 1
+    return min(config.seeds, config.processes) if config.processes else _evenly(config.seeds, config.threads or cores())
+
+
+def _evenly(seeds: int, threads: int) -> int:
+    """As many processes as there are threads, or so many more that none has more than its thread's share of seeds."""
+    return next((n for n in range(threads, seeds) if -(-seeds // n) * threads <= seeds), seeds) if threads > 1 else 1
 
 
 def _problem(config: TrainConfig, learner: LearnerConfig | SB3Config, phases: Sequence[str], device: str) -> str | None:

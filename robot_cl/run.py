@@ -26,7 +26,7 @@ from robot_cl.learners import learner_class, name_of
 from robot_cl.learners.base import LearnerConfig, Metrics, OnlinePlan
 from robot_cl.learners.graph import Acting, Captured, Updates
 from robot_cl.learners.replay import ReplayBuffer
-from robot_cl.learners.rollout import Collector, play
+from robot_cl.learners.rollout import Collector, Elsewhere, play
 from robot_cl.metrics import MetricLog, MetricWriter
 from robot_cl.replay_files import restore_replay, save_replay
 from robot_cl.run_config import Engine, TrainConfig
@@ -56,8 +56,9 @@ class Run:
         """`config` is resolved (see train.resolve); `actor` is the policy to continue. The data, and the interface, are
         those of `like` where there is one."""
         self.name, self.progress = name_of(learner), progress
-        self.dataset = like.dataset if like else open_dataset(config.data) if config.data else None
-        self.interface = like.interface if like else agreed_interface(config.task, self.dataset)
+        opened = like.dataset if like else open_dataset(config.data) if config.data else None
+        self.dataset: StoredDataset | None = opened
+        self.interface: Interface = like.interface if like else agreed_interface(config.task, self.dataset)
         self.learner = learner_class(self.name)(
             learner, self.interface.obs_dim, self.interface.act_dim, config.seeds, config.seed, config.device, actor
         )
@@ -66,7 +67,7 @@ class Run:
         self.config = replace(config, num_worlds=config.num_worlds or self.plan.num_worlds)
         self.total = config.offline + config.online
         self.sampler: Sampler | None = None
-        self.collector: Collector | None = None
+        self.collector: Collector | Elsewhere | None = None
         self.buffer: ReplayBuffer | None = None
         if self.dataset is not None:
             self.sampler = self._sampler(like)
@@ -122,10 +123,8 @@ class Run:
                 if state:
                     self.learner.load_state_dict(state)
                     self.learner.actor.config = news.actor
-                if self.collector is not None:
-                    self.collector.returns = [a + b for a, b in zip(self.collector.returns, news.returns, strict=True)]
-                if self.collector is not None and news.worlds:
-                    self.collector.restore(news.worlds)
+                if isinstance(self.collector, Elsewhere):
+                    self.collector.hear(news.returns, news.worlds)
                 for update, metrics, digest in news.updates:
                     self.learner.step = update
                     self._note({name: torch.from_numpy(value) for name, value in metrics.items()}, digest)
@@ -134,7 +133,7 @@ class Run:
 
     def _online_round(self) -> int:
         """Collect, update, and say how many steps per seed that were."""
-        assert self.collector is not None
+        assert isinstance(self.collector, Collector)
         fresh = self.collector.collect(self.acting, self.plan.horizon)
         taken = self.plan.horizon * self.collector.worlds
         if self.buffer is None:
@@ -262,6 +261,9 @@ class Run:
     def _open_worlds(self) -> None:
         c, plan = self.config, self.plan
         rows, rounds = c.seeds * (c.num_worlds or 1), plan.horizon * (c.num_worlds or 1)
+        if (c.processes or 1) > 1:
+            self.collector = Elsewhere(c.seeds)
+            return
         self.collector = Collector(open_world(c, rows), c.seeds, c.seed, self.learner.heard)
         if not plan.on_policy:
             widths = self.interface.obs_dim, self.interface.act_dim

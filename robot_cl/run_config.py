@@ -43,7 +43,7 @@ class TrainConfig:
     engine: Engine = Engine.mujoco  # of the worlds that are learned in; warp: thousands on a GPU (extra gpu)
     threads: int | None = None  # threads that step worlds; none: all cores
     torch_threads: int | None = None  # threads of torch; none: 1 with small networks or in several processes, else all
-    processes: int | None = None  # that share the seeds, on a cpu; none: as many as `threads` where that is possible
+    processes: int | None = None  # that share the seeds, on a cpu; none: enough for all `threads` where that can be
     log_every: int = 1000  # steps between rows of metrics.csv
     eval_every: int = 20_000  # steps between evaluations, 0: never
     eval_episodes: int = 10  # per evaluation and seed

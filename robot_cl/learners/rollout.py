@@ -25,10 +25,25 @@ class Explorer(Protocol):
     def explore(self, obs: Tensor, noise: Tensor) -> Tensor: ...
 
 
-class Collector:
+class Returns:
+    """Remembers the returns of each member's episodes that ended since they were last asked for."""
+
+    def __init__(self, seeds: int):
+        self.returns: list[list[float]] = [[] for _ in range(seeds)]
+
+    def finished(self) -> Tensor | None:
+        """Mean return (P,) of the episodes ended since the last call, NaN for a member without one; None if none."""
+        if not any(self.returns):
+            return None
+        means = torch.tensor([float(np.mean(r)) if r else np.nan for r in self.returns])
+        self.returns = [[] for _ in self.returns]
+        return means
+
+
+class Collector(Returns):
     """Steps a world of P·W rows, member p owning rows p·W to (p+1)·W.
 
-    Remembers the world, its last observation, and the returns of episodes that ended since they were last asked for.
+    Remembers the world, its last observation, and the returns of episodes that ended.
     World i of the run draws from seed·W + i: a stack's member p meets the worlds that a lone run seeded seed + p meets.
     """
 
@@ -41,7 +56,7 @@ class Collector:
     def begin(self, seed: int) -> None:
         """All worlds anew, from the seeds of a collector made with `seed`."""
         self.obs: np.ndarray = self.world.reset(seed=seed * self.worlds)
-        self.returns: list[list[float]] = [[] for _ in range(self.seeds)]
+        super().__init__(self.seeds)
 
     def collect(self, learner: Explorer, horizon: int) -> Transitions:
         """`horizon` control steps in every world -> (P, horizon, W) on the CPU, actions as `explore` gave them."""
@@ -68,14 +83,6 @@ class Collector:
         stacked = torch.from_numpy(packed).view(horizon, self.seeds, self.worlds, -1).transpose(0, 1)
         return Transitions.unpack(stacked, obs_dim, act_dim)
 
-    def finished(self) -> Tensor | None:
-        """Mean return (P,) of the episodes ended since the last call, NaN for a member without one; None if none."""
-        if not any(self.returns):
-            return None
-        means = torch.tensor([float(np.mean(r)) if r else np.nan for r in self.returns])
-        self.returns = [[] for _ in range(self.seeds)]
-        return means
-
     def state(self) -> dict[str, np.ndarray]:
         """Everything needed to go on bit for bit."""
         return {f"world.{name}": value for name, value in self.world.get_state().items()} | {"obs": self.obs}
@@ -88,6 +95,25 @@ class Collector:
     def _note(self, ended: np.ndarray, totals: np.ndarray) -> None:
         for i in ended:
             self.returns[i // self.worlds].append(float(totals[i]))
+
+
+class Elsewhere(Returns):
+    """Of worlds that other processes step: remembers the returns, and the last state that was sent, {} before it."""
+
+    def __init__(self, seeds: int):
+        super().__init__(seeds)
+        self._state: dict[str, np.ndarray] = {}
+
+    def hear(self, returns: list[list[float]], state: dict[str, np.ndarray]) -> None:
+        """What ended since the last call, for each member, and the worlds' state if it is there."""
+        self.returns = [before + more for before, more in zip(self.returns, returns, strict=True)]
+        self._state = state or self._state
+
+    def state(self) -> dict[str, np.ndarray]:
+        return self._state
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        self._state = state
 
 
 def play(policy: Policy, world: Any, seed: int) -> np.ndarray:

@@ -163,11 +163,13 @@ def test_a_process_that_was_ended_is_told_in_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("learner", "changes", "processes"),
     [
-        (PPO, {"seeds": 5, "threads": 2}, 2),
+        (PPO, {"seeds": 4, "threads": 2}, 2),
+        (PPO, {"seeds": 5, "threads": 2}, 3),  # of 2, 2 and 1: with two processes one thread would wait for three seeds
         (PPO, {"seeds": 5, "threads": 8}, 5),
         (PPO, {"seeds": 5, "threads": 1}, 1),
         (PPO, {"seeds": 5, "threads": 2, "torch_threads": 2}, 1),
-        (PPO, {"seeds": 5, "threads": 2, "processes": 3}, 3),
+        (PPO, {"seeds": 5, "threads": 2, "processes": 2}, 2),
+        (PPO, {"seeds": 30, "threads": 8}, 10),
         (IQL, {"seeds": 2, "threads": 2, "online_steps": 0, "offline_steps": 10}, 2),
         (IQL, {"seeds": 2, "threads": 2, "offline_steps": 10}, 1),
     ],
