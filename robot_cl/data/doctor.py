@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robot_cl.data.checks import flags, provenance, values
+from robot_cl.data.checks.minari_copy import minari_copy
 from robot_cl.data.checks.subject import Finding, Subject
 from robot_cl.data.coverage import Coverage, Recommendation, coverage
 from robot_cl.data.coverage import recommend as _recommend
@@ -36,6 +37,7 @@ CHECKS: dict[str, Check] = {
     "duplicate_episodes": values.duplicate_episodes,
     "reward_is_noise": values.reward_is_noise,
     "content_changed": provenance.content_changed,
+    "minari_copy": minari_copy,
 }
 
 

@@ -1,6 +1,7 @@
 """Every check finds its planted fault, and a clean dataset gives no finding."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +177,14 @@ def plant_content_changed(data: Recording, root: Path) -> StoredDataset:
     return change_rows(write_dataset("toy/a-v0", data, root=root), touch)
 
 
+@plant
+def plant_minari_copy(data: Recording, root: Path) -> StoredDataset:
+    dataset = write_dataset("toy/a-v0", data, root=root)
+    with h5py.File(dataset.path / "data" / "main_data.hdf5", "r+") as file:
+        file["episode_0"]["rewards"][1] += 1.0
+    return dataset
+
+
 def door_like(data: Recording, sign: float) -> Recording:
     """Observations of the door task's width whose reward depends on angle and reach as the task's does."""
     rng = np.random.default_rng(0)
@@ -200,6 +209,24 @@ def test_the_planted_fault_is_found(tmp_path: Path, clean: Recording, name: str)
     assert "\n" not in found[name].sentence and len(found[name].sentence) > 40
     after = {path: path.read_bytes() for path in dataset.path.rglob("*") if path.is_file()}
     assert before == after  # never repaired silently
+
+
+@pytest.mark.parametrize("storage", ["hdf5", "arrow"])
+def test_what_minari_cannot_read_is_said(tmp_path: Path, clean: Recording, storage: str) -> None:
+    dataset = write_dataset("toy/a-v0", clean, storage=storage, root=tmp_path)
+    assert check(dataset) == []
+    copy = dataset.path / "data"
+    held = next(iter(sorted(copy.rglob("*.hdf5")) or sorted(copy.rglob("*.arrow"))))
+    whole = held.read_bytes()
+    held.write_bytes(whole[: len(whole) // 2])
+    (found,) = check(dataset)
+    assert found.check == "minari_copy" and "cannot be read" in found.sentence
+    held.write_bytes(whole)
+    about = json.loads((copy / "metadata.json").read_text())
+    (copy / "metadata.json").write_text(json.dumps(about | {"total_episodes": 3}))
+    assert "has 3 episodes" in check(dataset)[0].sentence
+    shutil.rmtree(copy)
+    assert check(dataset)[0].severity == "note"
 
 
 def test_a_clean_recording_gives_no_finding(tmp_path: Path, clean: Recording) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from robot_cl.batch import row_width
-from robot_cl.data.meta import DatasetMeta
+from robot_cl.data.meta import DatasetMeta, content_hash
 from robot_cl.data.recording import split_rows
 from robot_cl.data.reference import task_key
 from robot_cl.data.store import StoredDataset, map_array
@@ -81,6 +81,11 @@ class Subject:
     @cached_property
     def next_obs(self) -> np.ndarray:
         return np.ascontiguousarray(self.fields["next_obs"], dtype=np.float32)
+
+    @cached_property
+    def unchanged(self) -> bool:
+        """Whether these are the transitions that meta.json was written for."""
+        return content_hash(self.rows, self.lengths) == self.meta.hash
 
     @cached_property
     def some_rows(self) -> np.ndarray:
