@@ -45,7 +45,7 @@ class MOORLConfig(SACConfig):
     tasks: Tasks = Tasks.both  # both, alternate or joined
     inner: int = 5  # K, updates of the fast weights per meta step
     meta: float = 0.5  # ε, how far the meta-parameters move to the fast ones
-    offline_share: float = 0.5  # of each batch
+    offline_share: float = 0.5  # joined: of each batch; alternate: how often the dataset has its turn; both: half
     whole_batches: bool = False  # both buffers give a whole batch, unless tasks=joined; false: they share one
 
     def __post_init__(self) -> None:
@@ -55,6 +55,8 @@ class MOORLConfig(SACConfig):
         not_negative(self, "returns_steps")
         if not 0.0 < self.offline_share < 1.0:
             raise ValueError(f"offline_share is {self.offline_share}; expected a number between 0 and 1")
+        if self.tasks is Tasks.both and self.offline_share != 0.5:
+            raise ValueError("tasks=both learns from both buffers alike; leave out offline_share, or use tasks=joined")
 
 
 class MOORL(Learner):
@@ -105,7 +107,8 @@ class MOORL(Learner):
             copy_into(self.fast.target, self.critic)
 
     def plan(self) -> OnlinePlan:
-        plan = online_plan(self.config, self.config.offline_share)
+        mixes = self.config.tasks is Tasks.joined  # else a batch is of one buffer, and both give equally many rows
+        plan = online_plan(self.config, self.config.offline_share if mixes else 0.5)
         whole = self.config.whole_batches and self.config.tasks is not Tasks.joined
         return replace(plan, batches=2) if whole else plan
 

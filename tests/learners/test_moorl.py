@@ -123,6 +123,18 @@ def test_one_buffer_is_refused(transitions):
         MOORLConfig(inner=0)
 
 
+def test_the_share_of_the_dataset_is_of_turns_or_of_rows(transitions):
+    turns = MOORL(MOORLConfig(**SMALL, tasks=Tasks.alternate, inner=1, offline_share=0.2), 4, 2, seeds=4)
+    batches, taken = (transitions(4, 8), transitions(4, 8, seed=1)), []
+    for _ in range(100):
+        assert turns._task_batch(*batches).reward.shape == (4, 8)
+        taken.append(turns.extra["offline_turn"].clone())
+    assert turns.plan().offline_share == 0.5 and torch.stack(taken).float().mean() == pytest.approx(0.2, abs=0.06)
+    assert MOORL(MOORLConfig(**SMALL, tasks=Tasks.joined, offline_share=0.2), 4, 2).plan().offline_share == 0.2
+    with pytest.raises(ValueError, match="leave out offline_share"):
+        MOORLConfig(tasks=Tasks.both, offline_share=0.2)
+
+
 @pytest.mark.parametrize("tasks, whole, rows", [("both", False, 4), ("both", True, 8), ("joined", True, 4)])
 def test_a_buffer_gives_half_a_batch_or_a_whole_one(tasks, whole, rows, transitions):
     learner = MOORL(MOORLConfig(**SMALL, tasks=Tasks(tasks), whole_batches=whole), 4, 2)
