@@ -76,7 +76,7 @@ FULL = {
     # A walker that falls does so after some hundred steps: its trials are whole episodes, of half as many worlds. It
     # falls after one rollout and not after the next: curves have many points, and what is kept is not just the last.
     "walker2d_shifts": Sizes(
-        150_000, 600_000, -1.0, points=24, curve_episodes=2, trial_worlds=2, trial_share=0.1, checks=8
+        150_000, 600_000, -1.0, points=24, curve_episodes=2, trial_worlds=2, trial_share=0.1, checks=5
     ),
 }
 QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, -1.0, seeds=2, tasks=3)}

@@ -35,7 +35,7 @@ class MethodConfig:
     trial_steps: int = 150  # library: control steps of the first trial; what it leaves open plays whole episodes
     doubt: float = 0.2  # library: by this share of the base's level a first trial rules a composition out
     shortlist: int = 5  # library: compositions tried at most, those of the tasks that began most alike
-    checks: int = 0  # library, fresh: trials of a skill on the way; its best snapshot is kept; 0: the last
+    checks: int = 0  # library, fresh: trials on the way, whose last winner is kept; 0: what was learned last is
     trial_share: float = 0.2  # library: of the budget; the longer trials are cut so that they take half of it at most
     learned: Trainable = Trainable.weights  # library, fresh: how a skill is learned, `weights` or `adapter`
     rank: int = 64  # library, fresh: of a skill at most; small networks lose nothing by it

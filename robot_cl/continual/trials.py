@@ -1,4 +1,4 @@
-"""Trials of policies on a task, part of its budget, and the snapshot of each seed's skill that did best in them."""
+"""Trials of policies on a task, part of its budget, and the snapshot of each seed's skill that won them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from policies.actor import StackedGaussianActor
 from policies.adapter import Adapter, Factors
+from robot_cl.continual.actors import side_by_side
 from robot_cl.continual.likeness import LOOKS
 from robot_cl.continual.method import Setup
 from robot_cl.continual.stage_worlds import Played, play, stage_world
@@ -17,25 +18,35 @@ from robot_cl.seeding import EVALUATION_SEED
 from sim.stream import Stage
 
 TRIAL_SEED = EVALUATION_SEED // 2
+LEAD = 0.1  # share of a score by which another is more than a little better
 FINALISTS = 3  # the base and two others play whole episodes after the short trial, as what comes of the training does
 
 
 class Trials:
-    """Deterministic policies in a setup's `trial_worlds`, always from the same starts."""
+    """Deterministic policies in a setup's `trial_worlds`, from the same starts whoever plays."""
 
     def __init__(self, setup: Setup):
         self.setup, self.config = setup, setup.config
 
-    def play(self, actor: StackedGaussianActor, stage: Stage, steps: int | None) -> Played:
-        """None: whole episodes."""
+    def play(self, actor: StackedGaussianActor, stage: Stage, steps: int | None, number: int = 0) -> Played:
+        """At most so many steps, None: whole episodes. Trials of other numbers have other starts."""
         worlds = self.config.trial_worlds
         world = stage_world([stage] * (actor.population * worlds), self.setup.threads)
-        return play(actor, world, [TRIAL_SEED + i % worlds for i in range(world.num_worlds)], steps, max(LOOKS))
+        first = TRIAL_SEED + number * worlds
+        return play(actor, world, [first + i % worlds for i in range(world.num_worlds)], steps, max(LOOKS))
 
-    def long(self, actor: StackedGaussianActor, stage: Stage) -> tuple[np.ndarray, int]:
-        """Scores (members, starts) in the longer trial, and the steps per seed that it took."""
-        done = self.play(actor, stage, self.length(stage))
+    def long(self, actor: StackedGaussianActor, stage: Stage, number: int = 0) -> tuple[np.ndarray, int]:
+        """Scores (members, starts) in the longer trial, and the steps that it took of each member."""
+        done = self.play(actor, stage, self.length(stage), number)
         return scores(done, stage), self.config.trial_worlds * done.steps
+
+    def between(
+        self, one: StackedGaussianActor, other: StackedGaussianActor, stage: Stage, number: int
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Both in the longer trial -> scores (seeds, starts) of each, and the steps per seed."""
+        found, steps = self.long(side_by_side([one, other]), stage, number)
+        first, second = np.split(found, 2)
+        return first, second, 2 * steps
 
     def length(self, stage: Stage) -> int:
         """Steps of the longer trial at most: an episode, but no more than half of `trial_share` in all."""
@@ -49,43 +60,48 @@ def scores(done: Played, stage: Stage) -> np.ndarray:
 
 
 class Snapshots:
-    """What each seed is learning, as it was when it did best in a trial: a policy that falls in one rollout and not in
-    the next is played as it was when it did not. Remembers the best score so far, of what is played without a skill at
-    first, the skill that had it, if any, and whether that was the last trial: then learning leads, and is played as it
-    goes on, until a trial says otherwise."""
+    """What each seed is learning, as it was when it last won a trial: a policy that falls in one rollout and not in the
+    next is played as it was when it did not.
 
-    def __init__(self, checks: int, best: Sequence[float], leads: Sequence[bool]):
-        self.checks, self.best, self.leads = checks, list(best), list(leads)
-        self.skills: list[Adapter | None] = [None] * len(self.best)
+    In each of `checks` trials, equally spaced over the budget, the present skill plays against the one that is kept, at
+    first none, from starts that neither has played from: else whoever was lucky once would stay. It is kept where it
+    does better; where it does so by `LEAD`, learning leads, and is played as it goes on until the next trial. Remembers
+    these skills, who leads, and the score of the one kept in the last trial.
+    """
+
+    def __init__(self, checks: int, leads: Sequence[bool]):
+        self.checks, self.leads = checks, list(leads)
+        self.skills: list[Adapter | None] = [None] * len(self.leads)
+        self.levels = [0.0] * len(self.leads)
         self.looked = 0
 
     def due(self, done: float) -> bool:
-        """Whether it is time for the next of `checks` trials, equally spaced over the budget; it counts as made."""
+        """Whether it is time for the next trial; it counts as made."""
         due = min(int(done * (self.checks + 1)), self.checks)
         late, self.looked = due > self.looked, max(due, self.looked)
         return late
 
-    def heard(self, skills: Sequence[Adapter], found: np.ndarray) -> None:
-        """Present skills and their scores (seeds, starts)."""
-        for p, score in enumerate(found.mean(-1).tolist()):
-            self.leads[p] = score > self.best[p]
-            if self.leads[p]:
-                self.best[p], self.skills[p] = score, skills[p]
+    def heard(self, skills: Sequence[Adapter], now: np.ndarray, kept: np.ndarray) -> None:
+        """Present skills, their scores (seeds, starts), and those of what is kept."""
+        for p, (one, other) in enumerate(zip(now.mean(-1).tolist(), kept.mean(-1).tolist(), strict=True)):
+            self.leads[p], self.levels[p] = one > other + LEAD * abs(other), max(one, other)
+            if one > other:
+                self.skills[p] = skills[p]
 
     def played(self, skills: Sequence[Adapter]) -> list[Adapter | None]:
-        """Present skills where learning leads, else the best ones."""
-        return [now if leads else best for now, best, leads in zip(skills, self.skills, self.leads, strict=True)]
+        """Present skills where learning leads, else the ones kept."""
+        return [now if leads else kept for now, kept, leads in zip(skills, self.skills, self.leads, strict=True)]
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"snapshot.{name}": tensor for name, tensor in stored(self.skills).items()}
 
     def facts(self) -> dict[str, Any]:
-        return {"best": [None if b == -np.inf else b for b in self.best], "leads": self.leads, "looked": self.looked}
+        return {"leads": self.leads, "levels": self.levels, "looked": self.looked}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        self.best = [-np.inf if b is None else float(b) for b in facts["best"]]
-        self.looked, self.leads = int(facts["looked"]), list(facts["leads"])
-        self.skills = [skill_in(tensors, f"snapshot.{p}/") for p in range(len(self.best))]
+        self.leads, self.levels = list(facts["leads"]), list(facts["levels"])
+        self.looked = int(facts["looked"])
+        self.skills = [skill_in(tensors, f"snapshot.{p}/") for p in range(len(self.leads))]
 
 
 def stored(skills: Sequence[Adapter | None]) -> dict[str, Tensor]:

@@ -6,16 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from policies.actor import StackedGaussianActor
 from policies.adapter import Adapter, Factors
+from robot_cl.continual.actors import with_skills
 from robot_cl.continual.method import Setup
 from robot_cl.continual.methods import method_class
 from robot_cl.continual.methods.fresh import Fresh
 from robot_cl.continual.methods.library import SkillLibrary
+from robot_cl.continual.route import Route
 from robot_cl.continual.stage_training import StageTraining
-from robot_cl.continual.trials import Snapshots
+from robot_cl.continual.trials import Snapshots, Trials
 
 MakeSetup = Callable[..., Setup]
 
@@ -38,61 +41,100 @@ def checking(setup: Setup, checks: int) -> Setup:
 
 
 def test_trials_are_equally_spaced_and_each_is_due_once() -> None:
-    snapshots = Snapshots(2, [0.0], [True])
+    snapshots = Snapshots(2, [True])
     assert [snapshots.due(done) for done in (0.1, 0.33, 0.34, 0.5, 0.7, 0.9, 1.0)] == [0, 0, 1, 0, 1, 0, 0]
-    assert not any(Snapshots(0, [0.0], [True]).due(done) for done in (0.0, 0.5, 1.0))
-    late = Snapshots(3, [0.0], [True])
+    assert not any(Snapshots(0, [True]).due(done) for done in (0.0, 0.5, 1.0))
+    late = Snapshots(3, [True])
     assert late.due(0.8) and not late.due(0.9)  # those that a long rollout has passed by are not made up for
 
 
-def test_the_best_skill_of_each_seed_is_kept_and_the_present_one_played_while_it_leads() -> None:
-    snapshots = Snapshots(3, [1.0, -np.inf], [False, True])
+def test_what_wins_is_kept_and_the_present_one_played_while_it_leads_by_a_tenth() -> None:
+    snapshots = Snapshots(3, [False, True])
     kept: list[list[float | None]] = [[None, None]]
     shown = [values(snapshots.played([skill(0.5), skill(0.6)]))]
-    for value, found in ((1.0, [[0, 1], [2, 4]]), (2.0, [[3, 0], [1, 4]]), (3.0, [[1.4, 1.4], [4, 4]])):
-        snapshots.heard([skill(value), skill(10 * value)], np.array(found))
-        again = Snapshots(3, [0.0, 0.0], [False, False])
+    found = (
+        ([[0, 1], [2, 4]], [[3, 0], [1, 1]]),
+        ([[3, 0], [3, 3.1]], [[1, 1], [3, 3]]),
+        ([[2, 2], [4, 4]], [[2, 2], [5, 5]]),
+    )
+    for value, (now, before) in zip((1.0, 2.0, 3.0), found, strict=True):
+        snapshots.heard([skill(value), skill(10 * value)], np.array(now), np.array(before))
+        again = Snapshots(3, [False, False])
         again.restore(snapshots.tensors(), snapshots.facts())
         assert again.facts() == snapshots.facts()
         kept.append(values(again.skills))
         shown.append(values(again.played([skill(value + 0.5), skill(value + 0.6)])))
-    assert kept == [[None, None], [None, 10.0], [2.0, 10.0], [2.0, 30.0]]
-    assert shown == [[None, 0.6], [None, 1.6], [2.5, 10.0], [2.0, 3.6]]
-    assert snapshots.best == [1.5, 4.0]
+    assert kept == [[None, None], [None, 10.0], [2.0, 20.0], [2.0, 20.0]]
+    assert shown == [[None, 0.6], [None, 1.6], [2.5, 20.0], [2.0, 20.0]]
+    assert snapshots.levels == [2.0, 5.0]
 
 
-def test_a_composition_is_played_until_a_snapshot_of_what_is_learned_on_it_is_better(make_setup: MakeSetup) -> None:
+def test_less_bad_is_better_and_little_better_does_not_lead() -> None:
+    snapshots = Snapshots(1, [False])
+    snapshots.heard([skill(1.0)], np.array([[-95.0]]), np.array([[-100.0]]))
+    assert values(snapshots.skills) == [1.0] and snapshots.leads == [False]
+    snapshots.heard([skill(2.0)], np.array([[-80.0]]), np.array([[-100.0]]))
+    assert snapshots.leads == [True]
+
+
+def test_every_trial_has_starts_of_its_own_and_both_play_from_the_same(make_setup: MakeSetup) -> None:
+    setup = make_setup()
+    trials, stage = Trials(setup), setup.stream.stages[0]
+    one, other, steps = trials.between(setup.base, setup.base, stage, 1)
+    np.testing.assert_array_equal(one, other)
+    assert steps == 2 * 15 and one.shape == (2, 1)
+    assert (trials.long(setup.base, stage, 2)[0] != one).all()
+    np.testing.assert_allclose(trials.long(setup.base, stage, 1)[0], one, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["library", "fresh"])
+def test_what_is_played_and_published_is_what_won_the_last_trial(name: str, make_setup: MakeSetup) -> None:
+    method = method_class(name)(checking(make_setup(seeds=4), 2))
+    assert isinstance(method, SkillLibrary | Fresh)
+    learner, _ = method.begin(0)
+    assert learner is not None and method.afterwards(0) == 30  # two policies in one world each
+    fresh, stage = StageTraining(learner, method.world(0), method.stage(0), 1).round(), method.stage(0)
+    method.snapshots.leads = [False] * 4
+    base, first = mode(method.setup.base), learner.policy()
+    np.testing.assert_array_equal(mode(method.current(0, learner)), base)
+    assert [method.during(0, learner, fresh, done) for done in (0.1, 0.4, 0.5)] == [0, 30, 0]
+    now, before, _ = method.trials.between(first, method.setup.base, stage, 1)
+    won = now.mean(-1) > before.mean(-1)
+    kept = np.where(won[:, None, None], mode(first), base)
+    assert 0 < won.sum() < 4
+    np.testing.assert_allclose(mode(method.current(0, learner)), kept, atol=1e-5)
+    for weights in (p for p in learner.actor.parameters() if p.requires_grad):
+        weights.data.mul_(1.5)
+    shown = np.where(np.array(method.snapshots.leads)[:, None, None], mode(learner.policy()), kept)
+    np.testing.assert_allclose(mode(method.current(0, learner)), shown, atol=1e-5)
+    now, before, _ = method.trials.between(
+        learner.policy(), with_skills(method.setup.base, method.snapshots.skills), stage, 2
+    )
+    last = now.mean(-1) > before.mean(-1)
+    method.end(0, learner, fresh)
+    np.testing.assert_allclose(
+        mode(method.policy(0)), np.where(last[:, None, None], mode(learner.policy()), kept), atol=1e-5
+    )
+    if isinstance(method, SkillLibrary):
+        assert [route.learned for route in method.routes[0]] == (won | last).tolist()
+
+
+def test_a_composition_is_played_first_and_a_skill_on_the_bare_base_as_it_goes_on(make_setup: MakeSetup) -> None:
     method = method_class("library")(checking(make_setup(), 2))
     assert isinstance(method, SkillLibrary)
     learner, _ = method.begin(0)
-    assert learner is not None
-    method.snapshots.best, method.snapshots.leads = [-np.inf, np.inf], [False, False]
-    fresh = StageTraining(learner, method.world(0), method.stage(0), 1).round()
-    learned, base = mode(learner.policy()), mode(method.setup.base)
-    assert not np.isclose(learned, base, atol=1e-4).all((1, 2)).any()
-    np.testing.assert_array_equal(mode(method.current(0, learner)), base)
-    steps = [method.during(0, learner, fresh, done) for done in (0.1, 0.4, 0.5, 0.7, 1.0)]
-    assert steps == [0, 15, 0, 15, 0]  # one world each
-    np.testing.assert_allclose(mode(method.current(0, learner)), [learned[0], base[1]], atol=1e-5)
-    method.end(0, learner, fresh)
-    assert [route.learned for route in method.routes[0]] == [True, False]
-    np.testing.assert_allclose(mode(method.policy(0)), [learned[0], base[1]], atol=1e-5)
-
-
-def test_a_fresh_skill_is_kept_as_it_was_when_it_did_best(make_setup: MakeSetup) -> None:
-    method = method_class("fresh")(checking(make_setup(), 1))
-    assert isinstance(method, Fresh) and method.afterwards(0) == 15
-    learner, _ = method.begin(0)
-    assert learner is not None
-    fresh = StageTraining(learner, method.world(0), method.stage(0), 1).round()
-    assert method.during(0, learner, fresh, 0.6) == 15
-    before = mode(learner.policy())
-    method.snapshots.best[1] = np.inf  # the second will not be beaten, the first by anything
-    method.snapshots.best[0] = -np.inf
-    with torch.no_grad():
-        for weights in (p for p in learner.actor.parameters() if p.requires_grad):
-            weights.mul_(1.1)
-    after = mode(learner.policy())
-    assert not np.allclose(after, before, atol=1e-4)
-    method.end(0, learner, fresh)
-    np.testing.assert_allclose(mode(method.policy(0)), [after[0], before[1]], atol=1e-5)
+    assert learner is not None and method.snapshots.leads == [True, True]
+    StageTraining(learner, method.world(0), method.stage(0), 1).round()
+    np.testing.assert_allclose(mode(method.current(0, learner)), mode(learner.policy()), atol=1e-5)
+    method.end(0, learner, None)
+    (name,) = {name for library in method.libraries for name in library.names()} or {None}
+    assert name is not None
+    mixes = [{name: 0.5} if name in library.names() else {} for library in method.libraries]
+    method.now = [Route("t", mix, "skill", 0.0, 1.0, reached=False) for mix in mixes]
+    method.snapshots = Snapshots(2, [not mix for mix in mixes])
+    again = method.learner(1, method._composed(mixes), method.setup.values, skill=True)
+    StageTraining(again, method.world(1), method.stage(1), 1).round()
+    expected = np.where(
+        np.array([bool(mix) for mix in mixes])[:, None, None], mode(method._composed(mixes)), mode(again.policy())
+    )
+    np.testing.assert_allclose(mode(method.current(1, again)), expected, atol=1e-5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from policies.actor import StackedGaussianActor
@@ -18,24 +17,26 @@ from robot_cl.learners.base import Learner
 
 
 class Fresh(Method):
-    """Learn a skill on the frozen base for each task; with `checks` the best of its snapshots in trials is played and
-    kept. Remembers them; a task not seen yet gets the base."""
+    """Learn a skill on the frozen base for each task; with `checks` it is played and kept as it was when it last did
+    better in a trial. Remembers them; a task not seen yet gets the base."""
 
     def __init__(self, setup: Setup):
         super().__init__(setup)
         self.skills: list[State] = []  # of each task: "<member>/<layer>/down" and "up"
-        self.trials, self.snapshots = Trials(setup), Snapshots(0, [], [])
+        self.trials, self.snapshots = Trials(setup), Snapshots(0, [])
 
     def begin(self, k: int) -> tuple[Learner | None, int]:
-        self.snapshots = Snapshots(self.config.checks, [-np.inf] * self.setup.seeds, [True] * self.setup.seeds)
+        self.snapshots = Snapshots(self.config.checks, [True] * self.setup.seeds)
         return self.learner(k, self.setup.base, self.setup.values, skill=True), 0
 
     def during(self, k: int, learner: Learner, fresh: Transitions, done: float) -> int:
-        return self._try(k, learner) if self.snapshots.due(done) else 0
+        return self._check(k, learner) if self.snapshots.due(done) else 0
 
-    def _try(self, k: int, learner: Learner) -> int:
-        found, spent = self.trials.long(learner.policy(), self.stage(k))
-        self.snapshots.heard(learned_skills(learner), found)
+    def _check(self, k: int, learner: Learner) -> int:
+        """Present skills against those kept, from starts of their own -> the steps per seed."""
+        gained, kept = learned_skills(learner), with_skills(self.setup.base, self.snapshots.skills)
+        now, before, spent = self.trials.between(learner.policy(), kept, self.stage(k), self.snapshots.looked)
+        self.snapshots.heard(gained, now, before)
         return spent
 
     def current(self, k: int, learner: Learner | None) -> StackedGaussianActor:
@@ -44,12 +45,13 @@ class Fresh(Method):
         return with_skills(self.setup.base, self.snapshots.played(learned_skills(learner)))
 
     def afterwards(self, k: int) -> int:
-        return self.config.trial_worlds * self.trials.length(self.stage(k)) if self.config.checks else 0
+        return 2 * self.config.trial_worlds * self.trials.length(self.stage(k)) if self.config.checks else 0
 
     def end(self, k: int, learner: Learner | None, fresh: Transitions | None) -> None:
         assert learner is not None
         if self.config.checks:
-            self._try(k, learner)
+            self.snapshots.looked += 1
+            self._check(k, learner)
         self.skills.append(stored(self.snapshots.skills if self.config.checks else learned_skills(learner)))
 
     def policy(self, j: int) -> StackedGaussianActor:

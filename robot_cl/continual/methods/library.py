@@ -49,7 +49,7 @@ class SkillLibrary(Method):
     (`margin`, not asked of the most alike) or gains little of what it gains at home (`fit`): what does not fit is a bad
     place to learn from. It is published unless the composition alone did better beyond doubt: a few episodes tell
     little, and a skill thrown away cannot be had again. With `checks` the composition is played until the skill has
-    done better in a trial, and the best snapshot of it where it does worse in a later one; that is what is published.
+    done better in a trial, and the skill as it was when it last did where it does not any more; that is published.
     Remembers a library on disk per seed, the routes, and how each task began.
     """
 
@@ -57,7 +57,7 @@ class SkillLibrary(Method):
         super().__init__(setup)
         self.libraries = [self._open(p) for p in range(setup.seeds)]
         self.trials = Trials(setup)
-        self.snapshots = Snapshots(0, [], [])  # of what is being learned
+        self.snapshots = Snapshots(0, [])  # of what is being learned
         self.routes: list[list[Route]] = []  # of each finished task, one per seed
         self.now: list[Route] = []  # of the task in progress
         self.levels: list[dict[str, float]] = [{} for _ in range(setup.seeds)]  # skill -> trial score on its own task
@@ -74,8 +74,7 @@ class SkillLibrary(Method):
 
     def begin(self, k: int) -> tuple[Learner | None, int]:
         self.now, spent, self.sketch = self.decide(self.stage(k))
-        trials, bare = [route.trial for route in self.now], [not route.mix for route in self.now]
-        self.snapshots = Snapshots(self.config.checks, trials, bare)
+        self.snapshots = Snapshots(self.config.checks, [not route.mix for route in self.now])
         if all(route.reached for route in self.now):
             return None, spent
         parents = [self._values_of(p, route.mix) for p, route in enumerate(self.now)]
@@ -160,14 +159,17 @@ class SkillLibrary(Method):
         return found, count * self.config.trial_worlds * done.steps
 
     def afterwards(self, k: int) -> int:
-        """What comes out of the training plays as long as the finalists."""
-        return self.config.trial_worlds * self.trials.length(self.stage(k))
+        """What comes out of the training plays as long as the finalists, with `checks` against what is kept."""
+        return (2 if self.config.checks else 1) * self.config.trial_worlds * self.trials.length(self.stage(k))
 
     def during(self, k: int, learner: Learner, fresh: Transitions, done: float) -> int:
-        if not self.snapshots.due(done):
-            return 0
-        found, spent = self.trials.long(self._learned(learner), self.stage(k))
-        self.snapshots.heard(learned_skills(learner), found)
+        return self._check(k, learner) if self.snapshots.due(done) else 0
+
+    def _check(self, k: int, learner: Learner) -> int:
+        """Present skills against those kept, from starts of their own -> the steps per seed."""
+        gained, kept = learned_skills(learner), self._with(self.snapshots.skills)
+        now, before, spent = self.trials.between(self._with(gained), kept, self.stage(k), self.snapshots.looked)
+        self.snapshots.heard(gained, now, before)
         return spent
 
     # Keeping
@@ -178,9 +180,6 @@ class SkillLibrary(Method):
             return self._composed([route.mix for route in routes])
         gained = learned_skills(learner)
         return self._with(self.snapshots.played(gained) if self.config.checks else gained)
-
-    def _learned(self, learner: Learner) -> StackedGaussianActor:
-        return self._with(learned_skills(learner))
 
     def _with(self, gained: Sequence[Adapter | None]) -> StackedGaussianActor:
         """Each seed's composition with what was gained on it."""
@@ -208,10 +207,12 @@ class SkillLibrary(Method):
 
     def _outcome(self, k: int, learner: Learner) -> list[tuple[Adapter | None, float]]:
         """What each seed has gained, if it is to be kept, and its score in the longer trial."""
-        gained, found = learned_skills(learner), self.trials.long(self._learned(learner), self.stage(k))[0]
         if self.config.checks:
-            self.snapshots.heard(gained, found)
-            return list(zip(self.snapshots.skills, self.snapshots.best, strict=True))
+            self.snapshots.looked += 1
+            self._check(k, learner)
+            return list(zip(self.snapshots.skills, self.snapshots.levels, strict=True))
+        gained = learned_skills(learner)
+        found, _ = self.trials.long(self._with(gained), self.stage(k))
         kept = [route.wanted is None or not worse(found[p], route) for p, route in enumerate(self.now)]  # the first is
         return [(gained[p] if kept[p] else None, float(found[p].mean())) for p in range(self.setup.seeds)]
 
