@@ -2,12 +2,13 @@
 
     python benchmarks/stacking.py [--quick] [--json] [--only seeds,moorl,sampling,words,stream]
 
-Seeds: whole runs of PPO and behaviour cloning (worlds and batches included), five seeds in one stack against five runs
-one after the other. MOORL against Stable-Baselines3's SAC on one HalfCheetah, both with an update per step, 256
-transitions per update, networks of 256 x 2 and the same number of torch threads; Gymnasium's environment for the peer,
-ours for MOORL, as each comes. MOORL runs with compile=true, and without, which is told beside it; compiling is not in
-the rates. Sampling: the time of drawing a batch within whole updates. Words: new processes of the
-command line. Stream: the processor time of each task of a continual run of 50 tasks, with small budgets. What runs
+Seeds: whole runs of PPO and behaviour cloning (worlds and batches included), five seeds in one run, which shares them
+out to processes as it comes, against five runs one after the other, whose worlds are stepped by all cores, with one
+torch thread or several, whichever is faster. MOORL against Stable-Baselines3's SAC on one HalfCheetah, both with an
+update per step, 256 transitions per update, networks of 256 x 2 and the same number of torch threads; Gymnasium's
+environment for the peer, ours for MOORL, as each comes. MOORL runs with compile=true, and without, which is told beside
+it; compiling is not in the rates. Sampling: the time of drawing a batch within whole updates. Words: new processes of
+the command line. Stream: the processor time of each task of a continual run of 50 tasks, with small budgets. What runs
 against something else takes turns with it, and medians count.
 
 A part that was measured is kept in runs/benchmarks/stacking/ and not measured again.
@@ -77,25 +78,33 @@ def seeds(name: str, quick: bool) -> dict[str, float]:
     else:
         config, learner = TrainConfig(data=dataset(place, 20_000), offline_steps=500 if quick else 2000), BCConfig()
     threads = resolve(config, learner).torch_threads or 1
-    use_torch_threads(threads)
+    processes = resolve(replace(config, seeds=SEEDS), learner).processes or 1
 
-    def alone() -> None:
+    def alone(torch_threads: int) -> None:
+        use_torch_threads(torch_threads)
         for seed in range(SEEDS):
-            run_of(replace(config, seed=seed), learner).go()
+            run_of(replace(config, seed=seed, torch_threads=torch_threads), learner).go()
+        use_torch_threads(threads)
 
-    def stacked() -> None:
-        run_of(replace(config, seeds=SEEDS), learner).go()
+    def stacked(processes: int | None) -> None:
+        run_of(replace(config, seeds=SEEDS, processes=processes), learner).go()
 
-    times: dict[str, list[float]] = {"alone": [], "stacked": []}
+    works: dict[str, Callable[[], None]] = {
+        "five seeds stacked": lambda: stacked(None),
+        "five seeds stacked in one process": lambda: stacked(1),
+    }
+    singles = [f"five runs one after the other, {n} torch thread{'s' * (n > 1)}" for n in sorted({1, threads})]
+    works |= {name: lambda n=n: alone(n) for name, n in zip(singles, sorted({1, threads}), strict=True)}
+    times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(1 if quick else 3):
-        times["alone"].append(seconds_of(alone))
-        times["stacked"].append(seconds_of(stacked))
+        for name, work in works.items():
+            times[name].append(seconds_of(work))
     shutil.rmtree(place)
-    ratios = [s / a for s, a in zip(times["stacked"], times["alone"], strict=True)]
+    best = min(singles, key=lambda name: statistics.median(times[name]))
+    ratios = [s / a for s, a in zip(times["five seeds stacked"], times[best], strict=True)]
     return {
-        "torch threads": threads,
-        "seconds, five runs one after the other": statistics.median(times["alone"]),
-        "seconds, five seeds stacked": statistics.median(times["stacked"]),
+        "processes of the stack": processes,
+        **{f"seconds, {name}": statistics.median(took) for name, took in times.items()},
         "ratio": statistics.median(ratios),
         "ratio, lowest": min(ratios),
         "ratio, highest": max(ratios),

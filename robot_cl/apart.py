@@ -8,6 +8,7 @@ part's seeds alone, and to rounding those of one stack of all.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import signal
@@ -205,6 +206,7 @@ def _train(run: Run, first: int, count: int, updates: int | None, pipe: Connecti
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         use_torch_threads(1)
+        gc.freeze()  # what was there before is never garbage here
         part = Part(run, first, count, pipe)
         part.go(updates)
         if part.unsent:
