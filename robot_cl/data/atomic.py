@@ -87,6 +87,16 @@ def claim(folder: Path) -> None:
     _CLAIMED[path] = handle
 
 
+def _disclaim() -> None:
+    """In a forked process: the claims are its parent's, and end with that."""
+    for handle in _CLAIMED.values():
+        os.close(handle)
+    _CLAIMED.clear()
+
+
+os.register_at_fork(after_in_child=_disclaim)
+
+
 def write_json(path: Path, data: object) -> None:
     """Readable JSON with a final newline."""
     path.write_text(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")

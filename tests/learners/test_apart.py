@@ -125,11 +125,11 @@ def test_a_killed_run_leaves_no_process_and_goes_on_the_same(tmp_path):
     assert process.wait() == -signal.SIGKILL
     (run,) = (tmp_path / "killed").iterdir()
     assert int((run / "checkpoints" / "last").read_text()) < 4000
+    resume(run)  # at once: what is left of the killed run does not hold its folder
     deadline = time.monotonic() + 20
     while processes_of(str(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not processes_of(str(tmp_path))
-    resume(run)
     whole = train(options(tmp_path / "whole", online_steps=4000, seeds=3, processes=2), PPO)
     assert_same(weights(run), weights(whole))
     mine, theirs = read_metrics(run), read_metrics(whole)
