@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from policies.actor import StackedGaussianActor
 from policies.critics import CriticConfig, StackedQ
+from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.optim import FlatAdam
@@ -155,9 +156,20 @@ class MOORL(Learner):
         """The actor once per task, sharing the statistics, with adapters of its own where these are trained."""
         plain = merged(self.actor)
         many = repeated_members(plain, tasks)
-        many.normalizer = self.actor.normalizer
+        many.normalizer = for_tasks(self.actor.normalizer, tasks)
         self.restrict(many, rngs_like(range(tasks * self.seeds)))
         return many
+
+
+@torch.no_grad()
+def for_tasks(norm: Normalizer, tasks: int) -> Normalizer:
+    """The statistics for so many blocks of members: the same object where all members share them."""
+    if norm.population is None:
+        return norm
+    many = Normalizer(norm.width, norm.clip, norm.eps, norm.population * tasks).to(norm.mean.device)
+    for held, given in zip(many.buffers(), norm.buffers(), strict=True):
+        held.copy_(given.repeat(tasks, 1, 1) if given.dim() else given)
+    return many
 
 
 def rngs_like(members: Iterable[object]) -> list[torch.Generator]:

@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from policies.actor import StackedGaussianActor
 from policies.critics import CriticConfig
+from policies.networks import generators
+from policies.normalizer import Normalizer
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.graph import Updates
 from robot_cl.learners.moorl import MOORL, MOORLConfig, Tasks
@@ -121,6 +124,19 @@ def test_one_buffer_is_refused(transitions):
         MOORL(MOORLConfig(**SMALL), 4, 2).update_online(transitions(1, 8), None)
     with pytest.raises(ValueError, match="inner is 0"):
         MOORLConfig(inner=0)
+
+
+def test_seeds_with_statistics_of_their_own_keep_them_in_both_tasks(transitions):
+    rows = transitions(2, 50)
+    norm = Normalizer(4, population=2)
+    norm.update(rows.obs * torch.tensor([1.0, 3.0]).view(2, 1, 1))
+    actor = StackedGaussianActor(4, 2, generators(0, 2), SMALL["actor"], norm.freeze())
+    stack = MOORL(MOORLConfig(**SMALL), 4, 2, 2, actor=actor)
+    stack.prepare(transitions(60))
+    z = stack.fast.actor.normalizer(torch.cat([rows.obs, rows.obs]))
+    assert torch.equal(z, torch.cat([stack.actor.normalizer(rows.obs)] * 2)) and not torch.equal(z[0], z[1])
+    metrics = stack.update_online(rows, rows)
+    assert all(value.shape == (2,) and value.isfinite().all() for value in metrics.values())
 
 
 def test_the_share_of_the_dataset_is_of_turns_or_of_rows(transitions):
