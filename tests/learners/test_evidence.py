@@ -46,6 +46,14 @@ def test_trust_is_the_share_that_was_found_and_none_for_noise():
     assert trust(-claimed, found, steps=1)[0] == 0.0
 
 
+def test_rows_that_look_ahead_over_the_same_steps_count_once():
+    """With as many rows that see the same, an error is larger by the root of their number."""
+    rng = torch.Generator().manual_seed(0)
+    claimed, noise = torch.randn(1, 5000, generator=rng), torch.randn(1, 5000, generator=rng)
+    one, many = (trust(claimed, 0.5 * claimed + noise, steps=steps).item() for steps in (1, 16))
+    assert one - many == pytest.approx(2.0 * 3.0 / 5000**0.5, rel=0.05)
+
+
 def test_a_claim_that_is_small_beside_what_else_happens_is_found_all_the_same():
     """As measured on steady data: claims of deviation 0.14, beside 0.7 of other things per step, of 200,000 steps."""
     rng = torch.Generator().manual_seed(0)

@@ -49,6 +49,12 @@ def test_losses_and_gradients_are_those_computed_by_hand(expectile, transitions)
         np.testing.assert_allclose(grad.reshape(np.shape(wanted[name])), wanted[name], atol=1e-5)
 
 
+def test_no_action_weighs_more_than_a_hundred():
+    learner = IQL(IQLConfig(beta=3.0, **SMALL), 4, 2)
+    loss = learner.actor_loss(torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[0.0, 1.0, 50.0]]))
+    assert loss.item() == pytest.approx((1.0 + np.exp(3.0) + 100.0) / 3)
+
+
 def test_targets_get_no_gradient_and_move_by_tau(transitions):
     learner = IQL(IQLConfig(tau=0.1, **SMALL), 4, 2)
     before = [p.clone() for p in learner.target_q.parameters()]

@@ -66,6 +66,13 @@ def test_the_bonus_falls_with_the_root_of_the_visits_and_covers_what_was_never_s
     assert b[0, 1] / b[1, 0] == pytest.approx(2.0)
 
 
+def test_no_value_lies_below_what_is_possible_and_no_bonus_above() -> None:
+    mdp = grid()
+    nothing = Counts(np.zeros_like(mdp.reward), np.full_like(mdp.transition, 1.0 / len(mdp.reward)), 0.0 * mdp.reward)
+    assert (vi_lcb(nothing, mdp.v_max, DISCOUNT) == -mdp.v_max).all()
+    assert bonus(np.ones((3, 2)), v_max=20.0, scale=50.0).max() == 20.0
+
+
 def test_without_a_penalty_the_pessimist_is_the_greedy_planner() -> None:
     mdp = grid()
     counts = Counts(np.ones_like(mdp.reward), mdp.transition, mdp.reward)
