@@ -12,6 +12,7 @@ from torch import Tensor
 from dynamics.adaptation import RecursiveGains, RowModels
 from dynamics.context import ContextPlanner
 from dynamics.fit import OnlineConfig
+from dynamics.reshaped import ReshapedPolicy
 from robot_cl.adapt.chase import Chase, chase, cost
 from robot_cl.adapt.missions import LEARNER, Outcome, fly
 from sim.robots.fleet import Fleet
@@ -24,7 +25,7 @@ METHODS = {
     "randomised": "domain-randomised",
     "context": "in context",
     "flow": "action flow",
-    "flow_fixed": "action flow, model fixed",
+    "flow_fixed": "action flow alone",
     "oracle": "oracle",
 }
 ONLINE = OnlineConfig(capacity=64, batch=32, lr=3e-3, steps=4)
@@ -86,8 +87,8 @@ def build(method: str, known: Material, member: np.ndarray, seed: int) -> tuple[
         oracle = Online(rows, chase(p, model, rng, rows.returns(reward)))
         return oracle, oracle.planner, oracle
     if method == "flow_fixed":
-        planner = chase(p, model, rng)
-        return known.learned.around(planner), planner, None
+        planner = chase(p, model, rng)  # a fixed model, and answers as the flow gives them
+        return ReshapedPolicy(planner, model, known.learned.flow, known.learned.coder), planner, None
     rows = RowModels(model, ONLINE if method == "online" else LEARNER, rng)
     planner = chase(p, model, rng, rows.returns(reward))
     if method == "online":

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dynamics.ensemble import Ensemble
 from dynamics.fit import OnlineConfig
+from dynamics.reading import effective
 from policies.policy import Policy
 
 Reward = Callable[[Tensor, Tensor, Tensor], Tensor]  # obs, action, next obs (rows, ·) -> (rows,)
@@ -250,31 +251,13 @@ class RecursiveGains:
         self._moment = moment.repeat(rows, self.act_dim, 1)
 
     def _learn(self, state: Tensor) -> None:
-        effective = self.effective(self._obs, self._action, state)
+        amounted = effective(self.model, self._obs, self._action, state)
         one = torch.full_like(self._action, float(self.config.offset))
         seen = torch.stack([self._action, one], -1)  # (B, act_dim, 2)
         gram, moment = self._prior()
         keep = self.config.forgetting
         new_gram = keep * self._gram + (1 - keep) * gram + seen.unsqueeze(-1) * seen.unsqueeze(-2)
-        new_moment = keep * self._moment + (1 - keep) * moment + seen * effective.unsqueeze(-1)
-        usable = (self._known & effective.isfinite().all(-1)).view(-1, 1, 1)
+        new_moment = keep * self._moment + (1 - keep) * moment + seen * amounted.unsqueeze(-1)
+        usable = (self._known & amounted.isfinite().all(-1)).view(-1, 1, 1)
         self._gram = torch.where(usable.unsqueeze(-1), new_gram, self._gram)
         self._moment = torch.where(usable, new_moment, self._moment)
-
-    def effective(self, obs: Tensor, executed: Tensor, next_obs: Tensor, width: float = 0.05) -> Tensor:
-        """The action (B, act_dim) that explains the step by the model, linearised at the executed one."""
-        scale = self.model.delta_scale
-
-        def to(action: Tensor) -> Tensor:
-            return self.model.belief(obs, action)[0]
-
-        columns = []
-        for d in range(self.act_dim):
-            nudge = torch.zeros_like(executed)
-            nudge[:, d] = width
-            columns.append(self.model.wrap_angles(to(executed + nudge) - to(executed - nudge)) / (2 * width) / scale)
-        jacobian = torch.stack(columns, -1)  # (B, obs_dim, act_dim)
-        rest = self.model.wrap_angles(next_obs - to(executed)) / scale
-        square = jacobian.transpose(1, 2) @ jacobian + 1e-4 * torch.eye(self.act_dim)
-        step = torch.linalg.solve(square, jacobian.transpose(1, 2) @ rest.unsqueeze(-1)).squeeze(-1)
-        return executed + step.clamp(-5.0, 5.0)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynamics.action_flow import ActionFlow, Coder
 from dynamics.ensemble import Ensemble
+from dynamics.reading import Reading, ReadingConfig, effective
 from policies.policy import Policy
 
 MODEL, JUDGE, FLOW = range(3)  # columns of the running errors
@@ -50,6 +51,7 @@ class ReshapeConfig:
     enough: int = 2  # transitions of evidence for all of it
     patience: float = 0.9  # memory of the running errors by which flow, judge and model are compared
     apprenticeship: int = 16  # transitions a judge learns from before it may reject
+    reading: ReadingConfig | None = None  # corrects the answer, where commands alone tell what has changed
 
     def __post_init__(self) -> None:
         if min(self.trigger, self.telling, self.trust) <= 0 or not 0 <= self.patience < 1:
@@ -76,6 +78,10 @@ class ReshapedPolicy:
     change is over after steps that the model foretold and the flow would not have. The flow's action is clipped to
     bounds and to the trust region, and dropped for the policy's own when it is not finite or when the `judge`, a model
     that learns what executed actions do and has foretold better than model and flow, expects a worse miss from it.
+
+    With a `reading` the answer is corrected by what least squares read off the steps since the change was noticed:
+    which command brings what along of the others. It takes all that happens for the commands' doing, so it is not for
+    wind or payloads.
 
     Some of what is planned no action can bring about: a weaker robot stays weaker, wind blows on. The `learner` is a
     model that starts as the nominal one and learns, while a change lasts, what *planned* actions lead to, flow
@@ -116,6 +122,8 @@ class ReshapedPolicy:
             remembered[at] = False
         for counted in (self._count, self._calm, self._errors, self._weights):
             counted[at] = 0
+        if self._reading is not None:
+            self._reading.forget(at)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
@@ -150,6 +158,8 @@ class ReshapedPolicy:
         self._followed = torch.zeros(rows, dtype=torch.bool)
         self._count, self._calm = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64)
         self._errors, self._weights = torch.zeros(rows, 3), torch.zeros(rows, 3)  # running squared errors, not divided
+        reading = self.config.reading
+        self._reading = None if reading is None else Reading(rows, self.act_dim, reading)
         nobody = np.zeros(rows)
         self.last = Decision(nobody, nobody.astype(bool), nobody.astype(bool), nobody)
 
@@ -172,6 +182,8 @@ class ReshapedPolicy:
         self._evidence[keep] = self._evidence[keep].roll(1, 1)
         self._evidence[keep, 0] = new[keep]
         self._count += keep
+        if self._reading is not None and keep.any():
+            self._reading.observe(self._action, effective(self.model, self._obs, self._action, state), keep)
         self._score(state, difference, fresh)
         if self.learner is not None:
             self.learner.observe(self._obs, self._planned, state, fresh & self._ripe())
@@ -195,6 +207,8 @@ class ReshapedPolicy:
         for counted in (self._count, self._calm, self._errors, self._weights):
             counted[new] = 0
         self._followed &= ~new
+        if self._reading is not None:
+            self._reading.forget(new)
         for beside in (self.judge, self.learner):
             if beside is not None and begins.any():
                 beside.forget(begins)
@@ -237,8 +251,10 @@ class ReshapedPolicy:
         finite = answer.isfinite().all(-1)
         sure = (have / self.config.enough).clamp_max(1.0)
         limit = (self.config.trust * (0.5 + 0.5 * sure)).unsqueeze(-1)
-        answer = torch.where(finite.unsqueeze(-1), answer, planned)
-        answer = (planned + torch.minimum(torch.maximum(answer - planned, -limit), limit)).clamp(-1.0, 1.0)
+        low, high = (planned - limit).clamp_min(-1.0), (planned + limit).clamp_max(1.0)
+        answer = torch.where(finite.unsqueeze(-1), answer, planned).clamp(low, high)
+        if self._reading is not None:
+            answer = self._reading.corrected(planned, answer, low, high)
         follow = self._active & finite & (have > 0) & ~self._rejected(state, planned, answer)
         return torch.where(follow.unsqueeze(-1), answer, planned), follow
 

@@ -65,7 +65,7 @@ class Learned:
 
     def around(self, planner: Policy, learner: Online | None = None) -> ReshapedPolicy:
         """The planner with the flow; `learner` is what the planner plans with while the robot is changed."""
-        return ReshapedPolicy(planner, self.model, self.flow, self.coder, learner=learner)
+        return ReshapedPolicy(planner, self.model, self.flow, self.coder, self.robot.reshape, learner=learner)
 
     def save(self, folder: Path) -> None:
         """model, flow and context as safetensors, and card.json, into an existing folder."""

@@ -10,6 +10,8 @@ import numpy as np
 from dynamics.action_flow import Coder, body_frame, plain_coder
 from dynamics.ensemble import Ensemble
 from dynamics.planner import PlannerConfig
+from dynamics.reading import ReadingConfig
+from dynamics.reshaped import ReshapeConfig
 from sim.robots.fleet import Robot, quadrotor_robot, vehicle_robot
 from sim.robots.regimes import UNCHANGED, Regime
 
@@ -33,6 +35,7 @@ class Prepared:
     explore_steps: int = 60
     scales: tuple[float, float] = (0.3, 0.6)  # least and largest noise of an explorer
     limits: dict[str, int] = field(default_factory=dict)  # steps allowed per map, two and a half times what it needs
+    reshape: ReshapeConfig = field(default_factory=ReshapeConfig)  # of planner and flow together
     aside: float = 0.0  # m: standard deviation of the places around the goal to which proposals steer
 
 
@@ -78,7 +81,7 @@ def vehicle() -> Prepared:
     return Prepared(
         vehicle_robot(), 5, 2, 2, (2,), (0, 1), vehicle_regime,
         lambda model: body_frame(2, 0, 1, model.delta_scale, (3, 4)), PlannerConfig(128, 8, 0.5, 0.3),
-        limits={"yard": 400, "field": 700},
+        limits={"yard": 400, "field": 700}, reshape=ReshapeConfig(reading=ReadingConfig()),
     )  # fmt: skip
 
 
@@ -87,7 +90,7 @@ def quadrotor() -> Prepared:
     return Prepared(
         quadrotor_robot(), 12, 4, 3, (6, 7, 8), (0, 1, 2), quadrotor_regime, plain_coder,
         PlannerConfig(128, 16, 0.3, 0.6, policy_share=0.25), fly, 80, (0.05, 0.3),
-        {"yard": 1000, "field": 1800}, 0.7,
+        {"yard": 1000, "field": 1800}, aside=0.7,
     )  # fmt: skip
 
 
