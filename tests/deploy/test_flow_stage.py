@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dynamics.action_flow import ActionFlow, Coder, FlowConfig, body_frame
 from dynamics.ensemble import Ensemble, EnsembleConfig
+from dynamics.reading import ReadingConfig
 from dynamics.reshaped import ReshapeConfig, ReshapedPolicy
 from policies.actor import ActorConfig, ActorPolicy, StackedGaussianActor
 from policies.networks import generators
@@ -138,9 +139,11 @@ def test_the_function_is_the_policy_it_was_written_after(parts: tuple[Ensemble, 
 def test_a_flow_of_another_robot_or_a_changed_file_is_refused(
     parts: tuple[Ensemble, ActionFlow, Coder], bundle: ExportReport
 ) -> None:
-    model, flow, _ = parts
+    model, flow, coder = parts
     with pytest.raises(ValueError, match="numbers of evidence"):
         add_flow(bundle, model, flow)
+    with pytest.raises(ValueError, match="export it with reading=None"):
+        add_flow(bundle, model, flow, coder, ReshapeConfig(reading=ReadingConfig()))
     other = Ensemble(5, 2, EnsembleConfig(1, 1, (4,), (4,)), generators(0, 1))
     with pytest.raises(ValueError, match="of 5 observations"):
         add_flow(bundle, other, flow)
