@@ -14,6 +14,7 @@ from robot_cl.learners.gate import (
     EndModel,
     Gate,
     GateConfig,
+    Scores,
     accepts,
     disagreement,
     lower_bound,
@@ -124,6 +125,17 @@ def test_a_gain_smaller_than_the_models_disagreement_is_not_accepted():
     torch.testing.assert_close(lower_bound(new, 1.0), torch.tensor([0.9, -1.0]))
     assert accepts(new, old, 1.0).tolist() == [True, False]
     assert accepts(new, old, 0.0).tolist() == [True, True]
+
+
+def test_a_gain_farther_from_the_clone_than_the_data_tells_of_is_not_accepted():
+    gate = Gate(3, 1, 1, 4, GateConfig(reach=0.5), EnsembleConfig(2, 2, (4,), (4,)), Normalizer(3))
+    gate.trust.copy_(torch.tensor([[1.0, 1.0, 0.2, 1.0]]))
+    better, none = torch.ones(1, 4, 2), torch.zeros(1, 4)
+    better[0, 3] = -1.0
+    passed = gate.test(Scores(better, none, torch.tensor([[0.4, 0.6, 0.2, 0.1]])))
+    assert passed.tolist() == [[True, False, False, False]]  # too far, too far for so little trust, and worse
+    assert torch.equal(gate.scores[0, :, 0], torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    assert gate.test(Scores(2.0 * better, none, none + 9.0), paired=False).tolist() == [[True, True, True, False]]
 
 
 def test_nothing_is_earned_after_an_end(model, data):

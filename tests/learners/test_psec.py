@@ -196,3 +196,23 @@ def _restore_resume(cut, whole, plan, skill):
 
     half = train(replace(plan, offline_steps=4, name="half"), skill)
     shutil.copytree(half / "checkpoints/4/resume", cut / "checkpoints/4/resume", dirs_exist_ok=True)
+
+
+def test_the_cost_of_an_action_is_what_the_more_worried_twin_says(transitions):
+    learner, batch = build(replace(TINY, skill=Skill.cost)), transitions(1, 16)
+    z = learner.actor.normalizer(batch.obs)
+    q, _, _ = learner.cost_values(batch, z, z)
+    assert torch.equal(q, learner.target_q(z, batch.action).max(1).values)
+    worth, _, _ = build(replace(TINY, skill=Skill.reward)).reward_values(batch, z, z)
+    assert (worth < q).any()  # of rewards it is the more modest one
+
+
+def test_weights_decay_by_the_learning_rate_apart_from_their_gradient(transitions):
+    data, found = transitions(64), []
+    for decay in (0.0, 0.5):
+        learner = build(replace(TINY, weight_decay=decay, lr=1e-2))
+        start = [p.clone() for p in learner.actor.parameters()]
+        go(learner, data, 1)
+        found.append([p.detach().clone() for p in learner.actor.parameters()])
+    for plain, decayed, before in zip(*found, start, strict=True):
+        torch.testing.assert_close(plain - decayed, 1e-2 * 0.5 * before, rtol=1e-3, atol=1e-6)
