@@ -33,7 +33,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_apart import PPO, options, train
-train(options(Path(sys.argv[2]), online_steps=4000, seeds=3, processes=2), PPO)
+train(options(Path(sys.argv[2]), online_steps=2000, seeds=3, processes=2), PPO)
 """
 
 
@@ -66,14 +66,14 @@ def data(tmp_path_factory) -> str:
     [
         (BC, {"offline_steps": 60}),
         (IQL, {"offline_steps": 60}),
-        (PPO, {"online_steps": 160}),
-        (replace(PPO, average=0.5, least_log_std=0.5, incumbent=IncumbentConfig(2)), {"online_steps": 160}),
+        (PPO, {"online_steps": 96}),
+        (replace(PPO, average=0.5, least_log_std=0.5, incumbent=IncumbentConfig(2)), {"online_steps": 96}),
     ],
     ids=["bc", "iql", "ppo", "ppo with all that it may remember"],
 )
 def test_seeds_in_two_processes_are_those_of_two_stacks(tmp_path, data, learner, changes):
     offline = "offline_steps" in changes
-    changes |= {"data": data if offline else None, "num_worlds": 4, "eval_every": 80, "eval_episodes": 2}
+    changes |= {"data": data if offline else None, "num_worlds": 4, "eval_every": 64, "eval_episodes": 1}
     run = train(options(tmp_path, seed=3, seeds=3, processes=2, **changes), learner)
     stacks = [train(options(tmp_path, seed=seed, seeds=n, **changes), learner) for n, seed in ((2, 3), (1, 5))]
     actor, metrics, row = load_actor(checkpoint_folder(run)), read_metrics(run), 0
@@ -86,7 +86,7 @@ def test_seeds_in_two_processes_are_those_of_two_stacks(tmp_path, data, learner,
                 mine = metrics[name][metrics["member"] == row]
                 np.testing.assert_array_equal(mine, other[name][other["member"] == p], name)
             row += 1
-    assert verify(run, 5).identical
+    assert verify(run, 2).identical
     whole = weights(train(options(tmp_path, seed=3, seeds=3, **changes), learner))
     assert {k: v.shape for k, v in weights(run).items()} == {k: v.shape for k, v in whole.items()}
 
@@ -124,13 +124,13 @@ def test_a_killed_run_leaves_no_process_and_goes_on_the_same(tmp_path):
     process.kill()
     assert process.wait() == -signal.SIGKILL
     (run,) = (tmp_path / "killed").iterdir()
-    assert int((run / "checkpoints" / "last").read_text()) < 4000
+    assert int((run / "checkpoints" / "last").read_text()) < 2000
     resume(run)  # at once: what is left of the killed run does not hold its folder
     deadline = time.monotonic() + 20
     while processes_of(str(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not processes_of(str(tmp_path))
-    whole = train(options(tmp_path / "whole", online_steps=4000, seeds=3, processes=2), PPO)
+    whole = train(options(tmp_path / "whole", online_steps=2000, seeds=3, processes=2), PPO)
     assert_same(weights(run), weights(whole))
     mine, theirs = read_metrics(run), read_metrics(whole)
     for name in set(theirs) - {"time_s"}:
@@ -157,7 +157,7 @@ def test_a_process_that_was_ended_is_told_in_a_sentence(tmp_path):
         os.kill(int(children[-1]), signal.SIGKILL)
 
     with pytest.raises(ChildProcessError, match="members 2 to 2 was ended; go on from the last checkpoint"):
-        train(options(tmp_path, online_steps=4000, seeds=3, processes=2), PPO, end_one)
+        train(options(tmp_path, online_steps=2000, seeds=3, processes=2), PPO, end_one)
 
 
 @pytest.mark.parametrize(
