@@ -13,6 +13,7 @@ from robot_cl.batch import Transitions
 from robot_cl.learners import cal_ql, sac
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.cal_ql import CalQLConfig, begin_at_returns
+from robot_cl.learners.ranges import not_negative
 from robot_cl.learners.sac import joined
 from robot_cl.learners.warm_start import WarmStart
 
@@ -28,6 +29,10 @@ class WSRLConfig(CalQLConfig):
     anchor_tau: float = 1e-3  # how far the anchor moves to the policy per update of it, 0: not at all
     warmup: int = 5000  # online: environment steps with the frozen policy before the first update
     offline_share: float = 0.0  # online: share of each batch that comes from the dataset, where one is given
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        not_negative(self, "doubt")
 
 
 class WSRL(Learner):

@@ -262,6 +262,7 @@ def test_senseless_options_are_refused():
         lambda: CalQLConfig(drawn=0),
         lambda: CalQLConfig(cloning=-1),
         lambda: WSRLConfig(cloning_lr=0.0),
+        lambda: WSRLConfig(doubt=-0.5),
         lambda: PercentBCConfig(share=0.0),
     ):
         with pytest.raises(ValueError):
