@@ -300,14 +300,16 @@ class Learner:
     def adopt(self, state: dict[str, Tensor]) -> None:
         """Take over from another learner's `state_dict` the networks (not the actors) and running quantities that fit.
 
-        A network fits if it has the same name and shapes; one member's is repeated for all.
+        A network fits if it has the same name and shapes; those of fewer members are repeated for all.
         """
+        times = self.seeds // (sum(name.startswith("rng.") for name in state) or self.seeds)
         for name, net in self.nets.items():
+            if name in ("actor", START) or isinstance(net, StackedGaussianActor):
+                continue  # averages, anchors and targets begin at the actor that was loaded
             mine = net.state_dict()
             theirs = {key: state.get(f"nets.{name}.{key}") for key in mine}
-            fitted = {key: _repeat(value, mine[key]) for key, value in theirs.items() if value is not None}
-            fits = len(fitted) == len(mine) and all(v is not None for v in fitted.values())
-            if name not in ("actor", START) and fits:
+            fitted = {key: _repeat(value, mine[key], times) for key, value in theirs.items() if value is not None}
+            if len(fitted) == len(mine) and all(v is not None for v in fitted.values()):
                 net.load_state_dict(fitted)
         for name, value in self.extra.items():
             saved = state.get(f"extra.{name}")
@@ -317,14 +319,13 @@ class Learner:
             self.incumbent.begin_anew()
 
 
-def _repeat(value: Tensor, like: Tensor) -> Tensor | None:
-    """`value` repeated along the population axis to the shape of `like`, or None if it cannot be."""
+def _repeat(value: Tensor, like: Tensor, times: int) -> Tensor | None:
+    """`value` so many times along the population axis, or None where that has not the shape of `like`: more critics of
+    one seed are no critics of more seeds."""
     if value.shape == like.shape:
         return value
-    if value.dim() != like.dim() or not value.dim() or value.shape[1:] != like.shape[1:]:
-        return None
-    times, rest = divmod(like.shape[0], value.shape[0])
-    return None if rest else value.repeat(times, *[1] * (value.dim() - 1))
+    repeated = value.repeat(times, *[1] * (value.dim() - 1)) if value.dim() and times > 1 else value
+    return repeated if repeated.shape == like.shape else None
 
 
 def check_shapes(what: str, given: dict[str, Tensor], expected: dict[str, Any]) -> None:

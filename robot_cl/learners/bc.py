@@ -11,6 +11,7 @@ from torch import Tensor
 from robot_cl.batch import Transitions
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics
 from robot_cl.learners.optim import cosine
+from robot_cl.learners.ranges import not_negative, positive
 
 
 class CloningLoss(StrEnum):
@@ -31,8 +32,8 @@ class BCConfig(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; a learning rate is positive, e.g. 3e-4")
+        positive(self, "lr", "clip")
+        not_negative(self, "decay")
 
 
 class BC(Learner):

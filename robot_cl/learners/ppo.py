@@ -15,6 +15,8 @@ from robot_cl.batch import Transitions
 from robot_cl.learners.averaging import PolicyAverage
 from robot_cl.learners.base import Learner, LearnerConfig, Metrics, OnlinePlan
 from robot_cl.learners.incumbent import Incumbent, IncumbentConfig
+from robot_cl.learners.ranges import not_negative, positive
+from robot_cl.learners.units import with_its_unit
 
 HALVINGS = 10  # after an epoch, at most
 MAX_LOG_RATIO = 20.0  # in nats; beyond it a narrow policy's ratio overflows, and there is nothing to learn from
@@ -54,9 +56,8 @@ class PPOConfig(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("horizon", "minibatch", "epochs", "clip", "lr", "critic_lr", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        positive(self, "horizon", "minibatch", "epochs", "clip", "lr", "critic_lr", "max_grad_norm")
+        not_negative(self, "decay", "value_warmup")
         if self.max_kl is not None and not self.max_kl > 0:
             raise ValueError(f"max_kl is {self.max_kl}; expected a positive number of nats, e.g. 0.01, or none")
         for name in ("discount", "gae", "average"):
@@ -102,6 +103,14 @@ class PPO(Learner):
 
     def plan(self) -> OnlinePlan:
         return OnlinePlan(self.config.horizon, on_policy=True, num_worlds=64)
+
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        super().adopt(with_its_unit(state, "v"))
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        if self.rollouts:
+            self._widen()  # a policy on disk has the bounds of σ that the published one had
 
     @property
     def rollouts(self) -> int:
@@ -160,7 +169,8 @@ class PPO(Learner):
         advantage = gae(reward, value, next_value, fresh.terminated, ended, c.discount, c.gae)
         target = (advantage + value).reshape(P, -1, 1)
         flat = advantage.reshape(P, -1, 1)
-        flat = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-8)
+        spread = flat.std(1, keepdim=True) if flat.shape[1] > 1 else torch.zeros_like(flat)  # one row tells nothing
+        flat = (flat - flat.mean(1, keepdim=True)) / (spread + 1e-8)
         return torch.cat([z, action, log_prob.unsqueeze(-1), flat, target], -1)
 
     def policy_loss(self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,7 +220,7 @@ class PPO(Learner):
             self._minibatch = batch.new_empty(self.seeds, c.minibatch, batch.shape[2])
         held = self._minibatch[:, :rows]
         held.copy_(batch)
-        key = "minibatch", rows, self.rollouts < c.value_warmup
+        key = "minibatch", rows, self.rollouts < c.value_warmup, self.actor.config.log_std_min
         found = self.captured(key, lambda: {k: v.detach() for k, v in self._gradient_step(held).items()})
         return dict(found)  # a graph hands out the same dict every time
 

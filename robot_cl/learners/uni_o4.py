@@ -130,11 +130,6 @@ class UniO4(PPO):
         state = without(state, *own, "extra.rollouts", "extra.chosen")
         super().adopt(with_its_unit(state, "v"))
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        super().load_state_dict(state)
-        if self.rollouts:
-            self._widen()  # a policy on disk has the bounds of σ that the published one had
-
     def policy(self) -> StackedGaussianActor:
         if not self.rollouts:
             self.select()

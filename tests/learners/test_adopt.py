@@ -161,3 +161,33 @@ def test_uni_o4_improves_a_policy_with_statistics_of_its_seed_s_own(data):
         for _ in range(4):
             metrics = learner.update_offline(data[:16].__class__.unpack(data[:16].pack().expand(seeds, -1, -1), 4, 2))
         assert all(value.isfinite().all() for value in metrics.values())
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_more_critics_of_one_seed_are_no_critics_of_more_seeds(seeds):
+    config = replace(CONFIGS["rlpd"], critics=6)
+    ours, theirs = learner_class("rlpd")(config, 4, 2, seeds, 0), build("rlpd", seed=1)
+    before = ours.nets["critic"].net.layers[0].weight.clone()
+    ours.adopt(theirs.state_dict())
+    assert torch.equal(ours.nets["critic"].net.layers[0].weight, before)  # 2 critics, asked to be 6 for each seed
+    fitting = learner_class("rlpd")(CONFIGS["rlpd"], 4, 2, seeds, 0)
+    fitting.adopt(theirs.state_dict())
+    first = theirs.nets["critic"].net.layers[0].weight
+    assert torch.equal(fitting.nets["critic"].net.layers[0].weight, first.repeat(seeds, 1, 1))
+
+
+def test_a_running_scale_of_reward_stays_without_the_values_in_it(data):
+    theirs, ours = build("lcb"), build("ppo")
+    theirs.extra["reward_scale"].fill_(123.0)
+    ours.adopt(theirs.state_dict())
+    assert unit(ours) == 0.0
+
+
+def test_an_average_begins_at_the_policy_that_was_loaded(transitions):
+    theirs, ours = build("ppo", average=0.5), build("ppo", average=0.5, seed=1)
+    theirs.update_online(transitions(1, 8, 4))
+    before = ours.average.policy.normalizer.mean.clone()
+    ours.adopt(theirs.state_dict())
+    weights = zip(ours.average.policy.parameters(), ours.actor.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in weights)
+    assert torch.equal(ours.average.policy.normalizer.mean, before)

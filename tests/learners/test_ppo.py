@@ -149,6 +149,24 @@ def test_a_loaded_policy_explores_more_after_the_first_rollout_and_acts_the_same
     assert second["kl"].isfinite().all()
 
 
+def test_a_policy_that_was_made_to_explore_more_goes_on_so(transitions):
+    config = PPOConfig(**SMALL, least_log_std=-0.5)
+    actor = PPO(config, 4, 2, 1, 0).actor
+    actor.log_std.data.fill_(-3.0)
+    learner = PPO(config, 4, 2, 1, 0, actor=actor)
+    learner.update_online(transitions(1, 8, 4))
+    again = PPO(config, 4, 2, 1, 0, actor=actor)
+    again.load_state_dict(learner.state_dict())
+    obs, noise = torch.zeros(1, 3, 4), torch.ones(1, 3, 2)
+    assert torch.equal(again.explore(obs, noise), learner.explore(obs, noise))
+
+
+def test_a_rollout_of_one_row_changes_no_policy_into_nan(transitions):
+    learner = PPO(PPOConfig(**SMALL), 4, 2, 1, 0)
+    learner.update_online(transitions(1, 1, 1))
+    assert all(p.isfinite().all() for p in learner.actor.parameters())
+
+
 def test_learning_rates_fall_to_zero(transitions):
     learner = PPO(PPOConfig(decay=2, **SMALL), 4, 2)
     for seed in range(2):

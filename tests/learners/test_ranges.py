@@ -7,6 +7,8 @@ from robot_cl.learners import config_class
 from robot_cl.learners.gate import GateConfig
 
 NONSENSE = {
+    "bc": [("lr", 0.0), ("clip", -1.0), ("decay", -5)],
+    "ppo": [("decay", -5), ("value_warmup", -1), ("clip", float("nan")), ("lr", float("inf"))],
     "iql": [("clip", -1.0), ("clip", 0.0), ("decay", -5), ("warmup", -1), ("reward_scale", 0.0), ("capacity", 0)],
     "sac": [("warmup", -1), ("updates", float("inf"))],
     "rebrac": [("updates", 0.0), ("capacity", 0), ("offline_share", 1.5), ("decay", -1), ("noise", float("nan"))],
