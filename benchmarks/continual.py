@@ -63,6 +63,8 @@ class Sizes:
     trial_worlds: int = 4  # in which the library tries what it has
     trial_share: float = 0.05  # of a task's budget, spent on trials at most
     checks: int = 0  # trials on the way, after which a skill that has become worse is played as it was before
+    fit: float = 0.25  # share of what its skills gain at home that a composition must gain to be begun with
+    caution: float = 0.0  # standard errors of its trial, by which it must do so
 
     @property
     def learner(self) -> PPOConfig:
@@ -76,7 +78,8 @@ FULL = {
     # A walker that falls does so after some hundred steps: its trials are whole episodes, of half as many worlds. It
     # falls after one rollout and not after the next: curves have many points, and what is kept is not just the last.
     "walker2d_shifts": Sizes(
-        150_000, 600_000, -1.0, points=24, curve_episodes=2, trial_worlds=2, trial_share=0.1, checks=5
+        150_000, 600_000, -1.0, points=24, curve_episodes=2, trial_worlds=2, trial_share=0.1, checks=5, fit=0.6,
+        caution=1.0,
     ),
 }
 QUICK = {"halfcheetah_shifts": Sizes(20_480, 122_880, -1.0, seeds=2, tasks=3)}
@@ -90,6 +93,8 @@ def config_of(stream: str, quick: bool) -> ContinualConfig:
         trial_steps=60,
         trial_share=size.trial_share,
         checks=size.checks,
+        fit=size.fit,
+        caution=size.caution,
         explore=size.log_std,
     )
     return ContinualConfig(

@@ -18,6 +18,7 @@ from robot_cl.continual.actors import State, copied
 from robot_cl.continual.stage_worlds import stage_world
 from robot_cl.learners import learner_class
 from robot_cl.learners.base import SEEN, START, Learner, LearnerConfig, Trainable
+from robot_cl.learners.ranges import not_negative
 from sim.spec import Interface
 from sim.stream import Stage, Stream
 
@@ -31,6 +32,7 @@ class MethodConfig:
     reach: float = 0.95  # library: a composition does if it scores this share of the best any skill has reached
     margin: float = 0.1  # library: by this share of the best level a composition must beat the base to be begun with
     fit: float = 0.25  # library: and by this share of what its skills gain over the base on their own tasks
+    caution: float = 0.0  # library: standard errors of its trial that a composition must be ahead by, besides
     trial_worlds: int = 2  # library: worlds in which a candidate is tried; the steps count as part of the budget
     trial_steps: int = 150  # library: control steps of the first trial; what it leaves open plays whole episodes
     doubt: float = 0.2  # library: by this share of the base's level a first trial rules a composition out
@@ -51,8 +53,7 @@ class MethodConfig:
         for name in ("reach", "skill_lr", "rank", "trial_worlds", "trial_steps", "trial_share", "shortlist", "memory"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
-        if self.checks < 0:
-            raise ValueError(f"checks is {self.checks}; expected 0 or more")
+        not_negative(self, "checks", "caution")
         if self.learned is Trainable.full:
             raise ValueError("learned is full; a skill is learned as adapter or weights")
         if not 0.0 < self.prune_at < 1.0:

@@ -40,6 +40,10 @@ class Tried(NamedTuple):
     def score(self) -> float:
         return float(self.scores.mean())
 
+    def less(self, errors: float) -> float:
+        """The score less so many standard errors."""
+        return self.score - errors * standard_error(self.scores)
+
 
 class Decision(NamedTuple):
     """A route for each seed, the steps per seed that finding them took, and how the task began (P, F)."""

@@ -177,6 +177,17 @@ def test_only_a_composition_that_fits_is_begun_with(
     assert method._best(1, [base]) is base
 
 
+def test_a_composition_whose_trial_varies_must_be_further_ahead(make_setup: MakeSetup) -> None:
+    base = Tried("base", {}, np.array([5.0, 7.0]))
+    steady, varied = (Tried("skill", {"a": 1.0}, 16.0 + spread * np.array([-1.0, 1.0])) for spread in (1.0, 5.0))
+    for caution, begun in ((0.0, [steady, varied]), (1.0, [steady, base]), (10.0, [base, base])):
+        method = method_class("library")(make_setup(config=MethodConfig(caution=caution)))
+        method.levels[0] = {"a": 40.0}  # 0.25 * (40 - 6) = 8.5 ahead of 6, by errors of 1 and 5
+        assert [method._best(0, [base, tried]) for tried in (steady, varied)] == begun
+    with pytest.raises(ValueError, match="caution is -1"):
+        MethodConfig(caution=-1.0)
+
+
 def test_a_task_that_returns_is_begun_with_its_own_skill_without_a_margin(make_setup: MakeSetup) -> None:
     method = method_class("library")(make_setup(config=MethodConfig(margin=0.1, fit=0.25)))
     method.levels[0] = {"a": 12.0, "b": 200.0}

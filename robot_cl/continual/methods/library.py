@@ -108,7 +108,9 @@ class SkillLibrary(Method):
         fitting = []
         for t in tried[1:]:
             gain = self.config.fit * (self._home(p, t.mix) - base.score)  # of what it gains on the task it is from
-            if t.score > base.score + max(gain, 0.0 if t.mix == alike else self.config.margin * highest):
+            if t.less(self.config.caution) > base.score + max(
+                gain, 0.0 if t.mix == alike else self.config.margin * highest
+            ):
                 fitting.append(t)
         return ranked(fitting)[0] if fitting else base
 
