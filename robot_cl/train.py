@@ -16,6 +16,8 @@ from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.learners import learner_class, name_of
 from robot_cl.learners.base import LearnerConfig
 from robot_cl.learners.compiled import check_compiler
+from robot_cl.learners.incumbent import WORLDS
+from robot_cl.learners.ppo import PPOConfig
 from robot_cl.learners.sb3 import SB3, SB3Config
 from robot_cl.metrics import import_wandb
 from robot_cl.paths import new_run_folder, runs_root
@@ -156,6 +158,12 @@ def resolve(config: TrainConfig, learner: LearnerConfig | SB3Config) -> TrainCon
     beside = getattr(learner_class(name), "beside", ())
     if online and beside and not any(getattr(config, option) for option in beside):
         raise ValueError(f"{name} does not learn from a world alone; give {' or '.join(f'{x}=NAME' for x in beside)}")
+    trials = online and isinstance(learner, PPOConfig) and learner.incumbent.trials
+    if trials and (config.num_worlds or WORLDS) < WORLDS:
+        raise ValueError(
+            f"{name} plays trials in a quarter of its worlds, and num_worlds is {config.num_worlds}; give at least "
+            f"{WORLDS}, or incumbent.trials=0 to publish what was learned last"
+        )
     if config.shift is not None:
         if not task:
             raise ValueError(f"shift={config.shift} changes a world; give task=NAME")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from robot_cl.learners.base import Learner
 
 Candidates = Callable[[], Sequence[StackedGaussianActor]]
+WORLDS = 4  # of so many one is kept for trials; where there are fewer, trials and exploring take turns
 
 
 class Role(IntEnum):
@@ -134,7 +135,7 @@ class Incumbent:
 
     def kept(self, worlds: int) -> int:
         """Of so many worlds per seed, the number of those at the end in which nothing else happens."""
-        return min(self.config.trials, worlds // 4)
+        return min(self.config.trials, worlds // WORLDS)
 
     def learned_from(self, fresh: Transitions) -> Transitions:
         """Of a rollout (P, T, W) the part that the learner's policy played."""

@@ -28,6 +28,7 @@ from robot_cl.checkpoint import (
 from robot_cl.data.collect import UniformPolicy, collect
 from robot_cl.data.store import open_dataset
 from robot_cl.learners.bc import BCConfig, CloningLoss
+from robot_cl.learners.incumbent import IncumbentConfig
 from robot_cl.learners.iql import IQLConfig
 from robot_cl.learners.moorl import MOORLConfig
 from robot_cl.learners.ppo import PPOConfig
@@ -221,6 +222,7 @@ def test_training_that_diverges_stops_and_names_it(tmp_path, data):
         ({"online_steps": 10}, RLPDConfig(), "from a world alone; give data=NAME$"),
         ({"online_steps": 10}, MOORLConfig(), "from a world alone; give data=NAME$"),
         ({"online_steps": 10}, UniO4Config(), "give data=NAME or init_from=NAME$"),
+        ({"online_steps": 10, "num_worlds": 3}, PPOConfig(incumbent=IncumbentConfig(3)), "trials in a quarter"),
     ],
 )
 def test_options_that_do_not_fit_together_leave_nothing_behind(tmp_path, changes, learner, match):
