@@ -16,6 +16,7 @@ from robot_cl.continual.loop import Measuring, run_method
 from robot_cl.continual.method import MethodConfig, Setup, learner_values
 from robot_cl.continual.methods import METHODS, method_class
 from robot_cl.continual.methods.ewc import fisher_diagonal
+from robot_cl.continual.methods.library import SkillLibrary
 from robot_cl.continual.methods.multitask import JoinedWorlds, told, widened
 from robot_cl.continual.methods.one_network import body, head
 from robot_cl.continual.methods.packnet import FREE, largest
@@ -234,6 +235,8 @@ def test_a_task_that_returns_is_reached_by_the_skill_learned_for_it_or_something
     for before, now in pairs:
         assert now.trial >= before.level or now.mix  # the same starts: the skill scores again what it scored
         assert now.reached == bool(now.mix)
+    method.begin(1)
+    assert isinstance(method, SkillLibrary) and method.snapshots.leads == [not now.mix for now in routes]
 
 
 def test_a_skill_is_thrown_away_only_where_the_composition_did_better_beyond_doubt() -> None:
