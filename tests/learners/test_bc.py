@@ -49,5 +49,5 @@ def test_cloning_recovers_a_linear_policy_and_its_noise(loss, transitions):
 def test_bc_refuses_to_learn_online_and_bad_options(transitions):
     with pytest.raises(NotImplementedError, match="BC does not learn online"):
         BC(BCConfig(actor=ACTOR), 4, 2).update_online(transitions(1, 8), None)
-    with pytest.raises(ValueError, match="learning rate is positive"):
+    with pytest.raises(ValueError, match=r"lr is 0\.0; expected a positive number"):
         BCConfig(lr=0.0)

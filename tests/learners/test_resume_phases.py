@@ -41,9 +41,9 @@ LEARNERS = {
     "moorl": MOORLConfig(actor=replace(tanh_actor(), hidden=(16,)), critic=CRITIC, inner=3, warmup=4),
 }
 def options(out, data, name):
-    offline, online = {"uni_o4": (40, 32), "mbpo": (20, 40), "moorl": (0, 50)}[name]
-    return TrainConfig(task="hopper", data=data, offline_steps=offline, online_steps=online, batch=16, num_worlds=1,
-        log_every=1, eval_every=0, checkpoint_every=16, threads=1, torch_threads=1, out=out, device="cpu",
+    offline, online, worlds = {"uni_o4": (40, 64, 4), "mbpo": (20, 40, 1), "moorl": (0, 50, 1)}[name]
+    return TrainConfig(task="hopper", data=data, offline_steps=offline, online_steps=online, batch=16,
+        num_worlds=worlds, log_every=1, eval_every=0, checkpoint_every=16, threads=1, torch_threads=1, out=out, device="cpu",
         name=name, seeds=2, tensorboard=False)
 """
 KILLED = SETUP + """
