@@ -1,12 +1,15 @@
 """Synthetic transitions for the tests of learners."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from robot_cl.batch import Transitions
 
+sys.path.insert(0, str(Path(__file__).parent))  # for small_runs
 OBS, ACT = 4, 2
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import small_runs
+from small_runs import assert_same, random_hopper, weights
 
 from policies.actor import ActorConfig
 from policies.critics import CriticConfig
-from robot_cl.checkpoint import checkpoint_folder, load_actor, load_resume
-from robot_cl.data.collect import UniformPolicy, collect
+from robot_cl.checkpoint import checkpoint_folder, load_actor
 from robot_cl.learners.base import Trainable
 from robot_cl.learners.bc import BCConfig
 from robot_cl.learners.incumbent import IncumbentConfig
@@ -38,27 +38,14 @@ train(options(Path(sys.argv[2]), online_steps=2000, seeds=3, processes=2), PPO)
 
 
 def options(out: Path, **changes) -> TrainConfig:
-    small = {"task": "hopper", "batch": 16, "num_worlds": 2, "log_every": 20, "eval_every": 0, "checkpoint_every": 40}
-    fixed = {"threads": 1, "out": str(out), "device": "cpu", "tensorboard": False}
-    return TrainConfig(**(small | fixed | changes))
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    """All that is remembered at the end of a run."""
-    state, arrays, _ = load_resume(checkpoint_folder(run))
-    return state | {name: torch.from_numpy(value.astype(np.float64)) for name, value in arrays.items()}
-
-
-def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert torch.equal(value, b[name]), name
+    """Torch's threads are the run's own choice."""
+    return small_runs.options(out, **({"torch_threads": None} | changes))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
     root = tmp_path_factory.mktemp("datasets")
-    return str(collect("hopper", UniformPolicy(11, 3), 400, "hopper/random-v0", root=root, stochastic=True).path)
+    return random_hopper(root)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_runs import assert_same, options, random_hopper, weights
 
 from policies.actor import ActorConfig
 from policies.critics import CriticConfig
@@ -21,7 +22,6 @@ from robot_cl.checkpoint import (
     checkpoint_folder,
     load_actor,
     load_policy,
-    load_resume,
     load_tensors,
     write_policy,
 )
@@ -35,7 +35,7 @@ from robot_cl.learners.ppo import PPOConfig
 from robot_cl.learners.rlpd import RLPDConfig
 from robot_cl.learners.uni_o4_config import UniO4Config
 from robot_cl.metrics import DivergedError, read_metrics
-from robot_cl.train import TrainConfig, resume, train, verify
+from robot_cl.train import resume, train, verify
 
 TINY, CRITIC = ActorConfig(hidden=(16,)), CriticConfig(hidden=(16,))
 IQL = IQLConfig(actor=TINY, critic=CRITIC, warmup=20, capacity=150)
@@ -45,25 +45,7 @@ PPO = PPOConfig(horizon=8, minibatch=16, epochs=2)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
     root = tmp_path_factory.mktemp("datasets")
-    return str(collect("hopper", UniformPolicy(11, 3), 400, "hopper/random-v0", root=root, stochastic=True).path)
-
-
-def options(out: Path, **changes) -> TrainConfig:
-    small = {"task": "hopper", "batch": 16, "num_worlds": 2, "log_every": 20, "eval_every": 0, "checkpoint_every": 40}
-    fixed = {"threads": 1, "torch_threads": 1, "out": str(out), "device": "cpu", "tensorboard": False}
-    return TrainConfig(**(small | fixed | changes))
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    """All that is remembered at the end of a run."""
-    state, arrays, _ = load_resume(checkpoint_folder(run))
-    return state | {name: torch.from_numpy(value.astype(np.float64)) for name, value in arrays.items()}
-
-
-def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert torch.equal(value, b[name]), name
+    return random_hopper(root)
 
 
 def test_a_run_leaves_a_folder_that_says_everything(tmp_path, data):
