@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from robot_cl.continual.method import MethodConfig, Setup, learner_values
 from robot_cl.learners.ppo import PPO, PPOConfig
 from sim.stream import Stream, get_stream
 
+sys.path.insert(0, str(Path(__file__).parent))  # for small_methods
 TINY = PPOConfig(
     actor=ActorConfig(hidden=(8, 8), activation="tanh", squash_mean=False, init="orthogonal"),
     critic=CriticConfig(hidden=(8,), activation="tanh"),

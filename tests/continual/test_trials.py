@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_methods import mode
 
-from policies.actor import StackedGaussianActor
 from policies.adapter import Adapter, Factors
 from robot_cl.continual.actors import with_skills
 from robot_cl.continual.method import Setup
@@ -29,11 +29,6 @@ def skill(value: float) -> Adapter:
 
 def values(skills: Sequence[Adapter | None]) -> list[float | None]:
     return [None if s is None else round(float(s.layers["layer"].down[0, 0]), 3) for s in skills]
-
-
-def mode(actor: StackedGaussianActor) -> np.ndarray:
-    obs = torch.linspace(-1, 1, 12).view(3, 4)
-    return actor.mode(obs.expand(actor.population, 3, 4)).detach().numpy()
 
 
 def checking(setup: Setup, checks: int) -> Setup:
