@@ -12,13 +12,15 @@ from small_methods import mode
 
 from policies.adapter import Adapter, Factors
 from robot_cl.continual.actors import with_skills
+from robot_cl.continual.hidden import _Seed, member_setup
+from robot_cl.continual.loop import Measuring, run_method
 from robot_cl.continual.method import Setup
 from robot_cl.continual.methods import method_class
 from robot_cl.continual.methods.fresh import Fresh
 from robot_cl.continual.methods.library import SkillLibrary
 from robot_cl.continual.route import Route
 from robot_cl.continual.stage_training import StageTraining
-from robot_cl.continual.trials import Snapshots, Trials
+from robot_cl.continual.trials import Snapshots, Trials, stored
 
 MakeSetup = Callable[..., Setup]
 
@@ -93,6 +95,10 @@ def test_what_is_played_and_published_is_what_won_the_last_trial(name: str, make
     base, first = mode(method.setup.base), learner.policy()
     np.testing.assert_array_equal(mode(method.current(0, learner)), base)
     assert [method.during(0, learner, fresh, done) for done in (0.1, 0.4, 0.5)] == [0, 30, 0]
+    again = method_class(name)(method.setup)
+    again.begin(0)
+    again.restore(method.tensors(), method.facts())
+    assert stored(again.snapshots.skills).keys() == stored(method.snapshots.skills).keys() != set()
     now, before, _ = method.trials.between(first, method.setup.base, stage, 1)
     won = now.mean(-1) > before.mean(-1)
     kept = np.where(won[:, None, None], mode(first), base)
@@ -133,3 +139,21 @@ def test_a_composition_is_played_first_and_a_skill_on_the_bare_base_as_it_goes_o
         np.array([bool(mix) for mix in mixes])[:, None, None], mode(method._composed(mixes)), mode(again.policy())
     )
     np.testing.assert_allclose(mode(method.current(1, again)), expected, atol=1e-5)
+
+
+def test_trials_on_the_way_are_paid_for_out_of_the_budget(make_setup: MakeSetup) -> None:
+    done: list[float] = []
+    setup = checking(make_setup(tasks=1), 2)
+    quick = Measuring(episodes=1, points=1, curve_episodes=1)
+    run_method("fresh", setup, quick, lambda what, steps, total: done.append(steps))
+    trained = 8 * 4 * len(done)  # control steps of a rollout
+    trials = (2 + 1) * 2 * 15  # two on the way and the last: two policies, one world
+    assert setup.stream.stages[0].steps <= trained + trials < setup.stream.stages[0].steps + 2 * 32
+
+
+def test_where_borders_are_hidden_too_what_is_learned_is_tried_on_the_way(make_setup: MakeSetup) -> None:
+    life = _Seed(
+        member_setup(checking(make_setup(seeds=1, tasks=1), 2), 0), Measuring(episodes=1, points=1, curve_episodes=1)
+    )
+    life.live(0, life.setup.stream.stages[0], None)
+    assert not life.alarms and life.method.snapshots.looked == 2

@@ -174,6 +174,9 @@ def test_more_critics_of_one_seed_are_no_critics_of_more_seeds(seeds):
     fitting.adopt(theirs.state_dict())
     first = theirs.nets["critic"].net.layers[0].weight
     assert torch.equal(fitting.nets["critic"].net.layers[0].weight, first.repeat(seeds, 1, 1))
+    twice = learner_class("rlpd")(CONFIGS["rlpd"], 4, 2, 2 * seeds, 0)
+    twice.adopt(fitting.state_dict())
+    assert torch.equal(twice.nets["critic"].net.layers[0].weight, first.repeat(2 * seeds, 1, 1))
 
 
 def test_a_running_scale_of_reward_stays_without_the_values_in_it(data):
