@@ -53,6 +53,11 @@ class Trials:
         share = 0.5 * self.config.trial_share * stage.steps
         return max(self.config.trial_steps, int(share / ((FINALISTS + 1) * self.config.trial_worlds)))
 
+    def learning(self, stage: Stage) -> int:
+        """Steps of the budget that are left to learn from once the `checks` and the last trial are paid."""
+        trials = (self.config.checks + 1) * 2 * self.config.trial_worlds * self.length(stage)
+        return max(1, stage.steps - trials)
+
 
 def scores(done: Played, stage: Stage) -> np.ndarray:
     """What counts on a task, (members, starts)."""
@@ -63,21 +68,23 @@ class Snapshots:
     """What each seed is learning, as it was when it last won a trial: a policy that falls in one rollout and not in the
     next is played as it was when it did not.
 
-    In each of `checks` trials, equally spaced over the budget, the present skill plays against the one that is kept, at
+    In each of `checks` trials, equally spaced over the `steps` that are learned from, whatever else was paid out of the
+    budget, the present skill plays against the one that is kept, at
     first none, from starts that neither has played from: else whoever was lucky once would stay. It is kept where it
     does better; where it does so by `LEAD`, learning leads, and is played as it goes on until the next trial. Remembers
-    these skills, who leads, and the score of the one kept in the last trial.
+    these skills, who leads, the score of the one kept in the last trial, and the steps so far.
     """
 
-    def __init__(self, checks: int, leads: Sequence[bool]):
-        self.checks, self.leads = checks, list(leads)
+    def __init__(self, checks: int, leads: Sequence[bool], steps: int = 1):
+        self.checks, self.leads, self.steps = checks, list(leads), steps
         self.skills: list[Adapter | None] = [None] * len(self.leads)
         self.levels = [0.0] * len(self.leads)
-        self.looked = 0
+        self.looked = self.learned = 0
 
-    def due(self, done: float) -> bool:
-        """Whether it is time for the next trial; it counts as made."""
-        due = min(int(done * (self.checks + 1)), self.checks)
+    def due(self, more: int) -> bool:
+        """Whether after so many steps more it is time for the next trial; it counts as made."""
+        self.learned += more
+        due = min(self.learned * (self.checks + 1) // self.steps, self.checks)
         late, self.looked = due > self.looked, max(due, self.looked)
         return late
 
@@ -96,11 +103,11 @@ class Snapshots:
         return {f"snapshot.{name}": tensor for name, tensor in stored(self.skills).items()}
 
     def facts(self) -> dict[str, Any]:
-        return {"leads": self.leads, "levels": self.levels, "looked": self.looked}
+        return {"leads": self.leads, "levels": self.levels, "looked": self.looked, "learned": self.learned}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         self.leads, self.levels = list(facts["leads"]), list(facts["levels"])
-        self.looked = int(facts["looked"])
+        self.looked, self.learned = int(facts["looked"]), int(facts["learned"])
         self.skills = [skill_in(tensors, f"snapshot.{p}/") for p in range(len(self.leads))]
 
 

@@ -38,11 +38,28 @@ def checking(setup: Setup, checks: int) -> Setup:
 
 
 def test_trials_are_equally_spaced_and_each_is_due_once() -> None:
-    snapshots = Snapshots(2, [True])
-    assert [snapshots.due(done) for done in (0.1, 0.33, 0.34, 0.5, 0.7, 0.9, 1.0)] == [0, 0, 1, 0, 1, 0, 0]
-    assert not any(Snapshots(0, [True]).due(done) for done in (0.0, 0.5, 1.0))
-    late = Snapshots(3, [True])
-    assert late.due(0.8) and not late.due(0.9)  # those that a long rollout has passed by are not made up for
+    snapshots = Snapshots(2, [True], 100)
+    assert [snapshots.due(more) for more in (10, 23, 1, 16, 20, 20, 10, 100)] == [0, 0, 1, 0, 1, 0, 0, 0]
+    assert not any(Snapshots(0, [True], 100).due(more) for more in (0, 50, 50))
+    late = Snapshots(3, [True], 100)
+    assert late.due(80) and not late.due(10)  # those that a long rollout has passed by are not made up for
+
+
+def test_trials_come_at_the_same_steps_of_learning_whatever_was_spent_before(make_setup: MakeSetup) -> None:
+    """A library that tries what it has, and one that has nothing to try, keep the same skills of the same training."""
+    setup, kept = checking(make_setup(tasks=1), 2), []
+    for spent in (0, 96):
+        method = method_class("fresh")(setup)
+        learner, _ = method.begin(0)
+        training = StageTraining(learner, method.world(0), method.stage(0), 1, spent)
+        looked = []
+        while not training.over:
+            fresh = training.round()
+            training.steps += method.during(0, training.learner, fresh, training.steps / training.stage.steps)
+            looked.append((method.snapshots.looked, method.snapshots.levels.copy()))
+        kept.append(looked)
+    short, long = sorted(kept, key=len)
+    assert len(short) < len(long) and short == long[: len(short)] and short[-1][0] == 2
 
 
 def test_what_wins_is_kept_and_the_present_one_played_while_it_leads_by_a_tenth() -> None:
@@ -94,7 +111,9 @@ def test_what_is_played_and_published_is_what_won_the_last_trial(name: str, make
     method.snapshots.leads = [False] * 4
     base, first = mode(method.setup.base), learner.policy()
     np.testing.assert_array_equal(mode(method.current(0, learner)), base)
-    assert [method.during(0, learner, fresh, done) for done in (0.1, 0.4, 0.5)] == [0, 30, 0]
+    third = method.trials.learning(stage) // 3  # of the steps to learn from
+    method.snapshots.learned = third - 2 * fresh.reward[0].numel()
+    assert [method.during(0, learner, fresh, 0.0) for _ in range(3)] == [0, 30, 0]
     again = method_class(name)(method.setup)
     again.begin(0)
     again.restore(method.tensors(), method.facts())

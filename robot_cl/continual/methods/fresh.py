@@ -26,11 +26,12 @@ class Fresh(Method):
         self.trials, self.snapshots = Trials(setup), Snapshots(0, [])
 
     def begin(self, k: int) -> tuple[Learner | None, int]:
-        self.snapshots = Snapshots(self.config.checks, [True] * self.setup.seeds)
+        leads = [True] * self.setup.seeds
+        self.snapshots = Snapshots(self.config.checks, leads, self.trials.learning(self.stage(k)))
         return self.learner(k, self.setup.base, self.setup.values, skill=True), 0
 
     def during(self, k: int, learner: Learner, fresh: Transitions, done: float) -> int:
-        return self._check(k, learner) if self.snapshots.due(done) else 0
+        return self._check(k, learner) if self.snapshots.due(fresh.reward[0].numel()) else 0
 
     def _check(self, k: int, learner: Learner) -> int:
         """Present skills against those kept, from starts of their own -> the steps per seed."""

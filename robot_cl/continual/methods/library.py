@@ -74,7 +74,8 @@ class SkillLibrary(Method):
 
     def begin(self, k: int) -> tuple[Learner | None, int]:
         self.now, spent, self.sketch = self.decide(self.stage(k))
-        self.snapshots = Snapshots(self.config.checks, [not route.mix for route in self.now])
+        leads = [not route.mix for route in self.now]
+        self.snapshots = Snapshots(self.config.checks, leads, self.trials.learning(self.stage(k)))
         if all(route.reached for route in self.now):
             return None, spent
         parents = [self._values_of(p, route.mix) for p, route in enumerate(self.now)]
@@ -165,7 +166,7 @@ class SkillLibrary(Method):
         return (2 if self.config.checks else 1) * self.config.trial_worlds * self.trials.length(self.stage(k))
 
     def during(self, k: int, learner: Learner, fresh: Transitions, done: float) -> int:
-        return self._check(k, learner) if self.snapshots.due(done) else 0
+        return self._check(k, learner) if self.snapshots.due(fresh.reward[0].numel()) else 0
 
     def _check(self, k: int, learner: Learner) -> int:
         """Present skills against those kept, from starts of their own -> the steps per seed."""
