@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from policies.actor import ActorConfig, Distribution, Sigma, StackedGaussianActor
 from policies.networks import StackedLinear
 from policies.normalizer import Normalizer
+from robot_cl.learners.sb3_arguments import ACTIVATIONS, arguments
 
 ALGORITHMS = ("PPO", "A2C", "SAC", "TD3", "DDPG")
 CONTRIB = ("TQC", "TRPO")
 ON_POLICY = ("PPO", "A2C", "TRPO")
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+COMPLAINTS = (TypeError, ValueError, AssertionError, AttributeError, LookupError, ArithmeticError, RuntimeError)
 UNBOUNDED = 1e9
 Report = Callable[[int, dict[str, float]], None]
 
@@ -56,10 +57,10 @@ class SB3:
             from stable_baselines3.common.vec_env import VecNormalize
 
             self.env = VecNormalize(self.env, norm_reward=config.algorithm in ON_POLICY)
-        given = arguments(config.arguments)
+        given = arguments(algorithm, config.arguments)
         try:
             self.model = algorithm("MlpPolicy", self.env, seed=seed, device=device, **given)
-        except (TypeError, AssertionError, AttributeError, LookupError, ArithmeticError, RuntimeError) as problem:
+        except COMPLAINTS as problem:
             raise ValueError(f"{config.algorithm} does not take these arguments: {problem}") from None
         self.actor()  # a network that has no counterpart here is refused before it is trained
 
@@ -95,20 +96,6 @@ def algorithm_class(name: str) -> Any:
     except ImportError:
         raise ValueError(f"{name} needs sb3-contrib; pip install sb3-contrib, or use {', '.join(ALGORITHMS)}") from None
     return getattr(sb3_contrib, name)
-
-
-def arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments; policy_kwargs.activation_fn may be a name. Raises ValueError for an unknown one."""
-    given = dict(given)
-    if not isinstance(given.get("policy_kwargs") or {}, dict):
-        raise ValueError(f"policy_kwargs is {given['policy_kwargs']!r}; expected a map, e.g. {{net_arch: [64, 64]}}")
-    policy = dict(given.get("policy_kwargs") or {})
-    name = policy.get("activation_fn")
-    if isinstance(name, str):
-        if name not in ACTIVATIONS:
-            raise ValueError(f"activation_fn is {name!r}; expected one of {', '.join(ACTIVATIONS)}")
-        policy["activation_fn"] = ACTIVATIONS[name]
-    return given | ({"policy_kwargs": policy} if policy else {})
 
 
 @torch.no_grad()

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO, SAC
 
 from robot_cl.checkpoint import load_policy
-from robot_cl.learners.sb3 import SB3, SB3Config, arguments
+from robot_cl.learners.sb3 import SB3, SB3Config
+from robot_cl.learners.sb3_arguments import arguments
 from robot_cl.metrics import read_metrics
 from robot_cl.train import TrainConfig, resume, train, verify
 
@@ -51,8 +53,9 @@ def test_a_run_of_sb3_leaves_a_folder_like_any_other_with_all_seeds(tmp_path):
     ("algorithm", "given", "match"),
     [
         ("PPO", {"n_steps": 1, "batch_size": 1}, "does not take these arguments: `batch_size` must be greater"),
-        ("PPO", {"learning_rate": "fast"}, "does not take these arguments: The learning rate"),
-        ("PPO", {"policy_kwargs": 3}, "expected a map"),
+        ("PPO", {"learning_rate": "fast"}, "learning_rate expects a number, got 'fast'"),
+        ("PPO", {"gamma": [0.99]}, "gamma expects a number"),
+        ("SAC", {"ent_coef": "much", "buffer_size": 500}, "does not take these arguments: could not convert"),
         ("PPO", {"policy_kwargs": {"net_arch": []}}, "no activations has no counterpart"),
         ("PPO", {"use_sde": True}, "use_sde"),
         ("SAC", {"use_sde": True, "buffer_size": 500}, "no counterpart"),
@@ -67,10 +70,39 @@ def test_what_cannot_be_trained_or_kept_is_refused_before_anything_is_written(al
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_algorithms_and_arguments_are_refused():
+def test_unknown_algorithms_are_refused():
     with pytest.raises(ValueError, match="PPO, A2C, SAC"):
         SB3Config("PPPO")
-    with pytest.raises(ValueError, match="does not take these arguments"):
-        SB3(SB3Config("PPO", arguments={"lr": 1.0}), "hopper", 0, 1, "cpu")
-    with pytest.raises(ValueError, match="tanh, relu"):
-        arguments({"policy_kwargs": {"activation_fn": "rleu"}})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "given", "match"),
+    [
+        (PPO, {"lr": 1.0}, "no argument 'lr'"),
+        (PPO, {"policy_kwargs": {"hidden": [8]}}, r"no argument 'policy_kwargs\.hidden'"),
+        (PPO, {"seed": 1}, "no argument 'seed'"),
+        (PPO, {"n_epochs": 1.5}, "n_epochs expects a whole number, got 1.5"),
+        (PPO, {"n_steps": True}, "n_steps expects a whole number, got True"),
+        (PPO, {"clip_range": None}, "clip_range expects a number, got None"),
+        (PPO, {"normalize_advantage": 1}, "normalize_advantage expects true or false"),
+        (PPO, {"policy_kwargs": 3}, "policy_kwargs expects a map"),
+        (PPO, {"policy_kwargs": {"net_arch": [8, "x"]}}, r"net_arch expects a list \(each a whole number\) or a map"),
+        (PPO, {"policy_kwargs": {"net_arch": {"pi": [8.5]}}}, "net_arch expects a list"),
+        (PPO, {"policy_kwargs": {"activation_fn": "rleu"}}, "tanh, relu"),
+        (PPO, {"rollout_buffer_class": "x"}, "no option can name"),
+        (SAC, {"train_freq": [1, 2]}, r"train_freq expects a whole number or \[a whole number, text\]"),
+        (SAC, {"train_freq": [1, "step", "step"]}, "train_freq expects"),
+    ],
+)
+def test_arguments_that_would_fail_in_training_are_refused_by_name(algorithm, given, match):
+    with pytest.raises((ValueError, LookupError), match=match):
+        arguments(algorithm, given)
+
+
+def test_what_yaml_can_write_becomes_what_the_constructor_takes():
+    given = {"buffer_size": 2e5, "learning_rate": 1, "train_freq": [1, "step"], "ent_coef": "auto_0.1"}
+    taken = arguments(SAC, given | {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [16]}, "activation_fn": "silu"}})
+    assert isinstance(taken["buffer_size"], int) and taken["buffer_size"] == 200_000
+    assert taken["train_freq"] == (1, "step") and taken["ent_coef"] == "auto_0.1" and taken["learning_rate"] == 1
+    assert taken["policy_kwargs"] == {"net_arch": {"pi": [8], "qf": [16]}, "activation_fn": torch.nn.SiLU}
+    assert arguments(PPO, {"target_kl": None, "policy_kwargs": None}) == {"target_kl": None, "policy_kwargs": None}
