@@ -131,9 +131,11 @@ def slices(robot: str) -> dict[str, np.ndarray]:
 
 
 def whole(found: Cells, robot: str) -> list[str]:
-    """robot/seed/map of which every method was measured: only those are compared."""
+    """robot/seed/map of which every method was measured, on maps that all such seeds have: only those are compared."""
     missions = {name.rsplit("/", 1)[0] for name in found if name.startswith(f"{robot}/") and name.count("/") == 3}
-    return sorted(m for m in missions if all(f"{m}/{method}" in found for method in METHODS))
+    complete = [m.split("/") for m in sorted(missions) if all(f"{m}/{method}" in found for method in METHODS)]
+    seeds = {seed for _, seed, _ in complete}
+    return ["/".join(m) for m in complete if all([robot, seed, m[2]] in complete for seed in seeds)]
 
 
 def pooled(found: Cells, robot: str, method: str, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -142,13 +144,21 @@ def pooled(found: Cells, robot: str, method: str, rows: np.ndarray) -> dict[str,
     return {k: np.concatenate([np.array(c[k])[rows] for c in mine]) for k in COLUMNS}
 
 
+def by_seed(found: Cells, robot: str, method: str, rows: np.ndarray) -> list[np.ndarray]:
+    """Success of these rows on all maps, one array per learning seed: its missions share what was learned."""
+    seeds: dict[str, list[np.ndarray]] = {}
+    for flown_on in whole(found, robot):
+        seeds.setdefault(flown_on.split("/")[1], []).append(np.array(found[f"{flown_on}/{method}"]["success"])[rows])
+    return [np.concatenate(parts) for parts in seeds.values()]
+
+
 def print_tables(found: Cells, robot: str) -> None:
     for part, rows in slices(robot).items():
         lines = []
         for method, label in METHODS.items():
             c = pooled(found, robot, method, rows)
-            between = stats.wilson(int(c["success"].sum()), len(c["success"]))
-            told = f"{c['success'].mean():.3f} [{between.low:.3f}, {between.high:.3f}]"
+            rate = stats.success_rate(by_seed(found, robot, method, rows), np.random.default_rng(0))
+            told = f"{rate.estimate:.3f} [{rate.low:.3f}, {rate.high:.3f}]"
             lines.append((label, len(c["success"]), float(c["fraction"].mean()), told,
                           *(float(c[k].mean()) for k in ("early", "miss", "steps"))))  # fmt: skip
         print(f"\n{robot}, {part}; seed/map: {', '.join(m.split('/', 1)[1] for m in whole(found, robot))}")

@@ -58,9 +58,8 @@ class Entry:
 
     @property
     def success_rate(self) -> stats.Interval | None:
-        """Over all episodes, with Wilson's interval; None where the environment does not tell."""
-        told = [one for member in self.success or [] for one in member]
-        return stats.wilson(sum(told), len(told)) if told else None
+        """Over all episodes, with the interval over training seeds and episodes; None where nobody tells."""
+        return stats.success_rate(self.success, np.random.default_rng(self.seeds[0])) if self.success else None
 
     @property
     def same_as(self) -> tuple[Any, ...]:

@@ -1,8 +1,9 @@
 """Statistics of a handful of noisy scores: point estimates with the intervals that belong to them.
 
 Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice": interquartile mean,
-stratified bootstrap, performance profile, probability of improvement. Wilson 1927 for success rates. Scores come as
-(runs,), as (runs, tasks), or as a list with one (runs,) array per task where the counts differ.
+stratified bootstrap, performance profile, probability of improvement. Wilson 1927 for success rates, of several
+training seeds with the bootstrap over seeds. Scores come as (runs,), as (runs, tasks), or as a list with one (runs,)
+array per task where the counts differ.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def _percentiles(estimate: float, draws: np.ndarray, confidence: float) -> Inter
 
 
 def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
-    """Success rate with Wilson's score interval, which stays inside [0, 1] and is honest at 0 of n and n of n."""
+    """Success rate of independent trials with Wilson's score interval, which stays inside [0, 1] and is honest at 0 of
+    n and n of n. For the episodes of several training seeds see `success_rate`."""
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"{successes} successes of {trials} trials is not a rate")
     z = NormalDist().inv_cdf(0.5 + 0.5 * confidence)
@@ -170,6 +172,28 @@ def nested_bootstrap(
     """
     scores = _groups(groups)
     return _percentiles(float(statistic(scores.ravel())), statistic(_nested(scores, rng, resamples)), confidence)
+
+
+def success_rate(
+    groups: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """Share of successes (true or 1) of several training seeds' episodes, (seeds, episodes).
+
+    For one seed Wilson's interval, for several that of `nested_bootstrap`, for what one network manages in one episode
+    it tends to manage in the next. It is never narrower than Wilson's over all episodes, where resampling what always
+    or never succeeded would leave no width at all.
+    """
+    told = np.asarray(groups, dtype=np.float64)
+    if told.ndim != 2 or not np.isin(told, (0.0, 1.0)).all():
+        raise ValueError(f"successes are 0 or 1 of shape (seeds, episodes), got shape {told.shape}")
+    plain = wilson(int(told.sum()), told.size, confidence)
+    if min(told.shape) < 2:  # of one seed, or one episode each: nothing shares a network
+        return plain
+    nested = nested_bootstrap(list(told), rng, resamples=resamples, confidence=confidence)
+    return Interval(plain.estimate, min(plain.low, nested.low), max(plain.high, nested.high))
 
 
 def nested_improvement(

@@ -34,6 +34,21 @@ def test_wilson_equals_the_textbook_numbers() -> None:
     assert stats.wilson(10, 10).low == pytest.approx(1 - 0.27753, abs=1e-5)
 
 
+def test_a_success_rate_of_one_seed_has_wilsons_interval_and_of_several_one_over_seeds() -> None:
+    luck = np.array([np.ones(20), np.zeros(20)])  # one network always succeeds, the other never
+    assert stats.success_rate(luck[:1], rng()) == stats.wilson(20, 20)
+    assert stats.success_rate(luck.reshape(-1, 1), rng()) == stats.wilson(20, 40)  # one episode each: independent
+    both = stats.success_rate(luck, rng())
+    assert (both.estimate, both.low, both.high) == (0.5, 0.0, 1.0)  # either may be drawn twice
+    mixed = np.array([[1.0, 0.0] * 10, [0.0, 1.0] * 10])
+    assert stats.success_rate(mixed, rng()).low > 0.2
+
+
+def test_a_success_rate_is_never_surer_than_of_independent_episodes() -> None:
+    assert stats.success_rate(np.ones((3, 10)), rng()) == stats.wilson(30, 30)
+    assert stats.success_rate(np.zeros((3, 10)), rng()) == stats.wilson(0, 30)
+
+
 def test_probability_of_improvement_counts_pairs_and_halves_ties() -> None:
     x, y = np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0])  # pairs: 0, 0, ½, ½, 1, 1
     assert stats.probability_of_improvement(x, y, rng()).estimate == pytest.approx(0.5)
@@ -127,6 +142,8 @@ def test_intervals_agree_with_rliable() -> None:
         (lambda: stats.stratified_bootstrap(np.array([1.0, np.nan]), rng()), "NaN"),
         (lambda: stats.strata(np.zeros((0,))), "at least one run"),
         (lambda: stats.wilson(3, 2), "not a rate"),
+        (lambda: stats.success_rate([np.array([0.5, 1.0])], rng()), "0 or 1"),
+        (lambda: stats.success_rate(np.ones(3), rng()), r"\(seeds, episodes\)"),
         (lambda: stats.nested_difference([np.zeros(3)], [np.zeros(4)], rng()), "equally many"),
         (lambda: stats.nested_improvement([np.zeros(1)], [np.zeros(4)], rng()), "at least two"),
         (lambda: stats.probability_of_improvement(np.zeros((3, 2)), np.zeros((3, 1)), rng()), "same tasks"),

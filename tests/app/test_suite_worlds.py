@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -69,13 +71,15 @@ def test_success_once_is_success_of_the_episode() -> None:
     assert info["success"].tolist() == [1, 0, -1]
 
 
-def test_the_success_rate_has_wilsons_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_success_rate_has_wilsons_interval_or_one_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "robot_cl.evaluate.SuiteWorlds", lambda task, count: telling(SuiteWorlds(task, count), {0: [1.0], 1: [], 2: []})
     )
     got = evaluate(Constant(4, 1), PENDULUM, episodes=3)
     assert got.success == [True, False, False]
     assert success_text(combine("x", "x", None, [got])) == "33 % [6, 79]"
+    lucky = replace(got, success=[True, True, True])
+    assert success_text(combine("x", "x", None, [got, lucky])) == "67 % [0, 100]"  # 30 to 90 if of six networks
 
 
 def test_shifts_are_for_our_own_tasks() -> None:
