@@ -32,18 +32,19 @@ from robot_cl.skills import with_skills
 
 Play = Callable[[Any], np.ndarray]  # an actor of population 1, or a ComposedActor -> returns (episodes,)
 Keep = Callable[[str, Callable[[], np.ndarray]], np.ndarray]  # key, how to find the returns -> they, found or kept
-GATE = "learned α(s)"
+BEST, GATE = "best skill", "learned α(s)"
 ANEW = 10_007  # added to the seed of a row's new weights, which must not be those the base was drawn with
 ENOUGH = 0.8  # of the expert's return, for demonstrations-to-80 %
 
 
 class TransferRows:
-    """The rows of one table for one set of demonstrations. Remembers what was fitted, each when first asked for."""
+    """The rows of one table for one set of demonstrations. Remembers what was fitted, each when first asked for, and
+    which skill is the best."""
 
-    def __init__(self, known: Known, demos: Demonstrations, settings: RouteSettings):
+    def __init__(self, known: Known, demos: Demonstrations, settings: RouteSettings, best: str = ""):
         if not known.skills:
             raise ValueError("transfer needs at least one skill; robot-cl skills add RUN makes one")
-        self.known, self.demos, self.settings = known, demos, settings
+        self.known, self.demos, self.settings, self.best = known, demos, settings, best
         self.fitted = Fitted(known, demos, settings)
 
     def base(self) -> nn.Module:
@@ -51,9 +52,8 @@ class TransferRows:
         return self.known.base
 
     def best_skill(self) -> nn.Module:
-        """The single skill that fits the demonstrations best, as it is."""
-        losses = {name: self.fitted._alone(self.known, name) for name in self.known.skills}
-        return with_skills(self.known.base, self.known.skills, {min(losses, key=losses.__getitem__): 1.0})
+        """The single skill that does best, as it is."""
+        return alone(self.known, self.best)
 
     def scratch(self) -> nn.Module:
         """The base's architecture from random weights, on the demonstrations alone."""
@@ -146,7 +146,7 @@ class TransferRows:
 
 ROWS: dict[str, tuple[str, str]] = {  # name -> method of TransferRows, what it is
     "base": ("base", "the base, zero-shot"),
-    "best skill": ("best_skill", "the best single skill, zero-shot"),
+    BEST: ("best_skill", "the single skill that does best on other starts, zero-shot"),
     "scratch": ("scratch", "the same network from random weights"),
     "fine-tune": ("fine_tune", "all weights of the base"),
     "fresh adapter": ("fresh", "a new adapter on the base"),
@@ -160,7 +160,7 @@ INTERVENTIONS: dict[str, tuple[str, str]] = {
     "I3 exchanged skills": ("permuted", "skills exchanged after α(s) was learned: must collapse"),
     "I4 random subspace": ("subspace", "as many numbers in a random subspace"),
 }
-FREE = ("base", "best skill")  # rows that learn nothing from the demonstrations
+FREE = ("base", BEST)  # rows that learn nothing from the demonstrations
 
 
 class Blind(Composer):
@@ -223,18 +223,39 @@ def not_kept(key: str, find: Callable[[], np.ndarray]) -> np.ndarray:
 
 def table(
     known: Known, draws: Sequence[Demonstrations], settings: RouteSettings, play: Play, expert: float | None,
-    names: Sequence[str], keep: Keep = not_kept,
+    names: Sequence[str], keep: Keep = not_kept, audition: Play | None = None,
 ) -> list[Row]:  # fmt: skip
-    """The named rows (or interventions), each fitted to every draw of demonstrations and played."""
-    rows = [TransferRows(known, d, replace(settings, seed=settings.seed + k)) for k, d in enumerate(draws)]
+    """The named rows (or interventions), each fitted to every draw of demonstrations and played.
+
+    `audition` plays on other starts, where the best single skill is chosen (none: on those that count).
+    """
+    best = best_skill(known, audition or play, keep) if BEST in names else ""
+    rows = [TransferRows(known, d, replace(settings, seed=settings.seed + k), best) for k, d in enumerate(draws)]
     count, made = draws[0].episodes, []
     for name in names:
         method, what = described(name)
+        what += f": {best}" if name == BEST else ""
         if method == "permuted" and len(known.skills) < 2:
             continue  # there is nothing to exchange
         returns = [keep(key_of(name, count, k), partial(_played, row, method, play)) for k, row in enumerate(rows)]
         made.append(Row.of(name, what, 0 if name in FREE else count, returns, expert))
     return made
+
+
+def alone(known: Known, name: str) -> nn.Module:
+    """The base with one skill at weight 1."""
+    return with_skills(known.base, known.skills, {name: 1.0})
+
+
+def audition_key(name: str) -> str:
+    """Under which the returns that a skill is chosen by are kept."""
+    return f"{name} by itself/choice"
+
+
+def best_skill(known: Known, audition: Play, keep: Keep = not_kept) -> str:
+    """The skill of the highest mean return by itself: how well one imitates says little of how it fares."""
+    means = {name: keep(audition_key(name), lambda n=name: audition(alone(known, n))).mean() for name in known.skills}
+    return max(means, key=means.__getitem__)
 
 
 def _played(rows: TransferRows, method: str, play: Play) -> np.ndarray:
@@ -291,7 +312,7 @@ def cross_matrix(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Returns of the base ("") and each skill alone on each task: the matrix train × evaluate."""
     actors: dict[str, Any] = {"": known.base}
-    actors |= {name: with_skills(known.base, known.skills, {name: 1.0}) for name in known.skills}
+    actors |= {name: alone(known, name) for name in known.skills}
     return {
         name: {task: keep(crossed_key(name, task), partial(play_on, actor, task)) for task in tasks}
         for name, actor in actors.items()

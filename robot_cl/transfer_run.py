@@ -29,6 +29,7 @@ from robot_cl.routes import Route
 from robot_cl.run_config import filled, plain
 
 KIND, FILE, PARTS = "transfer", "transfer.json", "parts.json"
+AUDITION_SEED = 600_000  # first of the episodes by which the best single skill is chosen: none that a row is played on
 BY_DEMONSTRATIONS = (transfer.GATE, "residual", "fresh adapter")  # rows of the curve over demonstrations
 Progress = Callable[[float, float, str], None]
 
@@ -140,7 +141,8 @@ def finish(folder: Path, options: TransferOptions, job: Job, progress: Progress 
     draws, play, settings = divided(job.demos, options.draws), player(job, options), options.settings()
     expert = options.expert or expert_return(job, options)
     parts = Parts(folder, planned(options, job), progress)
-    rows = transfer.table(job.known, draws, settings, play, expert, options.names, parts)
+    audition = player(job, options, AUDITION_SEED)
+    rows = transfer.table(job.known, draws, settings, play, expert, options.names, parts, audition)
     curves = learning(job, draws, options, play, expert, parts)
     left = transfer.leave_one_out(job.known, draws[0], settings, play, parts)
     cards = {name: job.library.card(name) for name in job.known.skills}
@@ -163,6 +165,7 @@ def planned(options: TransferOptions, job: Job) -> set[str]:
     keys |= {key(name, count, k) for name in BY_DEMONSTRATIONS for count in options.by_count for k in draws}
     if len(job.known.skills) > 1:
         keys |= {key(f"without {name}", options.demos, 0) for name in job.known.skills}
+    keys |= {transfer.audition_key(name) for name in job.known.skills if transfer.BEST in options.names}
     names, tasks = ("", *job.known.skills), matrix_tasks(options)
     return keys | {transfer.crossed_key(name, task) for name in names for task in tasks}
 
@@ -182,13 +185,13 @@ def expert_return(job: Job, options: TransferOptions) -> float:
     return sum(episode.ret for episode in taken) / len(taken)
 
 
-def player(job: Job, options: TransferOptions) -> transfer.Play:
+def player(job: Job, options: TransferOptions, seed: int = CHOICE_SEED) -> transfer.Play:
     """Plays a module, always from the same starts and all episodes at once."""
     from robot_cl.evaluate import evaluate
 
     def play(module: Any) -> np.ndarray:
         policy = AtOnce(Route("row", module, None).policy(job.base.interface, job.task))
-        return np.array(evaluate(policy, job.task, options.episodes, CHOICE_SEED, options.shift).returns)
+        return np.array(evaluate(policy, job.task, options.episodes, seed, options.shift).returns)
 
     return play
 

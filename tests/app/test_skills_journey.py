@@ -149,7 +149,10 @@ def test_a_transfer_study_that_was_stopped_goes_on_to_the_same_table(
     assert stopped.code == 130 and "robot-cl transfer runs/" in stopped.err
     kept = next(home.glob("runs/*-stopped")) / "parts.json"
     parts = json.loads(kept.read_text())
-    assert list(parts) == ["base/2/0", "base/2/1", "best skill/2/0", "best skill/2/1", "scratch/2/0"]
+    heard = ["kick by itself/choice", "hop-low-gravity by itself/choice"]
+    assert list(parts) == [*heard, "base/2/0", "base/2/1", "best skill/2/0", "best skill/2/1", "scratch/2/0"]
+    best = max(heard, key=lambda name: np.mean(parts[name]))
+    assert whole["rows"][1]["what"].endswith(best.split()[0])
     parts["base/2/0"] = [7.0, 7.0]  # what is kept is not played again
     kept.write_text(json.dumps(parts))
     again = _line(typed, "resume", "stopped", "--json").json

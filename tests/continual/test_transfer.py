@@ -49,10 +49,11 @@ def demos(known: Known) -> Demonstrations:
     return Demonstrations(obs, teacher(known).mode(obs)[0], torch.arange(120) // 30)
 
 
-def play_against(known: Known) -> transfer.Play:
+def play_against(known: Known, skill: str = "a") -> transfer.Play:
     """ "Returns": 1 − the error of actions on states the demonstrations did not show, in five parts."""
     obs = torch.randn(200, 4, generator=torch.Generator().manual_seed(9))
-    wanted = teacher(known).mode(obs)[0]
+    wanted: Any = transfer.alone(known, skill)
+    wanted = wanted.mode(obs)[0]
 
     @torch.no_grad()
     def play(module: Any) -> np.ndarray:
@@ -77,6 +78,16 @@ def test_every_row_and_intervention_is_played_and_the_teacher_is_found_among_the
     for row in rows.values():
         assert row.interval is not None and row.interval[0] <= row.mean <= row.interval[1]
         assert row.share == pytest.approx(row.mean) and np.shape(row.returns) == (2, 5)
+
+
+def test_the_best_skill_is_the_one_that_does_best_on_other_starts_not_the_one_that_imitates_best(
+    known: Known, demos: Demonstrations
+) -> None:
+    """The demonstrations are of skill a, other starts say b, and what counts is a's again: nothing was chosen by it."""
+    play, other = play_against(known), play_against(known, "b")
+    (row,) = transfer.table(known, [demos, demos], SETTINGS, play, 1.0, ["best skill"], audition=other)
+    assert row.what.endswith("zero-shot: b") and row.demonstrations == 0
+    np.testing.assert_array_equal(row.returns, [play(transfer.alone(known, "b"))] * 2)
 
 
 def test_with_one_skill_the_exchange_is_left_out_and_a_row_that_fails_says_so(
