@@ -69,10 +69,10 @@ class Snapshots:
     next is played as it was when it did not.
 
     In each of `checks` trials, equally spaced over the `steps` that are learned from, whatever else was paid out of the
-    budget, the present skill plays against the one that is kept, at
-    first none, from starts that neither has played from: else whoever was lucky once would stay. It is kept where it
-    does better; where it does so by `LEAD`, learning leads, and is played as it goes on until the next trial. Remembers
-    these skills, who leads, the score of the one kept in the last trial, and the steps so far.
+    budget, the present skill plays against the one that is kept, at first none, from starts that neither has played
+    from: else whoever was lucky once would stay. It is kept where it does better; where it does so by `LEAD`, learning
+    leads, and is played as it goes on until the next trial. Remembers these skills, who leads, the score of the one
+    kept in the last trial, and the steps so far.
     """
 
     def __init__(self, checks: int, leads: Sequence[bool], steps: int = 1):
