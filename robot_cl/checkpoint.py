@@ -35,6 +35,7 @@ from sim.spec import Interface
 FORMAT = 1
 ACTORS: dict[str, Any] = {"gaussian": StackedGaussianActor, **GENERATIVE}
 CHECKPOINTS, LAST, POLICY, CARD, RESUME = "checkpoints", "last", "policy.safetensors", "policy.json", "resume"
+LEARNER, COUNTERS, WORLDS = "learner.safetensors", "counters.json", "worlds.npz"  # in resume/
 BASE, ADAPTER = "base", "adapter.safetensors"
 
 
@@ -122,10 +123,10 @@ def save_checkpoint(
             write_adapted(folder, adapted, {"step": step} | card)
         resume = folder / RESUME
         resume.mkdir()
-        save_tensors(resume / "learner.safetensors", state)
+        save_tensors(resume / LEARNER, state)
         if arrays:
-            np.savez(resume / "worlds.npz", **arrays)  # type: ignore[arg-type]
-        write_json(resume / "counters.json", counters)
+            np.savez(resume / WORLDS, **arrays)  # type: ignore[arg-type]
+        write_json(resume / COUNTERS, counters)
     write_whole(root / LAST, f"{step}\n")
     for other in root.iterdir():
         if other.name.isdigit() and other.name != str(step):
@@ -172,15 +173,27 @@ def load_adapted(folder: Path, member: int = 0) -> tuple[StackedGaussianActor, A
 
 
 def load_resume(folder: Path) -> tuple[dict[str, Tensor], dict[str, np.ndarray], dict[str, Any]]:
-    """Learner state, world arrays and counters of a checkpoint. Raises LookupError if it was published without them."""
+    """Learner state, world arrays and counters of a checkpoint. Raises LookupError if it was kept without them."""
     resume = folder / RESUME
-    if not (resume / "counters.json").exists():
-        raise LookupError(f"{folder} has no {RESUME}/ state; only the newest checkpoint of a run can be continued")
-    arrays = {}
-    if (resume / "worlds.npz").exists():
-        arrays = load_arrays(resume / "worlds.npz")
-    counters = read_json(resume / "counters.json")
-    return load_tensors(resume / "learner.safetensors"), arrays, counters
+    lacking = [name for name in (LEARNER, COUNTERS) if not (resume / name).exists()]
+    if lacking:
+        run = folder.parents[1] if folder.parent.name == CHECKPOINTS else folder
+        raise LookupError(
+            f"{run} cannot go on: {resume / lacking[0]} is missing; copy it from where the run was trained, or begin a "
+            f"new run with init_from={run}, which can do with the policy alone"
+        )
+    arrays = load_arrays(resume / WORLDS) if (resume / WORLDS).exists() else {}
+    return load_tensors(resume / LEARNER), arrays, read_json(resume / COUNTERS)
+
+
+def load_learner(folder: Path) -> dict[str, Tensor]:
+    """What the learner of a checkpoint remembers, for another to begin with; nothing if the policy alone was kept."""
+    return load_tensors(folder / RESUME / LEARNER) if holds_learner(folder) else {}
+
+
+def holds_learner(folder: Path) -> bool:
+    """Whether a checkpoint was kept with what its learner remembers: values, moments, units."""
+    return (folder / RESUME / LEARNER).exists()
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

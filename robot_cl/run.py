@@ -239,15 +239,23 @@ class Run:
     def restore(self, run: Path, checkpoint: Path) -> None:
         """Go on exactly where `checkpoint` of the folder `run` was written. Raises LookupError, ValueError."""
         state, arrays, counters = load_resume(checkpoint)
-        self.learner.load_state_dict(state)
-        if self.collector is not None and arrays:
-            self.collector.restore(arrays)
+        try:
+            self.learner.load_state_dict(state)
+            if self.collector is not None and arrays:
+                self.collector.restore(arrays)
+            self.step, self._seconds = int(counters["step"]), float(counters["seconds"])
+            self.digests, rows = list(counters["digests"]), int(counters["rows"])
+            stored = int(counters["replay"]) if self.buffer is not None else 0
+        except (KeyError, ValueError) as problem:
+            said = f"there is no {problem}" if isinstance(problem, KeyError) else str(problem)
+            raise ValueError(
+                f"{run} was left by another version of robot-cl, or with other options: {said}; go on with the version "
+                f"that its provenance.json names, or begin a new run with init_from={run}"
+            ) from None
         if self.buffer is not None:
-            restore_replay(run, self.buffer, int(counters.get("replay", 0)))
+            restore_replay(run, self.buffer, stored)
             self._stored = self.buffer.total
-        self.step, self._seconds = int(counters["step"]), float(counters["seconds"])
-        self.digests = list(counters["digests"])
-        self.open_folder(run, int(counters["rows"]))
+        self.open_folder(run, rows)
 
     # Details
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from policies.critics import CriticConfig
 from robot_cl.learners import LEARNERS, config_class, name_of
 from robot_cl.learners.base import LearnerConfig
 from robot_cl.learners.sb3 import SB3Config
@@ -103,6 +104,18 @@ def read_config(run: Path) -> tuple[TrainConfig, LearnerConfig | SB3Config]:
     return filled(TrainConfig, data, str(path)), filled(config_class(name), learner, str(path))
 
 
+def critic_of(run: Path) -> CriticConfig | None:
+    """Of which shape a run's critics are, whatever else it was told; None where it has none, or is no training.
+
+    Raises ValueError if they are of no shape that there is.
+    """
+    path = run / FILE
+    data = read_yaml(path) if path.exists() else {}
+    learner = data.get("learner") if "kind" not in data else None
+    shape = learner.get("critic") if isinstance(learner, dict) else None
+    return filled(CriticConfig, shape, str(path)) if isinstance(shape, dict) else None
+
+
 def plain(config: Any) -> dict[str, Any]:
     """A dataclass as plain values: enums by value, tuples as lists."""
 
@@ -122,7 +135,7 @@ def filled(schema: type[T], data: dict[str, Any], where: str) -> T:
     known = {f.name for f in fields(schema)}  # type: ignore[arg-type]
     strange = sorted(set(data) - known)
     if strange:
-        raise ValueError(f"{where}: {schema.__name__} has no option {strange[0]!r}")
+        raise ValueError(f"{where}: {schema.__name__} has no option {strange[0]!r}; take the version that wrote it")
     try:
         return schema(**{name: _value(hints[name], x, where) for name, x in data.items()})
     except (TypeError, ValueError) as problem:

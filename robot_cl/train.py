@@ -10,7 +10,7 @@ import sim
 from policies.actor import StackedGaussianActor
 from robot_cl import seeding
 from robot_cl.apart import processes_for
-from robot_cl.checkpoint import CHECKPOINTS, LAST, checkpoint_folder, load_actor, load_resume
+from robot_cl.checkpoint import CHECKPOINTS, LAST, checkpoint_folder, load_actor, load_learner
 from robot_cl.data.atomic import write_json
 from robot_cl.data.store import StoredDataset, open_dataset
 from robot_cl.learners import learner_class, name_of
@@ -24,7 +24,7 @@ from robot_cl.paths import new_run_folder, runs_root
 from robot_cl.plain_files import read_json
 from robot_cl.provenance import provenance
 from robot_cl.run import DIGESTS, Progress, Run, agreed_interface
-from robot_cl.run_config import TrainConfig, read_config, write_config
+from robot_cl.run_config import TrainConfig, critic_of, read_config, write_config
 from robot_cl.train_sb3 import REFUSAL, train_sb3
 from sim.spec import Interface
 
@@ -228,9 +228,9 @@ def _new_run(
     if run.dataset is not None:
         run.learner.prepare(run.data)
     if config.init_from:
-        source = checkpoint_folder(config.init_from)
-        if (source / "resume").exists():
-            run.learner.adopt(load_resume(source)[0])
+        known = load_learner(checkpoint_folder(config.init_from))
+        if known:
+            run.learner.adopt(known)
     return run, run.config, learner
 
 
@@ -242,12 +242,9 @@ def _initial_policy(config: TrainConfig, learner: LearnerConfig) -> tuple[Stacke
     actor = load_actor(source)
     actor.normalizer.freeze()  # a policy that learned online is saved with statistics that still moved on
     learner = replace(learner, actor=actor.config)
-    try:
-        _, theirs = read_config(source.parents[1])
-    except (FileNotFoundError, LookupError):  # a checkpoint alone, or a composition
-        return actor, learner
-    if hasattr(theirs, "critic") and hasattr(learner, "critic"):
-        learner = replace(learner, critic=theirs.critic)  # type: ignore[call-arg]
+    critic = critic_of(source.parents[1])
+    if critic is not None and hasattr(learner, "critic"):
+        learner = replace(learner, critic=critic)  # type: ignore[call-arg]
     return actor, learner
 
 

@@ -64,10 +64,13 @@ def smoke(call: Call, words: list[str]) -> list[str]:
 
 
 def train_one(call: Call, overrides: list[str]) -> Path:
+    from robot_cl.checkpoint import checkpoint_folder, holds_learner
     from robot_cl.commands.runs import typed
     from robot_cl.train import train
 
     name, config, learner = read_train(overrides)
+    if config.init_from and not holds_learner(checkpoint_folder(config.init_from)):
+        call.say(f"{config.init_from} holds a policy but not what its learner knew: values and the like begin anew")
 
     def began(folder: Path) -> None:
         if name == "sb3":

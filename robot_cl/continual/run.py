@@ -13,7 +13,7 @@ import yaml
 
 from policies.actor import StackedGaussianActor
 from robot_cl import seeding
-from robot_cl.checkpoint import checkpoint_folder, load_actor, load_resume, read_card
+from robot_cl.checkpoint import checkpoint_folder, load_actor, load_learner, read_card
 from robot_cl.continual import summary
 from robot_cl.continual.actors import State
 from robot_cl.continual.base_policy import load_base, save_base, train_base
@@ -183,7 +183,7 @@ def _base(
         return train_base(stage, learner, name_of(learner), config.seeds, config.seed, worlds, threads, told)
     source = checkpoint_folder(config.base)
     actor = repeated(load_actor(source), config.seeds)
-    state = load_resume(source)[0] if (source / "resume").exists() else {}
+    state = load_learner(source)
     values = {n: v for n, v in state.items() if n.startswith("nets.") and not n.startswith("nets.actor.")}
     return actor, values if load_actor(source).population == config.seeds else {}
 

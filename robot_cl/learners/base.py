@@ -283,6 +283,9 @@ class Learner:
         check_shapes("network", parts["nets"], self.nets.state_dict())
         if "step" not in state or len(parts["rng"]) != self.seeds:
             raise ValueError(f"the saved state has {len(parts['rng'])} members, this learner {self.seeds}")
+        lost = [name for name in self.extra if name not in parts["extra"]]
+        if lost:
+            raise ValueError(f"running quantity {lost[0]!r} is missing")
         self.nets.load_state_dict(parts["nets"])
         for opt, adam in self.opts.items():
             prefix = f"{opt}."
