@@ -22,6 +22,7 @@ from robot_cl.learners.incumbent import Incumbent
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.replay import ReplayBuffer
 from robot_cl.learners.stacks import merged, repeated
+from robot_cl.learners.units import UNIT, in_one_unit
 
 START = "start"  # of `nets`: the frozen actor whose weights train
 SEEN, SEEN_ROWS = "seen", 512  # of `extra`: observations of late (SEEN_ROWS, obs_dim, P), at which biases are folded
@@ -303,8 +304,10 @@ class Learner:
     def adopt(self, state: dict[str, Tensor]) -> None:
         """Take over from another learner's `state_dict` the networks (not the actors) and running quantities that fit.
 
-        A network fits if it has the same name and shapes; those of fewer members are repeated for all.
+        A network fits if it has the same name and shapes; those of fewer members are repeated for all. Values of scaled
+        rewards are none of rewards as they are.
         """
+        state = in_one_unit(state, UNIT in {f"extra.{name}" for name in self.extra})
         times = self.seeds // (sum(name.startswith("rng.") for name in state) or self.seeds)
         for name, net in self.nets.items():
             if name in ("actor", START) or isinstance(net, StackedGaussianActor):

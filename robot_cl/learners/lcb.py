@@ -28,7 +28,7 @@ from robot_cl.learners.sac import (
     step_temperature,
     td_loss,
 )
-from robot_cl.learners.units import UNIT, with_its_unit, without
+from robot_cl.learners.units import with_its_unit, without
 
 APART = 50  # rows of the data
 BETA_RANGE = (1.0, 8.0)  # of the pessimism: actions as varied as random ones, and one action per state
@@ -97,9 +97,7 @@ class LCB(Learner):
         polyak(soft.target, soft.critic, 1.0)
 
     def adopt(self, state: dict[str, Tensor]) -> None:
-        """Critics in another unit than ours stay behind, and so does a pessimism that was read from other data."""
-        if UNIT not in state:
-            state = without(state, "nets.critic.", "nets.target.", "nets.reference.")
+        """A pessimism that was read from other data stays behind."""
         if self.config.beta is not None or self.measured:
             state = without(state, "extra.beta")
         super().adopt(with_its_unit(state, "critic"))

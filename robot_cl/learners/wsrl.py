@@ -27,6 +27,7 @@ class WSRLConfig(CalQLConfig):
     doubt: float = 0.0  # standard deviations between critics that are taken off what the policy maximises
     kl_per_action: float = 0.2  # nats from its anchor that the policy is held at, over act_dim
     anchor_tau: float = 1e-3  # how far the anchor moves to the policy per update of it, 0: not at all
+    online_conservatism: float = 0.0  # weight of the conservative term online; published: none
     warmup: int = 5000  # online: environment steps with the frozen policy before the first update
     offline_share: float = 0.0  # online: share of each batch that comes from the dataset, where one is given
 
@@ -84,11 +85,14 @@ class WSRL(Learner):
 
     def update_online(self, fresh: Transitions, offline: Transitions | None) -> Metrics:
         self.schedule(online=True)
-        moves = self._moves(online=True)
+        c, moves = self.config, self._moves(online=True)
         self.step += 1
         batch, warm = joined(fresh, offline), self.warm
-        metrics = sac.update(self.soft, self.config, batch, moves, penalty=warm.penalty, wanted=warm.wanted)
-        return metrics | self.warm.follow() if moves else metrics
+        if c.online_conservatism:
+            how = (c.online_conservatism, False, moves, warm)
+            return cal_ql.update(self.soft, c, batch, self.reference, *how)
+        metrics = sac.update(self.soft, c, batch, moves, penalty=warm.penalty, wanted=warm.wanted)
+        return metrics | warm.follow() if moves else metrics
 
     def _moves(self, online: bool) -> bool:
         return self.warm.moves(online) and (sac.actor_due(self) or not online)

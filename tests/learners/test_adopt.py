@@ -13,6 +13,7 @@ from policies.normalizer import Normalizer
 from robot_cl.learners import learner_class
 from robot_cl.learners.base import Learner
 from robot_cl.learners.bc import BCConfig
+from robot_cl.learners.cal_ql import CalQLConfig
 from robot_cl.learners.iql import IQLConfig
 from robot_cl.learners.lcb import LCBConfig
 from robot_cl.learners.mbpo import MBPOConfig
@@ -23,6 +24,7 @@ from robot_cl.learners.rlpd import RLPDConfig
 from robot_cl.learners.sac import tanh_actor
 from robot_cl.learners.uni_o4 import UniO4, check_data
 from robot_cl.learners.uni_o4_config import UniO4Config
+from robot_cl.learners.wsrl import WSRLConfig
 
 CRITIC, ACTOR = CriticConfig(hidden=(8,)), ActorConfig(hidden=(8,))
 SOFT = {"actor": replace(tanh_actor(), hidden=(8,)), "critic": CRITIC}
@@ -33,6 +35,8 @@ CONFIGS = {
     "rlpd": RLPDConfig(**SOFT, critics=2),
     "moorl": MOORLConfig(**SOFT, returns_steps=2),
     "lcb": LCBConfig(**SOFT, critics=2, returns_steps=2),
+    "cal_ql": CalQLConfig(**SOFT),
+    "wsrl": WSRLConfig(**SOFT, critics=2),
     "mbpo": MBPOConfig(**SOFT),
     "bc": BCConfig(actor=ACTOR),
     "psec": PSECConfig(actor=SMALL, critic=CRITIC),
@@ -96,12 +100,16 @@ def test_pessimism_is_what_is_asked_for_or_read_from_this_run_s_data(data):
     assert ours.extra["beta"].item() == own != 7.0
 
 
-def test_critics_of_another_unit_stay_behind(data):
-    ours, theirs = build("lcb"), build("rlpd", seed=1)
-    ours.prepare(data)
-    before = [p.clone() for p in ours.nets["critic"].parameters()]
+@pytest.mark.parametrize("pair", [("lcb", "rlpd"), *((name, "lcb") for name in ("rlpd", "moorl", "cal_ql", "wsrl"))])
+def test_values_of_another_unit_stay_behind_and_so_does_the_entropy_s_weight_beside_them(pair, data):
+    ours, theirs = build(pair[0]), build(pair[1], seed=1, temperature=0.7)
+    for learner in (ours, theirs):
+        learner.prepare(data)
+    held = [name for name in ("critic", "target", "reference", "temperature") if name in ours.nets]
+    before = {name: value.clone() for name in held for name, value in ours.nets[name].state_dict(prefix=name).items()}
     ours.adopt(theirs.state_dict())
-    assert all(torch.equal(p, q) for p, q in zip(before, ours.nets["critic"].parameters(), strict=True))
+    for name in held:
+        assert all(torch.equal(before[key], value) for key, value in ours.nets[name].state_dict(prefix=name).items())
 
 
 @pytest.mark.parametrize("source", ["rlpd", "moorl"])

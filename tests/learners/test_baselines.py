@@ -243,6 +243,21 @@ def test_while_the_policy_clones_the_critics_wait_and_the_clone_is_as_narrow_as_
     assert not torch.equal(before[0], next(learner.soft.critic.parameters()))
 
 
+def test_wsrl_is_conservative_online_where_that_is_asked_for(transitions):
+    """Drawn actions' values fall further below those of the actions that were taken."""
+    gaps = []
+    for weight in (0.0, 0.5, 20.0):
+        learner = WSRL(WSRLConfig(**SMALL, critics=3, drawn=2, online_conservatism=weight, lr=1e-3), 4, 2)
+        for step in range(60):
+            metrics = learner.update_online(transitions(1, 64, seed=step), None)
+        assert ("gap" in metrics) == (weight > 0.0)
+        batch, soft = transitions(1, 64, seed=60), learner.soft
+        z = learner.actor.normalizer(batch.obs)
+        q = soft.critic(z, batch.action)
+        gaps.append(conservative_gap(soft, learner.config, z, z, q, learner.reference).item())
+    assert gaps[0] > gaps[1] > gaps[2]
+
+
 def test_wsrl_warms_up_with_the_frozen_policy_and_keeps_no_offline_data(transitions):
     learner = WSRL(WSRLConfig(**SMALL, critics=3, drawn=2), 4, 2)
     plan = learner.plan()
