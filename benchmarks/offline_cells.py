@@ -137,6 +137,19 @@ METHODS = {
     "cal_ql online": Method(CalQLConfig, online=True, start="cal_ql", cost=6),
     "wsrl": Method(WSRLConfig, online=True, start="near-best bc", cost=5.3),
 }
+
+
+def _in_turn(inner: int, meta: float, offline_share: float = 0.5) -> MOORLConfig:
+    """MOORL as published: one fast learner, one buffer per meta step, batches as large as Lookahead's."""
+    how = {"inner": inner, "meta": meta, "offline_share": offline_share, "whole_batches": True}
+    return MOORLConfig(tasks=Tasks.alternate, **how, **BRISK)
+
+
+def _seldom_tried(**options: Any) -> WSRLConfig:
+    """WSRL with an update of the policy every two of the critics, and eight episodes that explore between trials."""
+    return WSRLConfig(actor_every=2, incumbent=IncumbentConfig(trials=3, rest=8, lost=0.2), **options)
+
+
 # Other options of some, from which those of METHODS are chosen on development data.
 STAYS = IncumbentConfig(trials=3)  # and learning goes on from wherever it has come to
 TRIALS = {
@@ -161,11 +174,29 @@ TRIALS = {
     "wsrl, patient, quick": Method(
         lambda: WSRLConfig(actor_every=4, lr=1e-3), online=True, start="near-best bc", cost=5.3
     ),
+    "wsrl, old data": Method(lambda: _seldom_tried(offline_share=0.5), online=True, start="near-best bc", cost=5.3),
+    "wsrl, old data, doubts": Method(
+        lambda: _seldom_tried(offline_share=0.5, doubt=1.0), online=True, start="near-best bc", cost=5.3
+    ),
+    "wsrl, old data, tight": Method(
+        lambda: _seldom_tried(offline_share=0.5, kl_per_action=0.05, anchor_tau=3e-4),
+        online=True, start="near-best bc", cost=5.3,
+    ),
+    "wsrl, new data": Method(lambda: _seldom_tried(offline_share=0.0), online=True, start="near-best bc", cost=5.3),
     "moorl, each update": Method(lambda: MOORLConfig(inner=1, meta=1.0, **BRISK), online=True, cost=5.5),
     "moorl, each update, whole batches": Method(
         lambda: MOORLConfig(inner=1, meta=1.0, whole_batches=True, **BRISK), online=True, cost=5.5
     ),
     "moorl, half steps": Method(lambda: MOORLConfig(whole_batches=True, **BRISK), online=True, cost=5.5),
+    "moorl, in turn, each update": Method(lambda: _in_turn(1, 1.0), online=True, cost=4.7),
+    "moorl, in turn, two updates": Method(lambda: _in_turn(2, 1.0), online=True, cost=4.7),
+    "moorl, in turn, two updates, half steps": Method(lambda: _in_turn(2, 0.5), online=True, cost=4.7),
+    "moorl, in turn, five updates, half steps": Method(lambda: _in_turn(5, 0.5), online=True, cost=4.7),
+    "moorl, in turn, mostly new": Method(lambda: _in_turn(5, 0.5, 0.3), online=True, cost=4.7),
+    "moorl, in turn, mostly old": Method(lambda: _in_turn(5, 0.5, 0.7), online=True, cost=4.7),
+    "sac, half and half": Method(
+        lambda: MOORLConfig(tasks=Tasks.joined, inner=1, meta=1.0, **BRISK), online=True, cost=4.7
+    ),
 }  # fmt: skip
 ALL = METHODS | TRIALS
 

@@ -134,13 +134,14 @@ def main() -> None:
             ("--table", {"action": "store_true", "help": "measure nothing, print what is there"}),
             ("--sizes", {"default": "small", "choices": list(SIZES), "help": "of networks and updates"}),
             ("--online", {"type": int, "default": Plan.online, "help": "environment steps per seed"}),
+            ("--seeds", {"type": int, "default": Plan.seeds, "help": "in one stacked pass"}),
             ("--device", {"default": "cpu", "choices": ["cpu", "cuda"]}),
             ("--workers", {"type": int, "default": 1, "help": "processes at once, one cell each"}),
             ("--minutes", {"type": float, "default": 1e9, "help": "with workers: begin no cell after these"}),
         ],
     )
     torch.set_num_threads(1)
-    plan = replace(QUICK if args.quick else Plan(args.sizes, online=args.online), device=args.device)
+    plan = replace(QUICK if args.quick else Plan(args.sizes, args.seeds, online=args.online), device=args.device)
     if args.device == "cuda":
         plan.checkpoint = 10_000  # what is cut is saved as it is
     cells = [(d, m) for d in DATASETS for m in METHODS if home(d, m) == d]

@@ -72,6 +72,12 @@ class WSRL(Learner):
     def schedule(self, online: bool = False) -> None:
         self.warm.schedule(online)
 
+    def explore(self, obs: Tensor, noise: Tensor, actor: StackedGaussianActor | None = None) -> Tensor:
+        """As every learner does, but a policy that comes too wide is narrow from the first step on: what fills the
+        buffer while it waits is what its values will be asked about."""
+        self.schedule(online=True)
+        return super().explore(obs, noise, actor)
+
     def adopt(self, state: dict[str, Tensor]) -> None:
         super().adopt(state)
         self.warm.begin_anew()

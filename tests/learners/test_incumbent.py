@@ -22,7 +22,7 @@ SHAPE, CRITIC = ActorConfig(hidden=(8,)), CriticConfig(hidden=(8,))
 def off_policy(seeds=1, **options):
     options = {"trials": 2, "rest": 1} | options
     policy = StackedGaussianActor(4, 2, generators(5, 1), SHAPE, Normalizer(4).fit(torch.randn(50, 4)))
-    config = WSRLConfig(actor=SHAPE, critic=CRITIC, critics=2, incumbent=IncumbentConfig(**options))
+    config = WSRLConfig(actor=SHAPE, critic=CRITIC, critics=2, anchor_tau=0.0, incumbent=IncumbentConfig(**options))
     return WSRL(config, 4, 2, seeds, actor=policy)
 
 

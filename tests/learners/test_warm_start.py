@@ -181,6 +181,21 @@ def test_what_comes_online_is_as_narrow_as_its_target_and_what_was_narrower_stay
     assert torch.equal(weights(learner.warm.policy), weights(learner.actor))
 
 
+def test_wsrl_fills_its_buffer_with_the_narrow_policy_that_learns(transitions):
+    data = transitions(300)
+    shape = replace(SHAPE, sigma=Sigma.clamped_head, log_std_min=-9.0)
+    policy = StackedGaussianActor(4, 2, generators(5, 1), shape, Normalizer(4).fit(data.obs))
+    learner = WSRL(WSRLConfig(**SMALL | {"actor": shape}, critic_only=1), 4, 2, actor=policy)
+    learner.attach_data(data), learner.prepare(data)
+    mean, wide = learner.actor(data.obs)[0], entropy(learner, data.obs)
+    learner.explore(torch.ones(1, 1, 4), torch.ones(1, 1, 2))
+    assert entropy(learner, data.obs) == pytest.approx(-2.0, abs=1e-4) != pytest.approx(wide, abs=0.5)
+    assert torch.equal(learner.incumbent.published.mode(data.obs), learner.actor.mode(data.obs))
+    learner.update_online(transitions(1, 32), None)
+    torch.testing.assert_close(learner.actor(data.obs)[0], mean)  # and waits as long as it did
+    assert entropy(learner, data.obs) == pytest.approx(-2.0, abs=1e-4)
+
+
 def test_the_entropy_s_weight_does_not_rise_for_a_clone_that_keeps_its_width(transitions):
     """Cal-QL's had risen from 0.1 to 278 nats per nat, because the anchor held a narrow policy where it was."""
     data = transitions(300)
