@@ -18,6 +18,7 @@ from policies.actor import StackedGaussianActor
 from policies.networks import generators
 from robot_cl.continual.actors import State, copied, side_by_side
 from robot_cl.continual.change import ChangeWatch
+from robot_cl.continual.likeness import same
 from robot_cl.continual.loop import Measuring, Progress
 from robot_cl.continual.method import SEEDS_PER_STAGE, Setup, learned_skills
 from robot_cl.continual.methods.library import SkillLibrary
@@ -31,7 +32,6 @@ from robot_cl.seeding import EVALUATION_SEED
 from sim.stream import Stage
 
 SETTLED = 0.5  # a skill trained for less than this share of a task's budget is trained on, however well it does
-SAME = 1e-3  # observations and rewards that differ by less than this, absolutely and relatively, are the same
 
 
 class HiddenLibrary(SkillLibrary):
@@ -54,10 +54,10 @@ class HiddenLibrary(SkillLibrary):
         return self.learning, spent
 
     def unchanged(self, here: Stage) -> tuple[bool, int]:
-        """Whether the context goes on, and the steps that finding out took: from the same starts the bare base comes to
-        the same places. In a world with noise of its own they are never the same, and every alarm counts."""
+        """Whether the context goes on, and the steps that finding out took; in a world with noise of its own every
+        alarm counts."""
         _, spent, sketch = self._meet(here)
-        return np.allclose(sketch, self.sketch, SAME, SAME), spent
+        return same(self.sketch[0], sketch[0]), spent
 
     def decide(self, stage: Stage) -> Decision:
         found = super().decide(stage)

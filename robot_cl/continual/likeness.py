@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+SAME = 1e-3  # observations and rewards that differ by less than this, absolutely and relatively, are the same
 LOOKS = (1, 2, 4, 8, 16)  # control steps after which the base's situation is noted; small differences grow later
 
 
@@ -18,6 +19,12 @@ def sketch_of(opening: np.ndarray) -> np.ndarray:
     there is, where fewer were played)."""
     steps = [min(look, opening.shape[2]) - 1 for look in LOOKS]
     return opening[:, :, steps].mean(1).reshape(len(opening), -1).astype(np.float32)
+
+
+def same(known: np.ndarray, now: np.ndarray) -> bool:
+    """Whether two sketches (F,) are of one task: from the same starts the base comes to the same places, which it never
+    does in a world with noise of its own."""
+    return np.allclose(now, known, SAME, SAME)
 
 
 def nearest(known: Sequence[np.ndarray], now: np.ndarray) -> np.ndarray:

@@ -79,9 +79,9 @@ def summed(mixes: Sequence[Mix], weight: float) -> Mix:
     return total
 
 
-def worse(scores: np.ndarray, route: Route) -> bool:
-    """Whether scores (starts,) lie below the route's trial by more than two standard errors of the difference."""
-    return float(scores.mean()) < route.trial - 2.0 * np.hypot(standard_error(scores), route.error)
+def worse(scores: np.ndarray, mean: float, error: float) -> bool:
+    """Whether scores (starts,) lie below such a mean by more than two standard errors of the difference."""
+    return float(scores.mean()) < mean - 2.0 * np.hypot(standard_error(scores), error)
 
 
 def standard_error(scores: np.ndarray) -> float:

@@ -107,6 +107,33 @@ def test_a_task_that_returns_is_begun_with_its_own_skill_without_a_margin(make_s
     assert method._best(0, [base, own, other], alike=own.mix) is base
 
 
+def test_a_task_met_before_is_begun_with_what_is_played_on_it_unless_the_base_is_better_beyond_doubt(
+    make_setup: MakeSetup,
+) -> None:
+    method = method_class("library")(make_setup(config=MethodConfig(margin=0.1, fit=0.6, caution=1.0, doubt=0.2)))
+    method.levels[0] = {"a": 60.0, "b": 200.0}
+    own, other = (Tried("skill", {name: 1.0}, np.array([2.0, 12.0])) for name in "ab")
+    for scores, begun in (([9.0, 9.5], True), ([16.0, 16.5], True), ([17.5, 18.0], False)):  # 7 ± 5
+        base = Tried("base", {}, np.array(scores))
+        assert method._finals([base, own, other], own.mix) == [base, own]  # though a short trial would rule both out
+        assert method._best(0, [base, own], own.mix, own.mix) is (own if begun else base)
+        assert method._best(0, [base, own], own.mix) is base
+
+
+def test_a_task_is_known_again_by_what_the_base_meets(make_setup: MakeSetup) -> None:
+    setup = make_setup(seeds=6)
+    first, second, _ = setup.stream.stages
+    stream = replace(setup.stream, stages=(first, second, replace(first, name="again")))
+    method = learned("library", replace(setup, stream=stream), 2)
+    assert isinstance(method, SkillLibrary)
+    sketches = [method._meet(method.stage(k))[2] for k in range(3)]
+    for p, (first, second) in enumerate(zip(*method.routes, strict=True)):
+        assert method._met_before(p, sketches[2][p]) == played(first)
+        assert method._met_before(p, sketches[1][p]) == played(second)
+        assert method._met_before(p, sketches[0][p] * 1.01) == {}
+    assert any(played(first) != played(second) for first, second in zip(*method.routes, strict=True))
+
+
 def test_finals_are_played_by_what_a_short_trial_left_open_the_most_alike_first() -> None:
     def tried(**scores: float) -> list[Tried]:
         return [Tried(kind, {}, np.array([score])) for kind, score in scores.items()]
@@ -145,12 +172,12 @@ def test_a_task_that_returns_is_reached_by_the_skill_learned_for_it_or_something
 
 
 def test_a_skill_is_thrown_away_only_where_the_composition_did_better_beyond_doubt() -> None:
-    route = Route("t", {}, "base", trial=10.0, wanted=None, reached=False, error=1.0)
-    assert worse(np.array([6.0, 8.0]), route)  # 7 ± 1 against 10 ± 1: two errors of the difference are 2.8
-    assert not worse(np.array([6.5, 8.5]), route)
-    assert not worse(np.array([0.0, 14.0]), route)  # its own episodes do not agree
-    assert not worse(np.array([11.0, 12.0]), route)
-    assert worse(np.array([7.9]), route) and not worse(np.array([8.1]), route)
+    route = (10.0, 1.0)
+    assert worse(np.array([6.0, 8.0]), *route)  # 7 ± 1 against 10 ± 1: two errors of the difference are 2.8
+    assert not worse(np.array([6.5, 8.5]), *route)
+    assert not worse(np.array([0.0, 14.0]), *route)  # its own episodes do not agree
+    assert not worse(np.array([11.0, 12.0]), *route)
+    assert worse(np.array([7.9]), *route) and not worse(np.array([8.1]), *route)
 
 
 def test_nothing_is_trained_where_every_seed_has_reached_the_task(make_setup: MakeSetup) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from robot_cl.continual.likeness import LOOKS, nearest, sketch_of
+from robot_cl.continual.likeness import LOOKS, nearest, same, sketch_of
 
 
 def opening(seed: int, steps: int = 16) -> np.ndarray:
@@ -54,3 +54,9 @@ def test_a_small_number_counts_as_much_as_a_large_one() -> None:
     known = [np.array([100.0 * k, 1e-3 * (k % 2)]) for k in range(4)]
     # Nearer the third in the large number, equal to the second in the small one.
     assert nearest(known, np.array([160.0, 1e-3]))[0] == 1
+
+
+def test_sketches_are_of_one_task_where_nothing_differs_by_a_thousandth() -> None:
+    now = np.array([0.0, 5.0, -200.0])
+    assert same(now, now + np.array([9e-4, 5e-3, 0.19]))
+    assert not any(same(now, now + np.array(off)) for off in ([2e-3, 0, 0], [0, 7e-3, 0], [0, 0, 0.3]))

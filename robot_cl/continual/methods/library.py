@@ -17,7 +17,7 @@ from policies.card import SkillCard
 from policies.library import SAME, Library
 from robot_cl.batch import Transitions
 from robot_cl.continual.actors import mixed_states, side_by_side, with_skills
-from robot_cl.continual.likeness import nearest, sketch_of
+from robot_cl.continual.likeness import nearest, same, sketch_of
 from robot_cl.continual.method import Method, Setup, learned_skills, learner_values
 from robot_cl.continual.route import (
     Decision,
@@ -93,19 +93,34 @@ class SkillLibrary(Method):
             more, cost = self.trial(asked, stage)
             found, spent = [found[p] + more[p] for p in seeds], spent + cost
         alike = [tried[1].mix if len(tried) > 1 else None for tried in found]
-        finals = [[tried[0], *promising(tried[0], tried[1:], self.config.doubt)[: FINALISTS - 1]] for tried in found]
+        again = [self._met_before(p, sketch[p]) for p in seeds]
+        finals = [self._finals(found[p], again[p]) for p in seeds]
         if max(map(len, finals)) > 1:
             found, cost = self.trial([[(t.kind, t.mix) for t in tried] for tried in finals], stage, final=True)
             spent += cost
         else:
             found = finals
-        best = [self._best(p, found[p], alike[p]) for p in seeds]
+        best = [self._best(p, found[p], alike[p], again[p]) for p in seeds]
         return Decision([self._route(stage, p, best[p]) for p in seeds], spent, sketch)
 
-    def _best(self, p: int, tried: Sequence[Tried], alike: Mix | None = None) -> Tried:
+    def _met_before(self, p: int, sketch: np.ndarray) -> Mix:
+        """What seed p plays on the task that began as this one does: {} where none did."""
+        known = [sketches[p] for sketches in self.sketches]
+        k = int(nearest(known, sketch)[0]) if known else 0
+        return played(self.routes[k][p]) if known and same(known[k], sketch) else {}
+
+    def _finals(self, tried: Sequence[Tried], again: Mix) -> list[Tried]:
+        """Those that play whole episodes, the base first; where the task was met before, only what is played on it."""
+        left = promising(tried[0], tried[1:], self.config.doubt)[: FINALISTS - 1]
+        return [tried[0], *([t for t in tried[1:] if t.mix == again] if again else left)]
+
+    def _best(self, p: int, tried: Sequence[Tried], alike: Mix | None = None, again: Mix | None = None) -> Tried:
         """The best composition that fits, else the base, which comes first. Of what is played on the task that began
-        most alike no margin is asked: a task that returns is begun with its own skill."""
+        most alike no margin is asked, and nothing at all of what is played on the same task, unless the base is better
+        beyond doubt: a task that returns is begun with its own skill, whatever two episodes say."""
         base, highest = tried[0], max(map(abs, self.levels[p].values()), default=0.0)
+        if again and len(tried) > 1 and not worse(tried[1].scores, base.score, standard_error(base.scores)):
+            return tried[1]
         fitting = []
         for t in tried[1:]:
             gain = self.config.fit * (self._home(p, t.mix) - base.score)  # of what it gains on the task it is from
@@ -216,7 +231,8 @@ class SkillLibrary(Method):
             return list(zip(self.snapshots.skills, self.snapshots.levels, strict=True))
         gained = learned_skills(learner)
         found, _ = self.trials.long(self._with(gained), self.stage(k))
-        kept = [route.wanted is None or not worse(found[p], route) for p, route in enumerate(self.now)]  # the first is
+        # The first skill is kept whatever it does.
+        kept = [r.wanted is None or not worse(found[p], r.trial, r.error) for p, r in enumerate(self.now)]
         return [(gained[p] if kept[p] else None, float(found[p].mean())) for p in range(self.setup.seeds)]
 
     def _publish(self, k: int, p: int, gained: Adapter, level: float) -> str:
