@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from common import Claim, arguments, report, table
-from offline_cells import ALL, METHODS, QUICK, SIZES, Plan, cell_path, measure, score
+from offline_cells import QUICK, SIZES, Plan, cell_path, measure, score
 from offline_data import DATASETS, DEVELOPMENT, dataset
+from offline_methods import ALL, METHODS
 from offline_workers import spread
 
 from robot_cl import stats

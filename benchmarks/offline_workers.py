@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 
 import torch
-from offline_cells import ALL, Cell, Plan, measure_together, slug
+from offline_cells import Cell, Plan, measure_together
 from offline_data import dataset, stored_at
+from offline_methods import ALL, slug
 
 Job = tuple[Cell, ...]  # the cells of one process
 CHEAP = ("bc", "10 % bc", "near-best bc", "iql", "rebrac", "lcb")  # offline
