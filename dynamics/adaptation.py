@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynamics.effectiveness import effective_action
 from dynamics.ensemble import Ensemble
 from dynamics.fit import OnlineConfig
-from dynamics.reading import effective
 from policies.policy import Policy
 
 Reward = Callable[[Tensor, Tensor, Tensor], Tensor]  # obs, action, next obs (rows, ·) -> (rows,)
@@ -251,7 +251,7 @@ class RecursiveGains:
         self._moment = moment.repeat(rows, self.act_dim, 1)
 
     def _learn(self, state: Tensor) -> None:
-        amounted = effective(self.model, self._obs, self._action, state)
+        amounted = effective_action(self.model, self._obs, self._action, state)
         one = torch.full_like(self._action, float(self.config.offset))
         seen = torch.stack([self._action, one], -1)  # (B, act_dim, 2)
         gram, moment = self._prior()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dynamics.action_flow import ActionFlow, Coder
+from dynamics.effectiveness import Effectiveness, EffectivenessConfig, effective_action
 from dynamics.ensemble import Ensemble
-from dynamics.reading import Reading, ReadingConfig, effective
 from policies.policy import Policy
 
 MODEL, JUDGE, FLOW = range(3)  # columns of the running errors
@@ -51,7 +51,7 @@ class ReshapeConfig:
     enough: int = 2  # transitions of evidence for all of it
     patience: float = 0.9  # memory of the running errors by which flow, judge and model are compared
     apprenticeship: int = 16  # transitions a judge learns from before it may reject
-    reading: ReadingConfig | None = None  # corrects the answer, where commands alone tell what has changed
+    effectiveness: EffectivenessConfig | None = None  # corrects the answer, where commands alone tell what has changed
 
     def __post_init__(self) -> None:
         if min(self.trigger, self.telling, self.trust) <= 0 or not 0 <= self.patience < 1:
@@ -79,7 +79,7 @@ class ReshapedPolicy:
     bounds and to the trust region, and dropped for the policy's own when it is not finite or when the `judge`, a model
     that learns what executed actions do and has foretold better than model and flow, expects a worse miss from it.
 
-    With a `reading` the answer is corrected by what least squares read off the steps since the change was noticed:
+    With `effectiveness` the answer is corrected by what least squares read off the steps since the change was noticed:
     which command brings what along of the others. It takes all that happens for the commands' doing, so it is not for
     wind or payloads.
 
@@ -122,8 +122,8 @@ class ReshapedPolicy:
             remembered[at] = False
         for counted in (self._count, self._calm, self._errors, self._weights):
             counted[at] = 0
-        if self._reading is not None:
-            self._reading.forget(at)
+        if self._effectiveness is not None:
+            self._effectiveness.forget(at)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
@@ -158,8 +158,8 @@ class ReshapedPolicy:
         self._followed = torch.zeros(rows, dtype=torch.bool)
         self._count, self._calm = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64)
         self._errors, self._weights = torch.zeros(rows, 3), torch.zeros(rows, 3)  # running squared errors, not divided
-        reading = self.config.reading
-        self._reading = None if reading is None else Reading(rows, self.act_dim, reading)
+        estimate = self.config.effectiveness
+        self._effectiveness = None if estimate is None else Effectiveness(rows, self.act_dim, estimate)
         nobody = np.zeros(rows)
         self.last = Decision(nobody, nobody.astype(bool), nobody.astype(bool), nobody)
 
@@ -182,8 +182,9 @@ class ReshapedPolicy:
         self._evidence[keep] = self._evidence[keep].roll(1, 1)
         self._evidence[keep, 0] = new[keep]
         self._count += keep
-        if self._reading is not None and keep.any():
-            self._reading.observe(self._action, effective(self.model, self._obs, self._action, state), keep)
+        if self._effectiveness is not None and keep.any():
+            amounted = effective_action(self.model, self._obs, self._action, state)
+            self._effectiveness.observe(self._action, amounted, keep)
         self._score(state, difference, fresh)
         if self.learner is not None:
             self.learner.observe(self._obs, self._planned, state, fresh & self._ripe())
@@ -207,8 +208,8 @@ class ReshapedPolicy:
         for counted in (self._count, self._calm, self._errors, self._weights):
             counted[new] = 0
         self._followed &= ~new
-        if self._reading is not None:
-            self._reading.forget(new)
+        if self._effectiveness is not None:
+            self._effectiveness.forget(new)
         for beside in (self.judge, self.learner):
             if beside is not None and begins.any():
                 beside.forget(begins)
@@ -253,8 +254,8 @@ class ReshapedPolicy:
         limit = (self.config.trust * (0.5 + 0.5 * sure)).unsqueeze(-1)
         low, high = (planned - limit).clamp_min(-1.0), (planned + limit).clamp_max(1.0)
         answer = torch.where(finite.unsqueeze(-1), answer, planned).clamp(low, high)
-        if self._reading is not None:
-            answer = self._reading.corrected(planned, answer, low, high)
+        if self._effectiveness is not None:
+            answer = self._effectiveness.corrected(planned, answer, low, high)
         follow = self._active & finite & (have > 0) & ~self._rejected(state, planned, answer)
         return torch.where(follow.unsqueeze(-1), answer, planned), follow
 

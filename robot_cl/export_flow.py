@@ -34,8 +34,8 @@ class ReshapeStep(nn.Module):
         super().__init__()
         self.model, self.flow = model.subset(model.elites), flow
         self.coder, self.config = coder, config or ReshapeConfig()
-        if self.config.reading is not None:
-            raise ValueError("a bundle's flow corrects no answer by least squares; export it with reading=None")
+        if self.config.effectiveness is not None:
+            raise ValueError("a bundle's flow corrects no answer by least squares; export it with effectiveness=None")
         self.evidence, self.width = flow.config.evidence, flow.encoder.d_in
         self.obs_dim, self.act_dim = model.obs_dim, model.act_dim
         self.memory = FLAGS + 2 * self.obs_dim + self.evidence * self.width

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dynamics.action_flow import Coder, body_frame, plain_coder
+from dynamics.effectiveness import EffectivenessConfig
 from dynamics.ensemble import Ensemble
 from dynamics.planner import PlannerConfig
-from dynamics.reading import ReadingConfig
 from dynamics.reshaped import ReshapeConfig
 from sim.robots.fleet import Robot, quadrotor_robot, vehicle_robot
 from sim.robots.regimes import UNCHANGED, Regime
@@ -81,7 +81,7 @@ def vehicle() -> Prepared:
     return Prepared(
         vehicle_robot(), 5, 2, 2, (2,), (0, 1), vehicle_regime,
         lambda model: body_frame(2, 0, 1, model.delta_scale, (3, 4)), PlannerConfig(128, 8, 0.5, 0.3),
-        limits={"yard": 400, "field": 700}, reshape=ReshapeConfig(reading=ReadingConfig()),
+        limits={"yard": 400, "field": 700}, reshape=ReshapeConfig(effectiveness=EffectivenessConfig()),
     )  # fmt: skip
 
 

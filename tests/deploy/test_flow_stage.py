@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dynamics.action_flow import ActionFlow, Coder, FlowConfig, body_frame
+from dynamics.effectiveness import EffectivenessConfig
 from dynamics.ensemble import Ensemble, EnsembleConfig
-from dynamics.reading import ReadingConfig
 from dynamics.reshaped import ReshapeConfig, ReshapedPolicy
 from policies.actor import ActorConfig, ActorPolicy, StackedGaussianActor
 from policies.networks import generators
@@ -142,8 +142,8 @@ def test_a_flow_of_another_robot_or_a_changed_file_is_refused(
     model, flow, coder = parts
     with pytest.raises(ValueError, match="numbers of evidence"):
         add_flow(bundle, model, flow)
-    with pytest.raises(ValueError, match="export it with reading=None"):
-        add_flow(bundle, model, flow, coder, ReshapeConfig(reading=ReadingConfig()))
+    with pytest.raises(ValueError, match="export it with effectiveness=None"):
+        add_flow(bundle, model, flow, coder, ReshapeConfig(effectiveness=EffectivenessConfig()))
     other = Ensemble(5, 2, EnsembleConfig(1, 1, (4,), (4,)), generators(0, 1))
     with pytest.raises(ValueError, match="of 5 observations"):
         add_flow(bundle, other, flow)

@@ -1,4 +1,4 @@
-"""What the actions of a changed robot amount to, read off its last steps by least squares in the space of actions.
+"""Which effect the commands of a changed robot have: its control effectiveness, by recursive least squares.
 
 A flow learns from a few hundred regimes what evidence means, and reads from it how strong a command is far better than
 what one command brings along of another. That is linear, and least squares need no training for it.
@@ -14,8 +14,10 @@ from torch import Tensor
 from dynamics.ensemble import Ensemble
 
 
-def effective(model: Ensemble, obs: Tensor, executed: Tensor, next_obs: Tensor, width: float = 0.05) -> Tensor:
-    """The action (B, act_dim) that explains the step by the model, linearised at the executed one."""
+@torch.no_grad()
+def effective_action(model: Ensemble, obs: Tensor, executed: Tensor, next_obs: Tensor, width: float = 0.05) -> Tensor:
+    """The action (B, act_dim) that explains the step by the model, linearised at the executed one by central
+    differences of `width`; NaN in rows where no action does."""
     scale, act_dim = model.delta_scale, executed.shape[-1]
     columns = []
     for d in range(act_dim):
@@ -26,28 +28,32 @@ def effective(model: Ensemble, obs: Tensor, executed: Tensor, next_obs: Tensor, 
     jacobian = torch.stack(columns, -1)  # (B, obs_dim, act_dim)
     rest = model.wrap_angles(next_obs - model.belief(obs, executed)[0]) / scale
     square = jacobian.transpose(1, 2) @ jacobian + 1e-4 * torch.eye(act_dim)
-    step = torch.linalg.solve(square, jacobian.transpose(1, 2) @ rest.unsqueeze(-1)).squeeze(-1)
+    step, singular = torch.linalg.solve_ex(square, jacobian.transpose(1, 2) @ rest.unsqueeze(-1))
+    step = torch.where(singular.view(-1, 1) == 0, step.squeeze(-1), torch.nan)
     return executed + step.clamp(-5.0, 5.0)
 
 
 @dataclass
-class ReadingConfig:
+class EffectivenessConfig:
     """Least squares on a full matrix of gains, and how far an answer is moved by what they say."""
 
-    memory: float = 0.8  # weight of the past at each step
+    forgetting: float = 0.8  # factor on the weight of the past at each step
     prior: float = 0.05  # trust in the unchanged robot, in transitions of full action
     pull: float = 0.1  # squared distance from the answer, against the squared miss
     sweeps: int = 8  # of coordinate descent
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.memory <= 1.0 or min(self.prior, self.pull) <= 0.0 or self.sweeps < 1:
-            raise ValueError("memory must be in (0, 1], prior and pull positive and sweeps at least 1")
+        if not 0.0 < self.forgetting <= 1.0 or min(self.prior, self.pull) <= 0.0 or self.sweeps < 1:
+            raise ValueError("forgetting must be in (0, 1], prior and pull positive and sweeps at least 1")
 
 
-class Reading:
-    """Per row the matrix A of effective ≈ A · executed; remembers its weighted sums over the steps observed."""
+class Effectiveness:
+    """Per row the matrix A of effective ≈ A · executed, by least squares with exponential forgetting.
 
-    def __init__(self, rows: int, act_dim: int, config: ReadingConfig):
+    Remembers the weighted sums of the regression over the steps observed.
+    """
+
+    def __init__(self, rows: int, act_dim: int, config: EffectivenessConfig):
         self.config = config
         self._gram, self._moment = torch.zeros(rows, act_dim, act_dim), torch.zeros(rows, act_dim, act_dim)
 
@@ -59,9 +65,9 @@ class Reading:
         """What executed actions (B, act_dim) amounted to (B, act_dim), in the rows that are `fresh` (B,) and finite."""
         keep = (fresh & amounted.isfinite().all(-1)).view(-1, 1, 1)
         seen, beside = executed.unsqueeze(-1), (amounted - executed).unsqueeze(-2)
-        memory = self.config.memory
-        self._gram = torch.where(keep, memory * self._gram + seen * executed.unsqueeze(-2), self._gram)
-        self._moment = torch.where(keep, memory * self._moment + seen * beside, self._moment)
+        past = self.config.forgetting
+        self._gram = torch.where(keep, past * self._gram + seen * executed.unsqueeze(-2), self._gram)
+        self._moment = torch.where(keep, past * self._moment + seen * beside, self._moment)
 
     def matrix(self) -> Tensor:
         """A (B, act_dim, act_dim), the identity where nothing was observed."""
