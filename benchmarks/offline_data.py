@@ -44,6 +44,10 @@ DEVELOPMENT = {
     "halfcheetah-three": Mixture(
         "halfcheetah", (("halfcheetah-ars", 0.1), ("halfcheetah-trpo", None), ("halfcheetah-tqc", None))
     ),
+    "halfcheetah-trpo": Mixture("halfcheetah", (("halfcheetah-trpo", 0.1),)),
+    "halfcheetah-trpo-noisy": Mixture(
+        "halfcheetah", tuple(("halfcheetah-trpo", noise) for noise in (0.4, 0.2, 0.1, 0.0))
+    ),
     "hopper-pair": Mixture("hopper", (("hopper-a2c", None), ("hopper-trpo", None))),
     "hopper-ppo": Mixture("hopper", (("hopper-ppo", 0.1),)),
 }

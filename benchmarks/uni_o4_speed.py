@@ -30,6 +30,7 @@ from policies.networks import StackedMLP, generators
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners import gate
 from robot_cl.learners.gate import GateConfig
+from robot_cl.learners.improvement import FromData
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.uni_o4 import UniO4
 from robot_cl.learners.uni_o4_config import Profile, UniO4Config
@@ -149,11 +150,13 @@ def pipeline(data_name: str, steps: int | None, repeats: int, batch: int = 256) 
         "clones": each(lambda: learner.fit_behaviour(sampler.sample(batch))) * behaviour,
     }
     learner.policies.cloned()
+    source = learner.source
+    assert isinstance(source, FromData)
     fit = replace(config.fit, max_steps=4 * repeats)
     modelled = once(lambda: learner.gate.fit(data, fit, learner.rng)) / fit.max_steps
     found["dynamics"] = modelled * config.fit.max_steps
-    nothing = once(lambda: learner.fit_advantages(data, 0))  # looking at the data and holding claims against it
-    fitted = max(0.0, once(lambda: learner.fit_advantages(data, 2 * repeats)) - nothing) / (2 * repeats)
+    nothing = once(lambda: source.begin(data, 0))  # looking at the data and holding claims against it
+    fitted = max(0.0, once(lambda: source.begin(data, 2 * repeats)) - nothing) / (2 * repeats)
     found["advantages"] = nothing + fitted * config.advantage_steps
     found["improvement"] = each(lambda: learner.improve(sampler.sample(batch))) * improve
     found["gate"] = once(learner.pass_gate) * improve / config.gate.every

@@ -16,16 +16,15 @@ from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
 from robot_cl.learners.candidates import Candidates
-from robot_cl.learners.deviations import DeviationAdvantage, blocks, deviation, sameness, trajectory_advantages, within
-from robot_cl.learners.evidence import realised, trust
 from robot_cl.learners.gate import Earning, Gate, Score, Scores
+from robot_cl.learners.improvement import HOLD, source_of
 from robot_cl.learners.iql import reward_scale
 from robot_cl.learners.optim import FlatAdam, cosine
 from robot_cl.learners.ppo import PPO
-from robot_cl.learners.returns import episode_returns, fit_returns, good_rows
+from robot_cl.learners.returns import fit_returns, good_rows
 from robot_cl.learners.sac import bellman_target, td_loss
 from robot_cl.learners.stacks import copy_rows, merged, repeat_members
-from robot_cl.learners.uni_o4_config import Advantage, UniO4Config
+from robot_cl.learners.uni_o4_config import UniO4Config
 from robot_cl.learners.uni_o4_losses import (
     Compat,
     behaviour_loss,
@@ -34,10 +33,6 @@ from robot_cl.learners.uni_o4_losses import (
     standardised,
 )
 from robot_cl.learners.units import with_its_unit, without
-
-# Weight of what a candidate's squared distance from its clone has above that of 0.8 of the gate's reach; a heuristic.
-HOLD = 10.0
-ROWS = 20_000  # of the data at a time, where all of it is looked at
 
 
 class UniO4(PPO):
@@ -69,9 +64,7 @@ class UniO4(PPO):
         self.clones = self.add("clones", self.policies.clones)
         sizes = (self.obs_dim, self.act_dim, self.seeds, c.behaviours)
         self.gate = self.add("gate", Gate(*sizes, c.gate, c.dynamics, self.actor.normalizer))
-        each = [g for g in self.rng for _ in range(c.behaviours)]
-        shape = (self.obs_dim, self.act_dim, each, c.critic.hidden, c.folds)
-        self.slopes = self.add("slopes", DeviationAdvantage(*shape))
+        self.source = source_of(self)
         assert c.offline_lr is not None
         self.opts["q"] = self.optimiser([self.q], c.offline_lr)
         self.opts["members"] = FlatAdam(self.members.parameters(), self.seeds * c.behaviours, c.behaviour_lr or 0.0)
@@ -94,14 +87,17 @@ class UniO4(PPO):
 
     def _members(self) -> StackedGaussianActor:
         """n policies per seed: drawn anew, or copies of a loaded one, with adapters where these are trained."""
-        c, n = self.config, self.config.behaviours
-        each = [g for g in self.rng for _ in range(n)]
+        c, n, each = self.config, self.config.behaviours, self.each()
         if not self.actor.normalizer.frozen:  # a loaded policy brings its statistics along
             return StackedGaussianActor(self.obs_dim, self.act_dim, each, c.actor, self.actor.normalizer)
         many = repeat_members(merged(self.actor), n)
         many.normalizer = self.actor.normalizer
         self.restrict(many, each)
         return many
+
+    def each(self) -> list[torch.Generator]:
+        """The generator of every one of P·n policies."""
+        return [g for g in self.rng for _ in range(self.config.behaviours)]
 
     def new_normalizer(self) -> Normalizer:
         return Normalizer(self.obs_dim)
@@ -126,8 +122,8 @@ class UniO4(PPO):
 
     def adopt(self, state: dict[str, Tensor]) -> None:
         """Values and their unit go over; candidates, what judged them and what was counted are this run's own."""
-        own = [f"nets.{name}." for name in ("average", "members", "accepted", "clones", "slopes", "gate")]
-        state = without(state, *own, "extra.rollouts", "extra.chosen")
+        names = ("average", "members", "accepted", "clones", "slopes", "imagination", "gate")
+        state = without(state, *(f"nets.{name}." for name in names), "extra.imagined", "extra.rollouts", "extra.chosen")
         super().adopt(with_its_unit(state, "v"))
 
     def policy(self) -> StackedGaussianActor:
@@ -141,7 +137,7 @@ class UniO4(PPO):
         assert c.critic_steps is not None and c.behaviour_steps is not None
         handed_over = after in (1, c.behaviour_steps, c.fit_steps, c.fit_steps + 1, c.offline_steps)
         tested = after > c.fit_steps and (after - c.fit_steps) % c.gate.every == 0
-        if online or handed_over or tested:
+        if online or handed_over or tested or (after > c.fit_steps and self.source.apart(self.step - c.fit_steps)):
             return None
         return self.step < c.critic_steps, self.step < c.behaviour_steps
 
@@ -232,99 +228,42 @@ class UniO4(PPO):
         assert self.data is not None
         losses = self.gate.fit(self.data, self.config.fit, self.rng)
         self._price = None
-        self.gate.trust.copy_(self.fit_advantages(self.data))
+        self.gate.trust.copy_(self.source.begin(self.data))
         for moment in self.opts["members"].state.values():
             moment.zero_()
         self.policies.go_back()
         self.gate.scores = self.judge(self.accepted).each
         return {"dynamics_loss": torch.tensor(losses), "trust": self.gate.trust.mean(1)}
 
-    def fit_advantages(self, data: Transitions, steps: int | None = None) -> Tensor:
-        """What improves each policy, and how far the data bears it out where it has not been fitted, (P, n)."""
-        c, n = self.config, self.config.behaviours
-        steps = c.advantage_steps if steps is None else steps
-        scaled = replace(data, reward=data.reward * self.extra["reward_scale"])
-        z, value, after, deviations, claimed = self._looked_at(data)
-        found = realised(scaled, value, after, c.discount).repeat_interleave(n, 0)
-        if c.advantage is Advantage.values:
-            return trust(claimed.repeat_interleave(n, 0), found).view(-1, n)
-        advantage = trajectory_advantages(scaled, value, after, c.discount, c.trace).repeat_interleave(n, 0)
-        fold = blocks(len(data), c.folds, z.device)
-        each = [g for g in self.rng for _ in range(n)]
-        self.slopes.fit(z, deviations, advantage, fold, each, steps)
-        near, unseen = within(deviations), fold.view(1, 1, -1).expand(len(deviations), 1, -1)
-        with torch.no_grad():
-            parts = zip(z.split(ROWS), deviations.split(ROWS, 1), strict=True)
-            said = torch.cat([self.slopes.each(zz.expand(len(d), -1, -1), d) for zz, d in parts], -1)
-        claims = said.gather(1, unseen)[:, 0]
-        # A clone that is nowhere near the data claims nothing, and nothing of it is trusted.
-        rows = zip(claims, found, near, strict=True)
-        shares = [trust(x[ok][None], y[ok][None]) if ok.any() else x.new_zeros(1) for x, y, ok in rows]
-        return (torch.cat(shares) * sameness(deviations, episode_returns(data)[1])).view(-1, n)
-
-    @torch.no_grad()
-    def _looked_at(self, data: Transitions) -> tuple[Tensor, ...]:
-        """Of all rows z (N, ·), V and V of what followed (P, N), deviations from the clones (P·n, N, ·), and min Q of
-        the action less that of the clones' mean (P, N)."""
-        n, parts = self.config.behaviours, []
-        for part in data.pack().split(ROWS):
-            rows = Transitions.unpack(part, self.obs_dim, self.act_dim)
-            z = self.actor.normalizer(rows.obs)
-            many = z.expand(self.seeds, -1, -1)
-            mean, log_std = self.clones.heads(self.policies.spread(many))
-            middle = mean.view(self.seeds, n, -1, self.act_dim).mean(1).clamp(-1.0, 1.0)
-            taken, cloned = (self.q(many, a).amin(1) for a in (rows.action.expand_as(middle), middle))
-            after = self.v(self.actor.normalizer(rows.next_obs).expand(self.seeds, -1, -1))
-            parts.append((z, self.v(many), after, deviation(rows.action, mean, log_std), taken - cloned))
-        z, value, after, deviations, claimed = zip(*parts, strict=True)
-        return torch.cat(z), torch.cat(value, 1), torch.cat(after, 1), torch.cat(deviations, 1), torch.cat(claimed, 1)
-
     def improve(self, batch: Transitions) -> Metrics:
-        """Phase 4, one step: a ~ π_old at states of the data, Â = min Q − V, clipped as PPO clips."""
-        c, n = self.config, self.config.behaviours
-        z = self.actor.normalizer(batch.obs)
-        with torch.no_grad():
-            many = self.policies.spread(z)
-            old_mean, old_log_std = self.accepted.heads(many)
-            action, old_log_prob = self.accepted.sample(old_mean, old_log_std, self._noise(z.shape[1]))
-            advantage = standardised(self.advantage(z, action)).flatten(0, 1)
-        mean, log_std = self.members.heads(many)
-        log_ratio = self.members.log_prob(mean, log_std, action) - old_log_prob
-        loss = clipped_improvement(log_ratio, advantage, c.improve_clip)  # (P·n,)
-        reach = self.gate.reach.view(-1, 1)
-        beyond = self.policies.distance(many, mean) - (0.8 * reach).square()  # state by state: rare ones count most
-        hold = HOLD if c.compat is Compat.ours else 0.0
-        (loss + hold * beyond.clamp(min=0.0).mean(-1)).sum().backward()
+        """Phase 4, one step: the clipped objective of advantages from `source`, held within reach of the clones."""
+        loss, beyond = self.source.loss(batch, self.step - self.config.fit_steps)
+        hold = HOLD if self.config.compat is Compat.ours else 0.0
+        (loss + hold * beyond).sum().backward()
         self.opts["members"].step()
-        return {"improve_loss": loss.detach().view(self.seeds, n).mean(1)}
+        self.source.step()
+        return {"improve_loss": loss.detach().view(self.seeds, -1).mean(1)}
 
-    def advantage(self, z: Tensor, action: Tensor) -> Tensor:
-        """z (P, B, obs_dim), action (P·n, B, act_dim) -> (P, n, B), by trajectories or as min Q(s, a) − V(s)."""
-        n = self.config.behaviours
-        if self.config.advantage is Advantage.trajectories:
-            many = self.policies.spread(z)
-            return self.slopes(many, deviation(action, *self.clones.heads(many))).view(self.seeds, n, -1)
-        q = self.q(z.repeat(1, n, 1), self.policies.gathered(action.clamp(-1.0, 1.0))).amin(1)
-        return q.view(self.seeds, n, -1) - self.v(z).unsqueeze(1)
-
-    def _noise(self, rows: int) -> Tensor:
-        """(P·n, rows, act_dim), member by member from its seed's generator."""
-        return self.noise(self.config.behaviours, rows, self.act_dim).flatten(0, 1)
+    def credited(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        """The clipped objective of P·n policies, (P·n, B) twice -> (P·n,)."""
+        return clipped_improvement(log_ratio, standardised(advantage), self.config.improve_clip)
 
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
         """min Q at raw observations (P, R, obs_dim) and actions -> (P, R)."""
         return self.q(self.actor.normalizer(obs), action).amin(1)
 
+    def state_value(self, obs: Tensor) -> Tensor:
+        """V at raw observations (P, R, obs_dim) -> (P, R)."""
+        return self.v(self.actor.normalizer(obs))
+
     def judge(self, policies: StackedGaussianActor, watch: bool = False) -> Scores:
         """What the gate says of P·n policies; with `watch` also how far they are from their clones."""
-
-        def value(obs: Tensor) -> Tensor:
-            return self.v(self.actor.normalizer(obs))
 
         returns = self.config.gate.score is Score.returns
         if self._price is None and self.data is not None:
             self._price = self.gate.price(self.data)
-        earning = Earning(self.extra["reward_scale"], self.config.discount, value, self._price) if returns else None
+        how = (self.extra["reward_scale"], self.config.discount, self.state_value, self._price)
+        earning = Earning(*how) if returns else None
         return self.gate.judge(policies.mode, self.value, self.away if watch else None, earning)
 
     def away(self, obs: Tensor, action: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dynamics.fit import FitConfig
 from policies.actor import ActorConfig, Sigma
 from policies.critics import CriticConfig
 from robot_cl.learners.gate import GateConfig, Score
+from robot_cl.learners.imagined import ImaginationConfig
 from robot_cl.learners.incumbent import IncumbentConfig
 from robot_cl.learners.ppo import PPOConfig
 from robot_cl.learners.ranges import not_negative, positive, share
@@ -19,9 +20,11 @@ from robot_cl.learners.uni_o4_losses import Compat
 
 
 class Advantage(StrEnum):
-    """`trajectories`: read off the data's trajectories, see deviations.py; `values`: min Q − V, as published."""
+    """`trajectories`: read off the data's trajectories, see deviations.py; `imagined`: of rollouts in learned dynamics,
+    see imagined.py; `values`: min Q − V, as published."""
 
     trajectories = "trajectories"
+    imagined = "imagined"
     values = "values"
 
 
@@ -57,10 +60,11 @@ class UniO4Config(PPOConfig):
     critic: CriticConfig = field(default_factory=CriticConfig)  # shape of Q and V
     behaviours: int = 4  # cloned policies per seed, each improved on its own
     share: float | None = None  # of the data, best first, that is cloned; none: all near the best; published 1
-    advantage: Advantage = Advantage.trajectories  # what improves them: trajectories, or values as published
+    advantage: Advantage = Advantage.trajectories  # what improves them: trajectories, imagined, or values as published
     advantage_steps: int = 2_000  # updates of advantages of trajectories
     folds: int = 4  # networks of advantages per policy, each without its fold of the episodes
     trace: float = 0.9  # λ of these advantages
+    imagined: ImaginationConfig = field(default_factory=ImaginationConfig)  # of advantages by imagination
     diversity: float = 0.1  # α, extra weight where a cloned policy is not the likeliest of its seed
     expectile: float = 0.7  # of Q over the data's actions; 0.5 values the behaviour itself, for near-expert data
     tau: float = 0.005  # how far the target moves to Q per update

@@ -150,13 +150,13 @@ def task(rows: int = 3000) -> Transitions:
 class Permuted(UniO4):
     """Advantages of other states."""
 
-    def advantage(self, z: Tensor, action: Tensor) -> Tensor:
-        return super().advantage(z, action).roll(17, -1)
+    def credited(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        return super().credited(log_ratio, advantage.roll(17, -1))
 
 
 class Negated(UniO4):
-    def advantage(self, z: Tensor, action: Tensor) -> Tensor:
-        return -super().advantage(z, action)
+    def credited(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        return super().credited(log_ratio, -advantage)
 
 
 def quality(learner: UniO4) -> tuple[float, float]:

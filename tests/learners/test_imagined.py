@@ -1,0 +1,143 @@
+"""Advantages by imagination: what models say is earned, where they are sure, and controls that a fake fails."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynamics.ensemble import EnsembleConfig
+from dynamics.fit import FitConfig
+from policies.critics import CriticConfig
+from policies.networks import generators
+from robot_cl.batch import Transitions
+from robot_cl.data.sampler import Sampler
+from robot_cl.learners.draws import Draws
+from robot_cl.learners.gate import GateConfig
+from robot_cl.learners.imagined import Imagination, ImaginationConfig
+from robot_cl.learners.uni_o4 import UniO4
+from robot_cl.learners.uni_o4_config import Advantage, UniO4Config
+
+SMALL = ImaginationConfig(members=2, horizon=3, rollouts=32, every=10, minibatch=64, rare=0.25)
+TINY = UniO4Config(
+    actor=replace(UniO4Config().actor, hidden=(32, 32)),
+    critic=CriticConfig(hidden=(32, 32)),
+    advantage=Advantage.imagined,
+    imagined=SMALL,
+    behaviours=2,
+    critic_steps=200,
+    behaviour_steps=400,
+    improve_steps=150,
+    improve_lr=1e-3,
+    discount=0.5,
+    dynamics=EnsembleConfig(2, 2, (32,), (16,)),
+    fit=FitConfig(max_steps=400, batch=64),
+    gate=GateConfig(every=10, horizon=4, starts=16, end_steps=1, confidence=0.5, reach=10.0),
+)
+
+
+def best_action(obs: Tensor) -> Tensor:
+    return 0.5 * torch.tanh(obs[..., :1])
+
+
+def task(rows: int = 3000) -> Transitions:
+    """Reward 1 − (a − best(s))² beside half of what the state is worth, actions N(0, 0.3), a small walk."""
+    rng = torch.Generator().manual_seed(1)
+    obs = torch.randn(rows, 2, generator=rng)
+    action = (0.3 * torch.randn(rows, 1, generator=rng)).clamp(-1, 1)
+    reward = 1.0 - (action - best_action(obs)).square().squeeze(-1) + 0.5 * obs[:, 1]
+    after = 0.9 * obs + 0.1 * torch.randn(rows, 2, generator=rng)
+    return Transitions(obs, action, reward, after, torch.zeros(rows), torch.zeros(rows))
+
+
+class Permuted(UniO4):
+    def credited(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        return super().credited(log_ratio, advantage.roll(17, -1))
+
+
+class Negated(UniO4):
+    def credited(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        return super().credited(log_ratio, -advantage)
+
+
+def begun(kind: type[UniO4] = UniO4, shuffled: bool = False, **options) -> UniO4:
+    """A learner whose policies are about to be improved."""
+    torch.set_num_threads(1)
+    data = task()
+    learner = kind(replace(TINY, **options), 2, 1)
+    learner.attach_data(data)
+    learner.prepare(data)
+    sampler = Sampler.over(data, learner.rng)
+    while learner.step < learner.config.fit_steps:
+        learner.update_offline(sampler.sample(64))
+    if shuffled:
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        learner.data = replace(data, action=data.action[order])
+    learner.begin_improvement()
+    learner.data = data
+    return learner
+
+
+def gain(learner: UniO4) -> float:
+    """By which share −E (a − best)² comes nearer to 0 when every step is kept."""
+    obs, batch = torch.randn(500, 2, generator=torch.Generator().manual_seed(9)), task(64)[None]
+    before = (learner.members.mode(obs) - best_action(obs)).square().mean().item()
+    for _ in range(learner.config.improve_steps):
+        learner.schedule()
+        learner.improve(batch)
+        learner.step += 1
+    return 1.0 - (learner.members.mode(obs) - best_action(obs)).square().mean().item() / before
+
+
+def test_imagined_advantages_gain_permuted_ones_do_not_and_negated_ones_lose():
+    assert gain(begun()) > 0.5
+    assert abs(gain(begun(Permuted))) < 0.2
+    assert gain(begun(Negated)) < -0.5
+
+
+def test_models_of_shuffled_actions_give_no_gain():
+    assert gain(begun(shuffled=True)) < 0.1
+
+
+@pytest.fixture(scope="module")
+def learner() -> UniO4:
+    return begun()
+
+
+def rollouts(learner: UniO4, ends=None) -> Tensor:
+    imagination = learner.source.imagination
+    how = (learner.members, learner.data, Draws(generators(3, 1)), learner.state_value, torch.ones(()), 0.5, ends)
+    return imagination.rollouts(*how)
+
+
+def test_advantages_are_what_models_pay_and_values_promise(learner):
+    """Of one step: r + γ V(s') − V(s), with the reward that the models say and the policy's own V."""
+    imagination = learner.source.imagination
+    rollouts(learner)  # the first one says in which unit V lacks something
+    imagination.config = replace(SMALL, horizon=1)
+    rows = rollouts(learner)
+    imagination.config = SMALL
+    z, action, told = rows.split([2, 1, 4], -1)
+    log_prob, advantage, lack, room = told.unbind(-1)
+    norm = learner.actor.normalizer
+    obs = z * (norm.var + norm.eps).sqrt().float() + norm.mean.float()
+    said = imagination.judge(obs.view(1, -1, 2), action.reshape(1, -1, 1).clamp(-1, 1))
+    paid = advantage + _short(learner, obs, said)
+    torch.testing.assert_close(said.reward.view(2, -1), paid, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(log_prob, learner.members.log_prob(*learner.members.heads(z), action))
+    torch.testing.assert_close(lack - advantage, imagination.lacking(z), atol=1e-5, rtol=1e-4)
+    assert ((room >= 0) & (room <= 1)).all() and room.max() == 1.0
+
+
+def _short(learner: UniO4, obs: Tensor, said) -> Tensor:
+    """V(s) − γ V(s') of the states that each rollout's own model leads to."""
+    imagination, norm = learner.source.imagination, learner.actor.normalizer
+    own = (torch.arange(SMALL.rollouts) % SMALL.members).repeat(2).view(1, 1, -1, 1).expand(1, 1, -1, 2)
+    after = obs.view(1, -1, 2) + said.delta.gather(1, own)[:, 0]
+    low, high = imagination.models.obs_low, imagination.models.obs_high
+    after = torch.maximum(torch.minimum(after, high + 0.1 * (high - low)), low - 0.1 * (high - low))
+
+    def v(x: Tensor) -> Tensor:
+        return learner.state_value(x).view(2, -1) + imagination.lacking(norm(x.view(2, -1, 2)))
+
+    return v(obs.view(1, -1, 2)) - 0.5 * v(after)
