@@ -161,7 +161,7 @@ def improved(row: Row, plan: cells.Plan, data: Transitions, state: dict[str, Ten
     return learner
 
 
-def measure(plan: cells.Plan, name: str, row: str) -> dict[str, Any]:
+def measure(plan: cells.Plan, name: str, row: str, threads: int = 1) -> dict[str, Any]:
     """One row on one dataset: from its JSON, or improved, evaluated and written."""
     path = folder_of(plan, name) / f"{cells.slug(row)}.json"
     if not path.exists():
@@ -169,7 +169,7 @@ def measure(plan: cells.Plan, name: str, row: str) -> dict[str, Any]:
         state, began = fitted(plan, name, data), time.monotonic()
         learner = improved(ROWS[row], plan, data, state)
         minutes, actor = (time.monotonic() - began) / 60, copy.deepcopy(learner.actor).cpu()
-        played = [evaluate(ActorPolicy(actor, p), task, plan.episodes, threads=1) for p in range(plan.seeds)]
+        played = [evaluate(ActorPolicy(actor, p), task, plan.episodes, threads=threads) for p in range(plan.seeds)]
         gate, made = learner.gate, learner.gate.made.sum().clamp(min=1.0)
         away = learner.judge(learner.accepted, watch=True).away
         record = {
@@ -209,6 +209,7 @@ def main() -> None:
             ("--seeds", {"type": int, "default": cells.SEEDS}),
             ("--episodes", {"type": int, "default": cells.EPISODES}),
             ("--device", {"default": "cpu", "choices": ["cpu", "cuda"]}),
+            ("--threads", {"type": int, "default": 1, "help": "that play episodes"}),
             ("--workers", {"type": int, "default": 1, "help": "datasets at once, a process each"}),
         ],
     )
@@ -222,7 +223,7 @@ def main() -> None:
         running = [subprocess.Popen([*again, name]) for name in names]
         for process in running:
             process.wait()
-    found = {name: {row: measure(plan, name, row) for row in rows} for name in names}
+    found = {name: {row: measure(plan, name, row, args.threads) for row in rows} for name in names}
     head = ("dataset", "row", "score", "each seed", "lowest episode", "accepted", "away")
     lines = [
         (name, row, float(np.mean(r["scores"])), *(" ".join(f"{x:.1f}" for x in r[k]) for k in ("scores", "lowest")),

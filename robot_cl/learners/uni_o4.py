@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from policies.critics import StackedQ, polyak
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
-from robot_cl.learners.base import Learner, Metrics, OnlinePlan
+from robot_cl.learners.base import Learner, Metrics, OnlinePlan, Trainable
 from robot_cl.learners.candidates import Candidates
 from robot_cl.learners.gate import Earning, Gate, Score, Scores
 from robot_cl.learners.improvement import HOLD, source_of
@@ -33,6 +34,8 @@ from robot_cl.learners.uni_o4_losses import (
     standardised,
 )
 from robot_cl.learners.units import with_its_unit, without
+
+SHAKEN = 0.1  # of a layer's deviation: what copies of a loaded policy begin with, so that they are cloned apart
 
 
 class UniO4(PPO):
@@ -86,13 +89,15 @@ class UniO4(PPO):
         self.actor.normalizer = one.to(self.device)
 
     def _members(self) -> StackedGaussianActor:
-        """n policies per seed: drawn anew, or copies of a loaded one, with adapters where these are trained."""
+        """n policies per seed: drawn anew, or from a loaded one (the first a copy), with adapters where these train."""
         c, n, each = self.config, self.config.behaviours, self.each()
         if not self.actor.normalizer.frozen:  # a loaded policy brings its statistics along
             return StackedGaussianActor(self.obs_dim, self.act_dim, each, c.actor, self.actor.normalizer)
         many = repeat_members(merged(self.actor), n)
         many.normalizer = self.actor.normalizer
         self.restrict(many, each)
+        if c.trainable is not Trainable.adapter and c.behaviour_steps:  # adapters are drawn apart
+            shake(many, [i for i in range(len(each)) if i % n], each)
         return many
 
     def each(self) -> list[torch.Generator]:
@@ -307,6 +312,15 @@ class UniO4(PPO):
         metrics = super().update_online(fresh)
         self.extra["rollouts"] += 1
         return metrics
+
+
+@torch.no_grad()
+def shake(actor: StackedGaussianActor, members: Sequence[int], rngs: Sequence[torch.Generator]) -> None:
+    """Noise on what trains of these members, from the generators of their own: copies that see the same batches would
+    stay alike (Ash & Adams 2020, "On Warm-Starting Neural Network Training", of which this is the perturbation)."""
+    for p in (p for p in actor.parameters() if p.requires_grad):
+        for i in members:
+            p[i] += SHAKEN * p[i].std(unbiased=False) * torch.randn(p[i].shape, generator=rngs[i]).to(p.device)
 
 
 def check_data(data: Transitions, least: int = 1000) -> None:

@@ -14,7 +14,7 @@ from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.draws import Draws
 from robot_cl.learners.gate import GateConfig
-from robot_cl.learners.imagined import Imagination, ImaginationConfig
+from robot_cl.learners.imagined import ImaginationConfig
 from robot_cl.learners.uni_o4 import UniO4
 from robot_cl.learners.uni_o4_config import Advantage, UniO4Config
 

@@ -12,6 +12,7 @@ from dynamics.fit import FitConfig
 from policies.critics import CriticConfig
 from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
+from robot_cl.learners.base import Trainable
 from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.returns import returns_to_go
 from robot_cl.learners.uni_o4 import UniO4, check_data
@@ -287,6 +288,32 @@ def test_a_run_that_ends_while_it_clones_gives_the_clones_as_they_are():
     assert torch.equal(learner.policy().mode(data.obs)[0], learner.members.mode(data.obs)[0])
     now, drawn = (actor.log_prob(*actor(data.obs), data.action).mean() for actor in (learner.actor, learner.accepted))
     assert now > drawn + 0.05
+
+
+@pytest.mark.parametrize("trainable", [Trainable.full, Trainable.weights, Trainable.adapter])
+def test_policies_cloned_from_a_loaded_one_differ_and_the_first_begins_as_it_was(trainable):
+    data, config = task(1500), replace(TINY, returns_steps=0, trainable=trainable, rank=2)
+    loaded = UniO4(TINY, 2, 1).actor
+    loaded.normalizer.fit(data.obs)
+    loaded.normalizer.freeze()
+    learner = UniO4(config, 2, 1, seeds=2, actor=loaded)
+    learner.attach_data(data)
+    learner.prepare(data)
+    assert torch.equal(learner.members.mode(data.obs)[0], loaded.mode(data.obs)[0])
+    sampler = Sampler.over(data, learner.rng)
+    for _ in range(100):
+        learner.update_offline(sampler.sample(64))
+    first, second = learner.members.mode(data.obs)[:2]
+    assert (first - second).abs().mean() > 1e-4
+    assert (learner.members.mode(data.obs)[2] - first).abs().mean() > 1e-4  # another seed
+
+
+def test_a_loaded_policy_that_is_not_cloned_stays_as_it_was():
+    loaded = UniO4(TINY, 2, 1).actor
+    loaded.normalizer.freeze()
+    learner = UniO4(replace(TINY, behaviour_steps=0), 2, 1, actor=loaded)
+    obs = torch.randn(50, 2)
+    assert torch.equal(learner.members.mode(obs), loaded.mode(obs).expand(2, -1, -1))
 
 
 def test_a_resumed_online_part_explores_as_widely_as_the_one_that_was_stopped(transitions):
