@@ -170,7 +170,7 @@ class FromImagination:
         kept = me.extra["imagined"]
         index = me.draws.rows(kept[0], c.minibatch).repeat_interleave(me.config.behaviours, 0)
         rows = kept.gather(1, index.unsqueeze(-1).expand(-1, -1, kept.shape[-1]))
-        z, action, told = rows.split([me.obs_dim, me.act_dim, 4], -1)
+        z, action, told = (x.contiguous() for x in rows.split([me.obs_dim, me.act_dim, 4], -1))  # as products want it
         old_log_prob, advantage, target, room = told.unbind(-1)
         mean, log_std = me.members.heads(z)
         loss = me.credited(me.members.log_prob(mean, log_std, action) - old_log_prob, advantage)
