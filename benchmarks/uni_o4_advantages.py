@@ -58,23 +58,28 @@ def _same(config: UniO4Config) -> UniO4Config:
     return config
 
 
-def imagined(reach: float = 1.0, steps: int | None = None, **options: Any) -> Callable[[UniO4Config], UniO4Config]:
+def imagined(
+    reach: float = 1.0, steps: float = 1.0, fits: float = 1.0, **options: Any
+) -> Callable[[UniO4Config], UniO4Config]:
+    """`steps` and `fits`: times as many steps of improvement and of the models' fits."""
+
     def changed(c: UniO4Config) -> UniO4Config:
-        steps_ = c.improve_steps if steps is None else steps
-        gate = replace(c.gate, reach=reach)
-        return replace(c, improve_steps=steps_, gate=gate, imagined=replace(c.imagined, **options))
+        fit = replace(c.fit, max_steps=round(fits * c.fit.max_steps))
+        many, gate = round(steps * (c.improve_steps or 0)), replace(c.gate, reach=reach)
+        return replace(c, improve_steps=many, gate=gate, fit=fit, imagined=replace(c.imagined, **options))
 
     return changed
 
 
 @dataclass(frozen=True)
 class Row:
-    """`options` of the learner `kind`; `gated`: only what the gate lets through is kept; `shuffled`: models fitted to
-    other transitions' actions."""
+    """`options` of the learner `kind`; `gated`: only what the gate lets through is kept; `refit`: with models of its
+    own; `shuffled`: and these fitted to other transitions' actions."""
 
     options: Callable[[UniO4Config], UniO4Config] = _same
     kind: type[UniO4] = UniO4
     gated: bool = True
+    refit: bool = False
     shuffled: bool = False
 
 
@@ -85,12 +90,13 @@ ROWS = {
     "imagined, nearer": Row(imagined(0.6)),
     "imagined, careful": Row(imagined(sure=(0.8, 0.95))),
     "imagined, everywhere": Row(imagined(0.6, sure=(0.9999, 1.0))),
-    "imagined, long": Row(imagined(steps=4000)),
+    "imagined, long": Row(imagined(steps=2.5)),
     "imagined, doubting": Row(imagined(doubt=1.0)),
+    "imagined, longer fits": Row(imagined(fits=4.0), refit=True),
     "ungated": Row(imagined(), gated=False),
     "ungated, permuted": Row(imagined(), Permuted, gated=False),
     "ungated, negated": Row(imagined(), Negated, gated=False),
-    "ungated, shuffled actions": Row(imagined(), gated=False, shuffled=True),
+    "ungated, shuffled actions": Row(imagined(), gated=False, refit=True, shuffled=True),
 }
 
 
@@ -139,9 +145,9 @@ def improved(row: Row, plan: cells.Plan, data: Transitions, state: dict[str, Ten
         learner.source.imagination.measure(data)
     else:
         learner.gate.trust.copy_(learner.source.begin(data))
-    if row.shuffled:
+    if row.refit:
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.action.device)
-        learner.data = replace(data, action=data.action[order])
+        learner.data = replace(data, action=data.action[order]) if row.shuffled else data
         learner.begin_improvement()
         learner.data = data
     sampler = Sampler.over(data, learner.rng, plan.device)

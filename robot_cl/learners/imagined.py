@@ -122,8 +122,8 @@ class Imagination(nn.Module):
 
     def judge(self, obs: Tensor, action: Tensor) -> Judged:
         """Raw obs (P, R, obs_dim), action (P, R, act_dim), each seed's before all of its members."""
-        many = [x.repeat_interleave(self.config.members, 0) for x in (obs, action)]
-        delta, reward = (x.unflatten(0, (self.seeds, -1)) for x in self.models.means(*many) if x is not None)
+        obs, action = (x.repeat_interleave(self.config.members, 0) for x in (obs, action))
+        delta, reward = (x.unflatten(0, (self.seeds, -1)) for x in self.models.means(obs, action) if x is not None)
         said = delta / self.models.delta_scale
         apart = (said - said.mean(1, keepdim=True)).square().mean(-1).sqrt().amax(1)
         return Judged(delta, reward.mean(1), apart)
