@@ -65,8 +65,8 @@ def imagined(
 
     def changed(c: UniO4Config) -> UniO4Config:
         fit = replace(c.fit, max_steps=round(fits * c.fit.max_steps))
-        many, gate = round(steps * (c.improve_steps or 0)), replace(c.gate, reach=reach)
-        return replace(c, improve_steps=many, gate=gate, fit=fit, imagined=replace(c.imagined, **options))
+        many = round(steps * (c.improve_steps or 0))
+        return replace(c, improve_steps=many, fit=fit, imagined=replace(c.imagined, reach=reach, **options))
 
     return changed
 

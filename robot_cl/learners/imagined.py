@@ -45,6 +45,7 @@ class ImaginationConfig:
     trace: float = 0.95  # λ of the advantages
     rare: float = 0.3  # share of the rollouts that begin where models disagree most
     sure: tuple[float, float] = (0.9, 0.99)  # quantiles of the data's disagreement: full reach up to one, none from two
+    reach: float = 1.0  # farthest mean distance from the clone, in its own deviations: as gate.reach, where it is sure
     doubt: float = 0.0  # reward deviations that a disagreement as at the second quantile costs
     value_lr: float = 1e-3  # Adam's learning rate of what values lack
 
@@ -58,7 +59,7 @@ class ImaginationConfig:
             raise ValueError("imagined.sure are two rising shares, rare is one and doubt is not negative")
         if not 0.0 <= self.trace <= 1.0:
             raise ValueError(f"imagined.trace is {self.trace}; expected a number between 0 and 1")
-        positive(self, "value_lr")
+        positive(self, "value_lr", "reach")
 
 
 @dataclass(frozen=True)

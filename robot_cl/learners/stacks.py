@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from policies.actor import StackedGaussianActor
 from policies.lora import LowRank, linear_layers
 from policies.networks import StackedLinear
+
+SHAKEN = 0.1  # of a layer's deviation: what copies that are to part begin with
 
 
 @torch.no_grad()
@@ -67,3 +71,12 @@ def copy_rows(
             mine.copy_(given)
         else:
             mine[into.to(mine.device)] = given
+
+
+@torch.no_grad()
+def shake(actor: StackedGaussianActor, members: Sequence[int], rngs: Sequence[torch.Generator]) -> None:
+    """Noise on what trains of these members, from the generators of their own: copies that see the same batches would
+    stay alike (Ash & Adams 2020, "On Warm-Starting Neural Network Training", of which this is the perturbation)."""
+    for p in (p for p in actor.parameters() if p.requires_grad):
+        for i in members:
+            p[i] += SHAKEN * p[i].std(unbiased=False) * torch.randn(p[i].shape, generator=rngs[i]).to(p.device)

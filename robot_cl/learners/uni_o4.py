@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -24,8 +23,8 @@ from robot_cl.learners.optim import FlatAdam, cosine
 from robot_cl.learners.ppo import PPO
 from robot_cl.learners.returns import fit_returns, good_rows
 from robot_cl.learners.sac import bellman_target, td_loss
-from robot_cl.learners.stacks import copy_rows, merged, repeat_members
-from robot_cl.learners.uni_o4_config import UniO4Config
+from robot_cl.learners.stacks import copy_rows, merged, repeat_members, shake
+from robot_cl.learners.uni_o4_config import Advantage, UniO4Config
 from robot_cl.learners.uni_o4_losses import (
     Compat,
     behaviour_loss,
@@ -34,8 +33,6 @@ from robot_cl.learners.uni_o4_losses import (
     standardised,
 )
 from robot_cl.learners.units import with_its_unit, without
-
-SHAKEN = 0.1  # of a layer's deviation: what copies of a loaded policy begin with, so that they are cloned apart
 
 
 class UniO4(PPO):
@@ -66,7 +63,8 @@ class UniO4(PPO):
         self.accepted = self.add("accepted", self.policies.accepted)
         self.clones = self.add("clones", self.policies.clones)
         sizes = (self.obs_dim, self.act_dim, self.seeds, c.behaviours)
-        self.gate = self.add("gate", Gate(*sizes, c.gate, c.dynamics, self.actor.normalizer))
+        gate = replace(c.gate, reach=c.imagined.reach) if c.advantage is Advantage.imagined else c.gate
+        self.gate = self.add("gate", Gate(*sizes, gate, c.dynamics, self.actor.normalizer))
         self.source = source_of(self)
         assert c.offline_lr is not None
         self.opts["q"] = self.optimiser([self.q], c.offline_lr)
@@ -312,15 +310,6 @@ class UniO4(PPO):
         metrics = super().update_online(fresh)
         self.extra["rollouts"] += 1
         return metrics
-
-
-@torch.no_grad()
-def shake(actor: StackedGaussianActor, members: Sequence[int], rngs: Sequence[torch.Generator]) -> None:
-    """Noise on what trains of these members, from the generators of their own: copies that see the same batches would
-    stay alike (Ash & Adams 2020, "On Warm-Starting Neural Network Training", of which this is the perturbation)."""
-    for p in (p for p in actor.parameters() if p.requires_grad):
-        for i in members:
-            p[i] += SHAKEN * p[i].std(unbiased=False) * torch.randn(p[i].shape, generator=rngs[i]).to(p.device)
 
 
 def check_data(data: Transitions, least: int = 1000) -> None:

@@ -18,7 +18,7 @@ from robot_cl.learners.imagined import ImaginationConfig
 from robot_cl.learners.uni_o4 import UniO4
 from robot_cl.learners.uni_o4_config import Advantage, UniO4Config
 
-SMALL = ImaginationConfig(members=2, horizon=3, rollouts=32, every=10, minibatch=64, rare=0.25)
+SMALL = ImaginationConfig(members=2, horizon=3, rollouts=32, every=10, minibatch=64, rare=0.25, reach=10.0)
 TINY = UniO4Config(
     actor=replace(UniO4Config().actor, hidden=(32, 32)),
     critic=CriticConfig(hidden=(32, 32)),
@@ -32,7 +32,7 @@ TINY = UniO4Config(
     discount=0.5,
     dynamics=EnsembleConfig(2, 2, (32,), (16,)),
     fit=FitConfig(max_steps=400, batch=64),
-    gate=GateConfig(every=10, horizon=4, starts=16, end_steps=1, confidence=0.5, reach=10.0),
+    gate=GateConfig(every=10, horizon=4, starts=16, end_steps=1, confidence=0.5),
 )
 
 
