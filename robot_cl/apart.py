@@ -13,26 +13,28 @@ import hashlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from robot_cl.learners import learner_class, name_of
-from robot_cl.learners.base import Learner, LearnerConfig, Metrics
-from robot_cl.learners.optim import FlatAdam
+from robot_cl.learners.base import LearnerConfig, Metrics
+from robot_cl.learners.members import joined, narrowed
 from robot_cl.learners.rollout import Collector
 from robot_cl.learners.sb3 import SB3Config
 from robot_cl.run import DIGEST_UPDATES, Run
 from robot_cl.run_config import TrainConfig
-from robot_cl.seeding import cores, use_torch_threads
+from robot_cl.seeding import cores
 
 Arrays = dict[str, np.ndarray]
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -51,24 +53,53 @@ class News:
     actor: Any = None  # the actor's options: training may raise the smallest σ
 
 
+@dataclass
+class Problem:
+    """What a process raised, and where: a traceback does not survive the way."""
+
+    problem: BaseException
+    where: str
+
+    @classmethod
+    def of(cls, problem: BaseException) -> Problem:
+        """An exception that does not survive the way either becomes a RuntimeError of the same words."""
+        try:
+            ForkingPickler.loads(ForkingPickler.dumps(problem))
+        except Exception:
+            problem = RuntimeError(f"{type(problem).__name__}: {problem}").with_traceback(problem.__traceback__)
+        return cls(problem, "".join(traceback.format_exception(problem)))
+
+
 class Processes:
     """The processes of a run. Remembers how many members each has, their numbers, and the pipes they send through."""
 
     def __init__(self, run: Run, updates: int | None):
-        """Start them; each ends with the run, or after so many updates."""
+        """Start them; each ends with the run, or after so many updates. Raises OSError if the system has no more."""
         self.learner = run.learner
         self.counts = shares(run.config.seeds, run.config.processes or 1)
         self.pids, self.pipes = list[int](), list[Connection]()
-        for i, count in enumerate(self.counts):
-            receive, send = Pipe(duplex=False)
+        try:
+            for i in range(len(self.counts)):
+                self._start(run, i, updates)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _start(self, run: Run, i: int, updates: int | None) -> None:
+        receive, send = Pipe(duplex=False)
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until a process has answers of its own to them
+        try:
             pid = os.fork()
             if not pid:
-                for pipe in (receive, *self.pipes):
-                    pipe.close()
-                _train(run, sum(self.counts[:i]), count, updates, send)
-            send.close()
+                _train(run, sum(self.counts[:i]), self.counts[i], updates, send, [receive, *self.pipes])
             self.pids.append(pid)
             self.pipes.append(receive)
+        except OSError as problem:
+            raise OSError(f"process {i + 1} of {len(self.counts)} could not be started ({problem.strerror}); give "
+                          "processes=1, or free some memory") from None  # fmt: skip
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            send.close()
 
     def __enter__(self) -> Processes:
         return self
@@ -78,6 +109,7 @@ class Processes:
         for pid, pipe in zip(self.pids, self.pipes, strict=True):
             pipe.close()
             os.kill(pid, signal.SIGKILL)
+        for pid in self.pids:
             os.waitpid(pid, 0)
 
     def news(self) -> tuple[News, dict[str, Tensor]]:
@@ -98,14 +130,14 @@ class Processes:
     def _received(self, i: int) -> News:
         try:
             news = self.pipes[i].recv()
-        except EOFError:
-            last = sum(self.counts[: i + 1]) - 1
+        except (EOFError, OSError):  # between two messages, or within one
+            first = sum(self.counts[:i])
             raise ChildProcessError(
-                f"the process that trains members {last + 1 - self.counts[i]} to {last} was ended; "
-                "go on from the last checkpoint with robot-cl resume"
+                f"the process of seeds {first + 1} to {first + self.counts[i]} of {sum(self.counts)} was ended, "
+                "perhaps for want of memory; go on from the last checkpoint with robot-cl resume"
             ) from None
-        if isinstance(news, BaseException):
-            raise news
+        if isinstance(news, Problem):
+            raise news.problem from RuntimeError(f"in a process of the run\n{news.where}")
         assert isinstance(news, News)
         return news
 
@@ -117,7 +149,9 @@ class Part(Run):
         c = whole.config
         threads = max(1, (c.threads or 1) // (c.processes or 1))
         own = replace(c, seeds=count, seed=c.seed + first, threads=threads, processes=1)
-        super().__init__(own, whole.learner.config, _some(whole.learner.policy(), first, count), like=whole)
+        actor: Any = whole.learner.policy()
+        blank = actor.from_spec(actor.spec() | {"population": count})  # its weights are of the learner's state
+        super().__init__(own, whole.learner.config, blank, like=whole)
         self.learner.load_state_dict(narrowed(whole.learner, self.learner, first))
         worlds = whole.collector.state() if whole.collector is not None else {}
         if isinstance(self.collector, Collector) and worlds:  # of a run that was taken up again
@@ -200,12 +234,16 @@ def shares(seeds: int, processes: int) -> list[int]:
     return [least + (i < more) for i in range(processes)]
 
 
-def _train(run: Run, first: int, count: int, updates: int | None, pipe: Connection) -> NoReturn:
-    """All that such a process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its processes
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _train(
+    run: Run, first: int, count: int, updates: int | None, pipe: Connection, others: Sequence[Connection]
+) -> NoReturn:
+    """All that such a process does; `others` are the run's ends of pipes, which it has inherited."""
     try:
-        use_torch_threads(1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its processes
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        for other in others:
+            other.close()
         gc.freeze()  # what was there before is never garbage here
         part = Part(run, first, count, pipe)
         part.go(updates)
@@ -213,80 +251,6 @@ def _train(run: Run, first: int, count: int, updates: int | None, pipe: Connecti
             part.send(True)
     except BaseException as problem:  # handed over by `_received`
         with suppress(OSError):
-            pipe.send(problem)
+            pipe.send(Problem.of(problem))
     finally:
         os._exit(0)
-
-
-# A learner's state by members
-
-
-def narrowed(whole: Learner, part: Learner, first: int) -> dict[str, Tensor]:
-    """The state of a learner of some of the members of `whole`, from number `first` on."""
-    theirs, own = whole.state_dict(), part.state_dict()
-    state = {}
-    for name, value in theirs.items():
-        kind, _, rest = name.partition(".")
-        if kind == "rng":
-            member = int(rest) - first
-            if 0 <= member < part.seeds:
-                state[f"rng.{member}"] = value
-        elif (opt := _moments(whole, name)) is not None:
-            pieces = value.split([p.numel() for p in opt.parameters])
-            state[name] = torch.cat([x.view(whole.seeds, -1)[first : first + part.seeds].flatten() for x in pieces])
-        else:
-            axis = _axis(value, own.get(name), whole.seeds, part.seeds)
-            rows = 0 if axis is None else value.shape[axis] // whole.seeds
-            state[name] = value if axis is None else value.narrow(axis, first * rows, part.seeds * rows)
-    return state
-
-
-def joined(whole: Learner, states: Sequence[Arrays], counts: Sequence[int]) -> dict[str, Tensor]:
-    """The state of a learner of all members from those of its parts."""
-    theirs, state, member = whole.state_dict(), dict[str, Tensor](), 0
-    for part, count in zip(states, counts, strict=True):
-        state |= {f"rng.{member + p}": torch.from_numpy(part[f"rng.{p}"]) for p in range(count)}
-        member += count
-    for name in [name for name in states[0] if not name.startswith("rng.")]:
-        values = [torch.from_numpy(part[name]) for part in states]
-        if (opt := _moments(whole, name)) is not None:
-            sizes = [p.numel() // whole.seeds for p in opt.parameters]
-            pieces = [v.split([n * size for size in sizes]) for v, n in zip(values, counts, strict=True)]
-            state[name] = torch.cat([torch.cat(piece) for piece in zip(*pieces, strict=True)])
-        else:
-            axis = _axis(theirs.get(name), values[0], whole.seeds, counts[0])
-            state[name] = values[0] if axis is None else torch.cat(values, axis)
-    return state
-
-
-def _moments(learner: Learner, name: str) -> FlatAdam | None:
-    """The optimiser whose moments `name` is: there parameter follows parameter, each with its members."""
-    kind, _, rest = name.partition(".")
-    opt, _, quantity = rest.rpartition(".")
-    return learner.opts[opt] if kind == "opts" and quantity != "step" else None
-
-
-def _axis(whole: Tensor | None, part: Tensor | None, seeds: int, count: int) -> int | None:
-    """The axis of members, which `count` of `seeds` have a share of; None for what all have in common.
-
-    What one of both has yet to come to, such as a quantity per world, leads with it if it is no single number.
-    """
-    if whole is None or part is None:
-        known = part if whole is None else whole
-        return 0 if known is not None and known.dim() else None
-    if whole.shape == part.shape:
-        return None
-    pairs = zip(whole.shape, part.shape, strict=True)
-    return next(i for i, (a, b) in enumerate(pairs) if a != b and a * count == b * seeds)
-
-
-def _some(actor: Any, first: int, count: int) -> Any:
-    """A copy of `count` members of an actor, from number `first` on."""
-    copy = actor.from_spec(actor.spec() | {"population": count})
-    state = copy.state_dict()
-    for name, value in actor.state_dict().items():
-        axis = _axis(value, state[name], actor.population, count)
-        rows = 0 if axis is None else value.shape[axis] // actor.population
-        state[name] = value if axis is None else value.narrow(axis, first * rows, count * rows)
-    copy.load_state_dict(state)
-    return copy

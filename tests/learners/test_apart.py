@@ -1,7 +1,10 @@
 """Seeds of one run in several processes: the members of smaller stacks, one folder, and no process left behind."""
 
+import errno
+import hashlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +18,7 @@ from small_runs import assert_same, random_hopper, weights
 
 from policies.actor import ActorConfig
 from policies.critics import CriticConfig
+from robot_cl.apart import Part, shares
 from robot_cl.checkpoint import checkpoint_folder, load_actor
 from robot_cl.learners.base import Trainable
 from robot_cl.learners.bc import BCConfig
@@ -73,6 +77,9 @@ def test_seeds_in_two_processes_are_those_of_two_stacks(tmp_path, data, learner,
                 mine = metrics[name][metrics["member"] == row]
                 np.testing.assert_array_equal(mine, other[name][other["member"] == p], name)
             row += 1
+    both = zip(*((s / "digests.txt").read_text().splitlines() for s in stacks), strict=True)
+    hashed = [hashlib.sha256("".join(line.split()[1] for line in lines).encode()).hexdigest() for lines in both]
+    assert [line.split()[1] for line in (run / "digests.txt").read_text().splitlines()] == hashed
     assert verify(run, 2).identical
     whole = weights(train(options(tmp_path, seed=3, seeds=3, **changes), learner))
     assert {k: v.shape for k, v in weights(run).items()} == {k: v.shape for k, v in whole.items()}
@@ -140,11 +147,76 @@ def test_what_goes_wrong_in_a_process_is_the_runs_problem(tmp_path, data):
 
 def test_a_process_that_was_ended_is_told_in_a_sentence(tmp_path):
     def end_one(*_: object) -> None:
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGKILL)
+        os.kill(int(children()[-1]), signal.SIGKILL)
 
-    with pytest.raises(ChildProcessError, match="members 2 to 2 was ended; go on from the last checkpoint"):
+    with pytest.raises(ChildProcessError, match=r"seeds 3 to 3 of 3 was ended, .*; go on from the last checkpoint"):
         train(options(tmp_path, online_steps=2000, seeds=3, processes=2), PPO, end_one)
+
+
+def children() -> list[str]:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+def test_a_process_that_was_ended_in_the_midst_of_what_it_sends_is_told_too(tmp_path, monkeypatch):
+    def half(part: Part, state: bool) -> None:
+        os.write(part._pipe.fileno(), struct.pack("!i", 1000) + b"half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("robot_cl.apart.Part.send", half)
+    with pytest.raises(ChildProcessError, match="seeds 1 to 1 of 2 was ended"):
+        train(options(tmp_path, online_steps=160, seeds=2, processes=2), PPO)
+    assert not children()
+
+
+class OddError(Exception):
+    """Cannot be made from its words alone, as many exceptions of libraries."""
+
+    def __init__(self, joint: str, limit: float):
+        super().__init__(f"{joint} is beyond {limit}")
+
+
+def test_an_exception_that_does_not_survive_the_way_is_told_in_its_words_and_with_its_place(tmp_path, monkeypatch):
+    def raise_odd(*_: object) -> None:
+        raise OddError("elbow", 1.5)
+
+    monkeypatch.setattr("robot_cl.learners.ppo.PPO.update_online", raise_odd)
+    with pytest.raises(RuntimeError, match=r"OddError: elbow is beyond 1\.5") as told:
+        train(options(tmp_path, online_steps=160, seeds=2, processes=2), PPO)
+    assert "in raise_odd" in str(told.value.__cause__)
+
+
+def test_where_no_further_process_can_be_started_those_begun_are_ended(tmp_path, monkeypatch):
+    fork, begun = os.fork, []
+
+    def once() -> int:
+        if begun:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        begun.append(fork())
+        return begun[0]
+
+    monkeypatch.setattr("robot_cl.apart.os.fork", once)
+    with pytest.raises(OSError, match=r"process 2 of 2 could not be started .*unavailable.*processes=1"):
+        train(options(tmp_path, online_steps=160, seeds=2, processes=2), PPO)
+    assert begun and not children()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_an_interrupt_ends_all_processes_and_leaves_a_run_that_goes_on(tmp_path):
+    def interrupt(*_: object) -> None:
+        for child in children():
+            os.kill(int(child), signal.SIGINT)  # as a terminal does, to all at once
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(options(tmp_path / "stopped", online_steps=320, seeds=2, processes=2), PPO, interrupt)
+    assert not children()
+    (run,) = (tmp_path / "stopped").iterdir()
+    resume(run)
+    assert_same(weights(run), weights(train(options(tmp_path, online_steps=320, seeds=2, processes=2), PPO)))
+
+
+def test_no_process_has_more_than_one_member_more_than_another():
+    assert shares(5, 3) == [2, 2, 1] and shares(7, 3) == [3, 2, 2] and shares(4, 2) == [2, 2]
 
 
 @pytest.mark.parametrize(
