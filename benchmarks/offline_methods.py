@@ -58,6 +58,11 @@ def _ppo_from_bc() -> PPOConfig:
     return PPOConfig(critic=CriticConfig(), value_warmup=5, **shared)
 
 
+def _both(inner: int, meta: float, whole_batches: bool) -> MOORLConfig:
+    """MOORL with two fast learners at once, one per buffer."""
+    return MOORLConfig(tasks=Tasks.both, inner=inner, meta=meta, whole_batches=whole_batches, **BRISK)
+
+
 OFFLINE, CLONING = 50_000, 20_000  # updates; Uni-O4 clones for as long and at the same rate
 BRISK: dict[str, Any] = {"lr": 1e-3, "temperature": 0.1}  # soft actor-critics that have few updates
 METHODS = {
@@ -77,19 +82,16 @@ METHODS = {
     "ppo from bc": Method(_ppo_from_bc, online=True, start="bc", uses_data=False, cost=1.2, options={"num_worlds": 16}),
     "sac": Method(lambda: SACConfig(**BRISK), online=True, uses_data=False, cost=4),
     "rlpd": Method(lambda: RLPDConfig(critics=5, **BRISK), online=True, cost=4.5),
-    "moorl": Method(lambda: MOORLConfig(meta=1.0, whole_batches=True, **BRISK), online=True, cost=5.5),
-    "moorl, shared batches": Method(lambda: MOORLConfig(meta=1.0, **BRISK), online=True, cost=5.3),
-    "sac + lookahead": Method(lambda: MOORLConfig(tasks=Tasks.joined, **BRISK), online=True, cost=4.7),
+    "moorl": Method(lambda: MOORLConfig(**BRISK), online=True, cost=4.7),
+    "moorl, both at once": Method(lambda: _both(5, 1.0, True), online=True, cost=5.5),
+    "moorl, both at once, shared batches": Method(lambda: _both(5, 1.0, False), online=True, cost=5.3),
+    "sac + lookahead": Method(
+        lambda: MOORLConfig(tasks=Tasks.joined, inner=5, meta=0.5, **BRISK), online=True, cost=4.7
+    ),
     "rlpd, two critics": Method(lambda: RLPDConfig(critics=2, critic=CriticConfig(), **BRISK), online=True, cost=4.2),
     "cal_ql online": Method(CalQLConfig, online=True, start="cal_ql", cost=6),
     "wsrl": Method(WSRLConfig, online=True, start="near-best bc", cost=5.3),
 }
-
-
-def _in_turn(inner: int, meta: float, offline_share: float = 0.5) -> MOORLConfig:
-    """MOORL as published: one fast learner, one buffer per meta step, batches as large as Lookahead's."""
-    how = {"inner": inner, "meta": meta, "offline_share": offline_share, "whole_batches": True}
-    return MOORLConfig(tasks=Tasks.alternate, **how, **BRISK)
 
 
 def _seldom_tried(**options: Any) -> WSRLConfig:
@@ -130,20 +132,19 @@ TRIALS = {
         online=True, start="near-best bc", cost=5.3,
     ),
     "wsrl, new data": Method(lambda: _seldom_tried(offline_share=0.0), online=True, start="near-best bc", cost=5.3),
-    "moorl, each update": Method(lambda: MOORLConfig(inner=1, meta=1.0, **BRISK), online=True, cost=5.5),
-    "moorl, each update, whole batches": Method(
-        lambda: MOORLConfig(inner=1, meta=1.0, whole_batches=True, **BRISK), online=True, cost=5.5
+    "moorl, both at once, each update": Method(lambda: _both(1, 1.0, False), online=True, cost=5.5),
+    "moorl, both at once, each update, whole batches": Method(lambda: _both(1, 1.0, True), online=True, cost=5.5),
+    "moorl, both at once, half steps": Method(lambda: _both(5, 0.5, True), online=True, cost=5.5),
+    "moorl, two updates": Method(lambda: MOORLConfig(inner=2, **BRISK), online=True, cost=4.7),
+    "moorl, two updates, half steps": Method(lambda: MOORLConfig(inner=2, meta=0.5, **BRISK), online=True, cost=4.7),
+    "moorl, five updates, half steps": Method(lambda: MOORLConfig(inner=5, meta=0.5, **BRISK), online=True, cost=4.7),
+    "moorl, five updates, half steps, mostly new": Method(
+        lambda: MOORLConfig(inner=5, meta=0.5, offline_share=0.3, **BRISK), online=True, cost=4.7
     ),
-    "moorl, half steps": Method(lambda: MOORLConfig(whole_batches=True, **BRISK), online=True, cost=5.5),
-    "moorl, in turn, each update": Method(lambda: _in_turn(1, 1.0), online=True, cost=4.7),
-    "moorl, in turn, two updates": Method(lambda: _in_turn(2, 1.0), online=True, cost=4.7),
-    "moorl, in turn, two updates, half steps": Method(lambda: _in_turn(2, 0.5), online=True, cost=4.7),
-    "moorl, in turn, five updates, half steps": Method(lambda: _in_turn(5, 0.5), online=True, cost=4.7),
-    "moorl, in turn, mostly new": Method(lambda: _in_turn(5, 0.5, 0.3), online=True, cost=4.7),
-    "moorl, in turn, mostly old": Method(lambda: _in_turn(5, 0.5, 0.7), online=True, cost=4.7),
-    "sac, half and half": Method(
-        lambda: MOORLConfig(tasks=Tasks.joined, inner=1, meta=1.0, **BRISK), online=True, cost=4.7
+    "moorl, five updates, half steps, mostly old": Method(
+        lambda: MOORLConfig(inner=5, meta=0.5, offline_share=0.7, **BRISK), online=True, cost=4.7
     ),
+    "sac, half and half": Method(lambda: MOORLConfig(tasks=Tasks.joined, **BRISK), online=True, cost=4.7),
 }  # fmt: skip
 ALL = METHODS | TRIALS
 

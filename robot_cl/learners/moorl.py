@@ -26,8 +26,9 @@ from robot_cl.learners.stacks import merged, repeated
 class Tasks(StrEnum):
     """What one fast learner trains on.
 
-    `both`: two fast learners side by side, one per buffer, whose steps are averaged. `alternate`: one fast learner,
-    which takes a buffer at random for every meta step, as published. `joined`: one fast learner on half and half, which
+    `alternate`: one fast learner, which takes a buffer at random for every meta step, as published. `both`: two fast
+    learners side by side, one per buffer, whose steps are averaged; each fits one buffer, and it takes twice the
+    arithmetic (inner=5 meta=1 suits it best). `joined`: one fast learner on half and half, which with inner=5 meta=0.5
     is soft actor-critic with Lookahead (Zhang et al. 2019): the ablation of the meta step.
     """
 
@@ -43,11 +44,11 @@ class MOORLConfig(SACConfig):
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(layer_norm=True))  # shape of each critic
     temperature: float = 0.1  # start of the entropy's weight; at 1.0 thousands of updates pass before values count
     returns_steps: int = 3_000  # first updates of the critics, on the data's returns; 0: from zero, as published
-    tasks: Tasks = Tasks.both  # both, alternate or joined
-    inner: int = 5  # K, updates of the fast weights per meta step
-    meta: float = 0.5  # ε, how far the meta-parameters move to the fast ones
+    tasks: Tasks = Tasks.alternate  # alternate, both or joined
+    inner: int = 1  # K, updates of the fast weights per meta step
+    meta: float = 1.0  # ε, how far the meta-parameters move to the fast ones
     offline_share: float = 0.5  # joined: of each batch; alternate: how often the dataset has its turn; both: half
-    whole_batches: bool = False  # both buffers give a whole batch, unless tasks=joined; false: they share one
+    whole_batches: bool = True  # both buffers give a whole batch, unless tasks=joined; false: they share one
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,7 @@ from robot_cl.learners.cal_ql import CalQLConfig
 from robot_cl.learners.iql import IQLConfig
 from robot_cl.learners.lcb import LCBConfig
 from robot_cl.learners.mbpo import MBPOConfig
-from robot_cl.learners.moorl import MOORLConfig
+from robot_cl.learners.moorl import MOORLConfig, Tasks
 from robot_cl.learners.ppo import PPOConfig
 from robot_cl.learners.psec import PSECConfig, Skill
 from robot_cl.learners.rlpd import RLPDConfig
@@ -33,7 +33,7 @@ CONFIGS = {
     "iql": IQLConfig(actor=ACTOR, critic=CRITIC),
     "ppo": PPOConfig(actor=replace(PPOConfig().actor, hidden=(8,)), critic=CRITIC),
     "rlpd": RLPDConfig(**SOFT, critics=2),
-    "moorl": MOORLConfig(**SOFT, returns_steps=2),
+    "moorl": MOORLConfig(**SOFT, tasks=Tasks.both, returns_steps=2),
     "lcb": LCBConfig(**SOFT, critics=2, returns_steps=2),
     "cal_ql": CalQLConfig(**SOFT),
     "wsrl": WSRLConfig(**SOFT, critics=2),

@@ -24,7 +24,7 @@ from robot_cl.learners.iql import IQLConfig
 from robot_cl.learners.lcb import LCBConfig
 from robot_cl.learners.mbpo import MBPOConfig
 from robot_cl.learners.model_config import ModelConfig
-from robot_cl.learners.moorl import MOORLConfig
+from robot_cl.learners.moorl import MOORLConfig, Tasks
 from robot_cl.learners.percent_bc import PercentBCConfig
 from robot_cl.learners.rebrac import ReBRACConfig
 from robot_cl.learners.rlpd import RLPDConfig
@@ -37,7 +37,7 @@ CONFIGS: dict[str, LearnerConfig] = {
     "iql": IQLConfig(actor=ActorConfig(hidden=(16, 16)), critic=CriticConfig(hidden=(16, 16))),
     "sac": SACConfig(**SOFT),
     "rlpd": RLPDConfig(**SOFT, critics=4, actor_every=2),
-    "moorl": MOORLConfig(**SOFT, inner=3),
+    "moorl": MOORLConfig(**SOFT, tasks=Tasks.both, inner=3),
     "cal_ql": CalQLConfig(**SOFT, drawn=2, cloning=10, critic_only=3),
     "wsrl": WSRLConfig(**SOFT, critics=3, drawn=2, cloning=10, critic_only=3),
     "lcb": LCBConfig(**SOFT, critics=3, cloning=10),

@@ -11,7 +11,7 @@ from policies.networks import generators
 from policies.normalizer import Normalizer
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.graph import Updates
-from robot_cl.learners.moorl import MOORL, MOORLConfig, Tasks
+from robot_cl.learners.moorl import MOORL, MOORLConfig, Tasks, where
 from robot_cl.learners.replay import ReplayBuffer
 from robot_cl.learners.returns import returns_to_go
 from robot_cl.learners.sac import SAC, SACConfig, joined, tanh_actor
@@ -40,6 +40,24 @@ def test_one_whole_step_at_a_time_is_plain_soft_actor_critic_bit_for_bit(transit
             assert torch.equal(value, theirs[key]), (name, key)
 
 
+def test_by_default_each_update_is_soft_actor_critic_on_a_whole_batch_of_one_buffer(transitions):
+    """The published form where a meta step is one whole update."""
+    plain = SAC(SACConfig(**SMALL, temperature=0.1), 4, 2, seeds=2, seed=3)
+    ours = MOORL(MOORLConfig(**SMALL), 4, 2, seeds=2, seed=3)
+    ours.actor.normalizer.clip = plain.actor.normalizer.clip
+    turns = []
+    for step in range(8):
+        fresh, offline = transitions(2, 8, seed=step), transitions(2, 8, seed=100 + step)
+        ours.update_online(fresh, offline)
+        turns.append(ours.extra["offline_turn"].clone())
+        plain.draws.uniform()  # whose turn it is
+        plain.update_offline(where(turns[-1], offline, fresh))
+    assert 0 < torch.stack(turns).float().mean() < 1
+    for name in ("actor", "critic", "target", "temperature"):
+        theirs = plain.nets[name].state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.nets[name].state_dict().items()), name
+
+
 @pytest.mark.parametrize("tasks", list(Tasks))
 def test_a_meta_step_of_zero_moves_nothing(tasks, transitions):
     learner = MOORL(MOORLConfig(**SMALL, tasks=tasks, inner=2, meta=0.0), 4, 2, seeds=2)
@@ -52,7 +70,7 @@ def test_a_meta_step_of_zero_moves_nothing(tasks, transitions):
 
 
 def test_meta_parameters_and_targets_stand_still_between_meta_steps(transitions):
-    learner = MOORL(MOORLConfig(**SMALL, inner=3, meta=0.5, tau=0.1, lr=1e-2), 4, 2)
+    learner = MOORL(MOORLConfig(**SMALL, tasks=Tasks.both, inner=3, meta=0.5, tau=0.1, lr=1e-2), 4, 2)
     before, targets = meta(learner), [p.clone() for p in learner.nets["target"].parameters()]
     for _ in range(2):
         learner.update_online(transitions(1, 8), transitions(1, 8, seed=1))
@@ -68,7 +86,7 @@ def test_meta_parameters_and_targets_stand_still_between_meta_steps(transitions)
 
 
 def test_the_meta_step_is_the_mean_of_both_tasks_changes(transitions):
-    learner = MOORL(MOORLConfig(**SMALL, inner=2, meta=0.25, lr=1e-2), 4, 2)
+    learner = MOORL(MOORLConfig(**SMALL, tasks=Tasks.both, inner=2, meta=0.25, lr=1e-2), 4, 2)
     before = [p.clone() for p in learner.nets["critic"].parameters()]
     learner.update_online(transitions(1, 8), transitions(1, 8, seed=1))
     fast: list[torch.Tensor] = []
@@ -111,7 +129,7 @@ def test_critics_and_targets_of_all_tasks_begin_at_the_returns_of_the_data(trans
     data = replace(data, reward=data.reward + 20.0)
     wanted = returns_to_go(data, 0.9)
     for steps, least in ((300, 0.9), (0, -1.0)):
-        learner = MOORL(MOORLConfig(**SMALL, discount=0.9, returns_steps=steps), 4, 2, seeds=2)
+        learner = MOORL(MOORLConfig(**SMALL, tasks=Tasks.both, discount=0.9, returns_steps=steps), 4, 2, seeds=2)
         learner.prepare(data)
         z = learner.actor.normalizer(data.obs)
         for net in (learner.critic, learner.fast.critic, learner.fast.target):
@@ -131,7 +149,7 @@ def test_seeds_with_statistics_of_their_own_keep_them_in_both_tasks(transitions)
     norm = Normalizer(4, population=2)
     norm.update(rows.obs * torch.tensor([1.0, 3.0]).view(2, 1, 1))
     actor = StackedGaussianActor(4, 2, generators(0, 2), SMALL["actor"], norm.freeze())
-    stack = MOORL(MOORLConfig(**SMALL), 4, 2, 2, actor=actor)
+    stack = MOORL(MOORLConfig(**SMALL, tasks=Tasks.both), 4, 2, 2, actor=actor)
     stack.prepare(transitions(60))
     z = stack.fast.actor.normalizer(torch.cat([rows.obs, rows.obs]))
     assert torch.equal(z, torch.cat([stack.actor.normalizer(rows.obs)] * 2)) and not torch.equal(z[0], z[1])
@@ -151,7 +169,10 @@ def test_the_share_of_the_dataset_is_of_turns_or_of_rows(transitions):
         MOORLConfig(tasks=Tasks.both, offline_share=0.2)
 
 
-@pytest.mark.parametrize("tasks, whole, rows", [("both", False, 4), ("both", True, 8), ("joined", True, 4)])
+WHOLE = [("both", False, 4), ("both", True, 8), ("alternate", True, 8), ("joined", True, 4)]
+
+
+@pytest.mark.parametrize("tasks, whole, rows", WHOLE)
 def test_a_buffer_gives_half_a_batch_or_a_whole_one(tasks, whole, rows, transitions):
     learner = MOORL(MOORLConfig(**SMALL, tasks=Tasks(tasks), whole_batches=whole), 4, 2)
     data, seen, update = transitions(40), [], learner.update_online

@@ -21,7 +21,7 @@ from policies.critics import CriticConfig
 from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.mbpo import MBPOConfig
 from robot_cl.learners.model_config import ModelConfig
-from robot_cl.learners.moorl import MOORLConfig
+from robot_cl.learners.moorl import MOORLConfig, Tasks
 from robot_cl.learners.sac import tanh_actor
 from robot_cl.learners.uni_o4_config import UniO4Config
 from robot_cl.run_config import TrainConfig
@@ -38,7 +38,9 @@ LEARNERS = {
             ensemble=EnsembleConfig(3, 2, (8,), (8,)), every=12, first=5, steps=3, batch=16, rollouts=2.0, keep=60,
         ),
     ),
-    "moorl": MOORLConfig(actor=replace(tanh_actor(), hidden=(16,)), critic=CRITIC, inner=3, warmup=4),
+    "moorl": MOORLConfig(
+        actor=replace(tanh_actor(), hidden=(16,)), critic=CRITIC, tasks=Tasks.both, inner=3, warmup=4
+    ),
 }
 def options(out, data, name):
     offline, online, worlds = {"uni_o4": (40, 64, 4), "mbpo": (20, 40, 1), "moorl": (0, 50, 1)}[name]
