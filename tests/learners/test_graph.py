@@ -18,8 +18,10 @@ from robot_cl.learners.bc import BC, BCConfig
 from robot_cl.learners.draws import Draws, Tape
 from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.graph import Acting, Captured, Updates
+from robot_cl.learners.imagined import ImaginationConfig
 from robot_cl.learners.moorl import Tasks
 from robot_cl.learners.replay import ReplayBuffer
+from robot_cl.learners.uni_o4_config import Advantage
 
 CRITIC = CriticConfig(hidden=(16,))
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -84,6 +86,24 @@ def test_captured_offline_updates_are_the_plain_ones(name, device, transitions):
         assert wanted.keys() == found.keys()
     assert fixed.captured.recordings and not fixed.captured.refused
     assert_same(plain, fixed, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_captured_steps_on_imagined_rollouts_are_the_plain_ones(device, transitions):
+    small = ImaginationConfig(members=2, horizon=3, rollouts=8, every=6, minibatch=16)
+    config = replace(tiny("uni_o4"), advantage=Advantage.imagined, imagined=small)
+    data, made = transitions(1200), []
+    for captured in (False, True):
+        learner = learner_class("uni_o4")(config, 4, 2, 2, 3, device)
+        learner.captured = Captured(learner, captured)
+        learner.attach_data(data.to(device))
+        learner.prepare(data.to(device))
+        updates = Updates(learner, Sampler.over(data, learner.rng, device), None, 32)
+        for _ in range(28):  # past the third rollouts and the first test of the gate
+            updates.offline()
+        made.append(learner)
+    assert made[1].extra["imagined"].std() > 0 and not made[1].captured.refused
+    assert_same(*made, device)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -119,8 +119,7 @@ def test_advantages_are_what_models_pay_and_values_promise(learner):
     imagination.config = SMALL
     z, action, told = rows.split([2, 1, 4], -1)
     log_prob, advantage, lack, room = told.unbind(-1)
-    norm = learner.actor.normalizer
-    obs = z * (norm.var + norm.eps).sqrt().float() + norm.mean.float()
+    obs = _raw(learner, z)
     said = imagination.judge(obs.view(1, -1, 2), action.reshape(1, -1, 1).clamp(-1, 1))
     paid = advantage + _short(learner, obs, said)
     torch.testing.assert_close(said.reward.view(2, -1), paid, atol=1e-3, rtol=1e-3)
@@ -141,3 +140,47 @@ def _short(learner: UniO4, obs: Tensor, said) -> Tensor:
         return learner.state_value(x).view(2, -1) + imagination.lacking(norm(x.view(2, -1, 2)))
 
     return v(obs.view(1, -1, 2)) - 0.5 * v(after)
+
+
+# -- where models are sure --------------------------------------------------------------------------------------------
+
+
+def test_room_shrinks_from_all_to_none_between_two_disagreements(learner):
+    imagination = learner.source.imagination
+    low, high = imagination.sure[0].tolist()
+    assert 0.0 < low < high
+    found = imagination.room(torch.tensor([[0.0, low, 0.5 * (low + high), high, 10.0 * high]]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 1.0, 0.5, 0.0, 0.0]]))
+    far = imagination.judge(torch.full((1, 4, 2), 8.0), torch.ones(1, 4, 1)).apart
+    assert (imagination.room(far) == 0.0).all()  # nobody was ever there
+
+
+def test_rare_states_begin_their_share_of_the_rollouts(learner):
+    imagination = learner.source.imagination
+
+    def apart(rare: float) -> Tensor:
+        imagination.config = replace(SMALL, rollouts=400, rare=rare)
+        obs = imagination.starts(learner.members, learner.data, Draws(generators(5, 1)))
+        found = imagination.judge(obs.view(1, -1, 2), learner.members.mode(obs).view(1, -1, 1)).apart
+        return found.view(2, 400)
+
+    few, many = apart(0.0), apart(0.5)
+    imagination.config = SMALL
+    bound = few.quantile(0.9)
+    assert (few > bound).float().mean() < 0.11 and (many > bound).float().mean() > 0.35
+
+
+def test_a_rollout_that_ends_earns_nothing_from_there_and_begins_anew(learner):
+    imagination = learner.source.imagination
+    on, over = rollouts(learner), rollouts(learner, lambda obs: torch.ones(obs.shape[:-1], dtype=torch.bool))
+    z, again = (rows[..., :2].view(2, SMALL.horizon, SMALL.rollouts, 2) for rows in (on, over))
+    assert torch.equal(again[:, 0], again[:, 2]) and not torch.equal(z[:, 0], z[:, 2])
+    values = learner.state_value(_raw(learner, over[..., :2]).view(1, -1, 2)).view(2, -1)
+    told = over[..., -3] + values + imagination.lacking(over[..., :2])  # advantage + V is the reward alone
+    said = imagination.judge(_raw(learner, over[..., :2]).view(1, -1, 2), over[..., 2:3].reshape(1, -1, 1).clamp(-1, 1))
+    torch.testing.assert_close(told, said.reward.view(2, -1), atol=1e-3, rtol=1e-3)
+
+
+def _raw(learner: UniO4, z: Tensor) -> Tensor:
+    norm = learner.actor.normalizer
+    return z * (norm.var + norm.eps).sqrt().float() + norm.mean.float()

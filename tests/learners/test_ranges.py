@@ -5,6 +5,7 @@ import pytest
 from dynamics.ensemble import EnsembleConfig
 from robot_cl.learners import config_class
 from robot_cl.learners.gate import GateConfig
+from robot_cl.learners.imagined import ImaginationConfig
 
 NONSENSE = {
     "bc": [("lr", 0.0), ("clip", -1.0), ("decay", -5)],
@@ -26,6 +27,23 @@ def test_a_number_that_means_nothing_is_refused_by_name(name, option, value):
     options = {"critics": 5} if option == "subset" else {}
     with pytest.raises(ValueError, match=option):
         config_class(name)(**{option: value}, **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("members", 1, "at least 2"),
+        ("horizon", 0, "at least 1"),
+        ("rollouts", 30, "30 rollouts cannot be shared by 4 models"),
+        ("sure", (0.9, 0.9), "two rising shares"),
+        ("rare", 1.5, "rare is one"),
+        ("trace", -0.1, "imagined.trace"),
+        ("reach", 0.0, "reach is 0.0"),
+    ],
+)
+def test_imagination_of_nothing_is_refused_in_a_sentence(option, value, says):
+    with pytest.raises(ValueError, match=says):
+        ImaginationConfig(**{option: value})
 
 
 def test_doubt_needs_models_that_can_disagree():
