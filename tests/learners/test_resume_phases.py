@@ -19,19 +19,23 @@ from dynamics.ensemble import EnsembleConfig
 from dynamics.fit import FitConfig
 from policies.critics import CriticConfig
 from robot_cl.learners.gate import GateConfig
+from robot_cl.learners.imagined import ImaginationConfig
 from robot_cl.learners.mbpo import MBPOConfig
 from robot_cl.learners.model_config import ModelConfig
 from robot_cl.learners.moorl import MOORLConfig, Tasks
 from robot_cl.learners.sac import tanh_actor
-from robot_cl.learners.uni_o4_config import UniO4Config
+from robot_cl.learners.uni_o4_config import Advantage, UniO4Config
 from robot_cl.run_config import TrainConfig
 CRITIC = CriticConfig(hidden=(16,))
+UNI_O4 = UniO4Config(
+    actor=replace(UniO4Config().actor, hidden=(16,)), critic=CRITIC, behaviours=2, horizon=8, minibatch=8, epochs=1,
+    critic_steps=20, behaviour_steps=10, improve_steps=20, dynamics=EnsembleConfig(3, 2, (8,), (8,)),
+    fit=FitConfig(max_steps=5), gate=GateConfig(every=4, horizon=3, starts=4, end_steps=5),
+    imagined=ImaginationConfig(members=2, horizon=3, rollouts=8, every=8, minibatch=16),
+)
 LEARNERS = {
-    "uni_o4": UniO4Config(
-        actor=replace(UniO4Config().actor, hidden=(16,)), critic=CRITIC, behaviours=2, horizon=8, minibatch=8, epochs=1,
-        critic_steps=20, behaviour_steps=10, improve_steps=20, dynamics=EnsembleConfig(3, 2, (8,), (8,)),
-        fit=FitConfig(max_steps=5), gate=GateConfig(every=4, horizon=3, starts=4, end_steps=5),
-    ),
+    "uni_o4": UNI_O4,
+    "imagined": replace(UNI_O4, advantage=Advantage.imagined),
     "mbpo": MBPOConfig(
         actor=replace(tanh_actor(), hidden=(16,)), critic=CRITIC, warmup=4,
         model=ModelConfig(
@@ -43,7 +47,7 @@ LEARNERS = {
     ),
 }
 def options(out, data, name):
-    offline, online, worlds = {"uni_o4": (40, 64, 4), "mbpo": (20, 40, 1), "moorl": (0, 50, 1)}[name]
+    offline, online, worlds = {"uni_o4": (40, 64, 4), "imagined": (40, 0, 4), "mbpo": (20, 40, 1), "moorl": (0, 50, 1)}[name]
     return TrainConfig(task="hopper", data=data, offline_steps=offline, online_steps=online, batch=16,
         num_worlds=worlds, log_every=1, eval_every=0, checkpoint_every=16, threads=1, torch_threads=1, out=out,
         device="cpu", name=name, seeds=2, tensorboard=False)
@@ -78,7 +82,7 @@ def killed(tmp_path_factory) -> tuple[Path, str]:
     return root, str(data.path)
 
 
-@pytest.mark.parametrize("name", ["uni_o4", "mbpo", "moorl"])
+@pytest.mark.parametrize("name", ["uni_o4", "imagined", "mbpo", "moorl"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(name, killed):
     root, data = killed
     scope: dict = {}
