@@ -104,9 +104,11 @@ ROWS = {
 
 
 def config_of(plan: cells.Plan) -> UniO4Config:
-    found = cells.scaled(cells.sized(UniO4Config(advantage=Advantage.imagined), plan.size), plan.size)
+    """Learners of the plan's size; models at their own defaults, which small learners need as much, but when quick."""
+    whole = UniO4Config(advantage=Advantage.imagined)
+    found = cells.scaled(cells.sized(whole, plan.size), plan.size)
     assert isinstance(found, UniO4Config)
-    return found
+    return found if plan.sizes == "quick" else replace(found, dynamics=whole.dynamics, fit=whole.fit)
 
 
 def learner_of(kind: type[UniO4], config: UniO4Config, data: Transitions, plan: cells.Plan) -> UniO4:
