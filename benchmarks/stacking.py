@@ -41,7 +41,7 @@ from robot_cl.continual.run import ContinualConfig, prepare
 from robot_cl.data.collect import collect, random_part
 from robot_cl.learners.bc import BCConfig
 from robot_cl.learners.iql import IQLConfig
-from robot_cl.learners.moorl import MOORLConfig
+from robot_cl.learners.moorl import MOORLConfig, Tasks
 from robot_cl.learners.ppo import PPOConfig
 from robot_cl.run import Run
 from robot_cl.run_config import TrainConfig
@@ -124,7 +124,8 @@ def moorl(quick: bool) -> dict[str, float]:
     data = dataset(place, 20_000)
     config = TrainConfig(data=data, task=TASK, offline_steps=0, online_steps=total, torch_threads=cores())
     # SB3's critics are not normalised, MOORL's are: with the peer's networks for the claim, and as they come.
-    same, normalised = MOORLConfig(warmup=STEPS_BEFORE, critic=CriticConfig()), MOORLConfig(warmup=STEPS_BEFORE)
+    normalised = MOORLConfig(tasks=Tasks.both, inner=5, meta=0.5, whole_batches=False, warmup=STEPS_BEFORE)
+    same = replace(normalised, critic=CriticConfig())
     compiled = replace(config, compile=True)
     runs = {"ours": run_of(compiled, same), "normalised": run_of(compiled, normalised), "plain": run_of(config, same)}
     turns = {name: run.turns() for name, run in runs.items()}
