@@ -261,7 +261,6 @@ class UniO4(PPO):
 
     def judge(self, policies: StackedGaussianActor, watch: bool = False) -> Scores:
         """What the gate says of P·n policies; with `watch` also how far they are from their clones."""
-
         returns = self.config.gate.score is Score.returns
         if self._price is None and self.data is not None:
             self._price = self.gate.price(self.data)
