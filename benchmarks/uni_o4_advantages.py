@@ -159,7 +159,7 @@ def improved(row: Row, plan: cells.Plan, data: Transitions, state: dict[str, Ten
 
     for done in range(learner.config.improve_steps or 0):
         learner.schedule()
-        learner.captured(None if learner.source.apart(done) else "improve", work)
+        learner.captured(None if learner.source.eager(done) else "improve", work)
         learner.step += 1
         if row.gated and (done + 1) % learner.config.gate.every == 0:
             learner.pass_gate()

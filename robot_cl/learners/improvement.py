@@ -35,8 +35,8 @@ class Source(Protocol):
         """Learn of the data (N,) what advantages take. Returns the trust in them, (P, n)."""
         ...
 
-    def apart(self, done: int) -> bool:
-        """Whether the policy gradient step after `done` ones does more than a gradient step."""
+    def eager(self, done: int) -> bool:
+        """Whether the gradient step after `done` ones does more than that, and is not to be captured."""
         ...
 
     def loss(self, batch: Transitions, done: int) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ class FromData:
         z, value, after, deviations, claimed = zip(*parts, strict=True)
         return torch.cat(z), torch.cat(value, 1), torch.cat(after, 1), torch.cat(deviations, 1), torch.cat(claimed, 1)
 
-    def apart(self, done: int) -> bool:
+    def eager(self, done: int) -> bool:
         return False
 
     def loss(self, batch: Transitions, done: int) -> tuple[Tensor, Tensor]:
@@ -159,13 +159,13 @@ class FromImagination:
         self.imagination.fit(data, me.config.fit, me.rng)
         return torch.ones_like(me.gate.trust)
 
-    def apart(self, done: int) -> bool:
+    def eager(self, done: int) -> bool:
         return done % self.learner.config.imagined.every == 0
 
     def loss(self, batch: Transitions, done: int) -> tuple[Tensor, Tensor]:
         """π_old is the policy whose rollouts these are."""
         me, c = self.learner, self.learner.config.imagined
-        if self.apart(done):
+        if self.eager(done):
             self.imagine()
         kept = me.extra["imagined"]
         index = me.draws.rows(kept[0], c.minibatch).repeat_interleave(me.config.behaviours, 0)

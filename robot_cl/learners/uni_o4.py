@@ -140,7 +140,7 @@ class UniO4(PPO):
         assert c.critic_steps is not None and c.behaviour_steps is not None
         handed_over = after in (1, c.behaviour_steps, c.fit_steps, c.fit_steps + 1, c.offline_steps)
         tested = after > c.fit_steps and (after - c.fit_steps) % c.gate.every == 0
-        if online or handed_over or tested or (after > c.fit_steps and self.source.apart(self.step - c.fit_steps)):
+        if online or handed_over or tested or (after > c.fit_steps and self.source.eager(self.step - c.fit_steps)):
             return None
         return self.step < c.critic_steps, self.step < c.behaviour_steps
 
