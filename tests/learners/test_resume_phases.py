@@ -47,7 +47,8 @@ LEARNERS = {
     ),
 }
 def options(out, data, name):
-    offline, online, worlds = {"uni_o4": (40, 64, 4), "imagined": (40, 0, 4), "mbpo": (20, 40, 1), "moorl": (0, 50, 1)}[name]
+    lengths = {"uni_o4": (40, 64, 4), "imagined": (40, 0, 4), "mbpo": (20, 40, 1), "moorl": (0, 50, 1)}
+    offline, online, worlds = lengths[name]
     return TrainConfig(task="hopper", data=data, offline_steps=offline, online_steps=online, batch=16,
         num_worlds=worlds, log_every=1, eval_every=0, checkpoint_every=16, threads=1, torch_threads=1, out=out,
         device="cpu", name=name, seeds=2, tensorboard=False)
