@@ -17,6 +17,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 OK, NOTE, BAD = "ok", "note", "bad"
+CHECKOUT = Path(__file__).resolve().parents[1]  # or the folder that this is installed in
 NEEDED_MEMORY_GB, NEEDED_DISK_GB = 3.0, 5.0
 EXTRAS = {
     "suites": "more tasks: dm_control, gymnasium-robotics, Meta-World, OGBench",
@@ -117,7 +118,10 @@ def _extra(name: str, purpose: str) -> Finding:
     if not missing:
         return Finding(f"[{name}]", OK, purpose)
     lacks = ", ".join(r.name for r in missing)
-    return Finding(f"[{name}]", NOTE, f"{purpose}; lacks {lacks}", f"pip install -c constraints.txt 'robot-cl[{name}]'")
+    fix = f"pip install 'robot-cl[{name}]'"
+    if (CHECKOUT / "constraints.txt").exists():
+        fix = f"pip install -c {CHECKOUT}/constraints.txt -e '{CHECKOUT}[{name}]'"
+    return Finding(f"[{name}]", NOTE, f"{purpose}; lacks {lacks}", fix)
 
 
 def check_ros() -> Finding:
@@ -149,12 +153,11 @@ def check_memory() -> Finding:
 
 def check_commit() -> Finding:
     """Which source this is, so that a report of trouble says it."""
-    here = Path(__file__).resolve().parents[1]
     git = shutil.which("git")
-    if git and (here / ".git").exists():
-        done = subprocess.run([git, "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    if git and (CHECKOUT / ".git").exists():
+        done = subprocess.run([git, "describe", "--always", "--dirty"], cwd=CHECKOUT, capture_output=True, text=True)
         return Finding("robot-cl", OK, f"{version('robot-cl')}, checkout {done.stdout.strip() or 'without commits'}")
-    return Finding("robot-cl", OK, f"{version('robot-cl')}, installed in {here}")
+    return Finding("robot-cl", OK, f"{version('robot-cl')}, installed in {CHECKOUT}")
 
 
 CHECKS: tuple[Callable[[], Finding | list[Finding]], ...] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ NUMBERS = {"acc": "ACC", "forgetting": "forgetting", "bwt": "BWT", "forward_tran
 def run(call: Call, options: Any) -> Outcome:
     """A new run, or with a RUN the rest of one."""
     from robot_cl.commands.runs import find_run, typed
+    from robot_cl.commands.train import start_of
     from robot_cl.config import read_groups
     from robot_cl.continual import summary
     from robot_cl.continual.run import ContinualConfig, proceed, read_continual, start
@@ -30,7 +32,7 @@ def run(call: Call, options: Any) -> Outcome:
         folder = watched(call, lambda progress: proceed(known, progress))
     else:
         config, chosen = read_groups(ContinualConfig, {"learner": config_classes()}, "continual", call.overrides)
-        learner = chosen["learner"][1]
+        config, learner = replace(config, base=start_of(config.base)), chosen["learner"][1]
         folder = watched(call, lambda progress: start(config, learner, progress, began))
     data = summary.read(folder)
     show(call, data)

@@ -36,8 +36,9 @@ def run(call: Call, options: ReportOptions) -> Outcome:
             if path:
                 write(runs[-1], Path(path))
         beside = figures(runs[-1]) if options.figures else []
-    size = page.stat().st_size / 1e6
-    call.say(f"{page.name}: {size:.1f} MB, opens from disk without network")
+    size = page.stat().st_size / 1e3
+    large = f"{size / 1e3:.1f} MB" if size >= 1e3 else f"{size:.0f} kB"
+    call.say(f"{page.name}: {large}, opens from disk without network")
     for figure in beside:
         call.say(f"{figure.relative_to(runs[-1])}")
     wrote = [str(p) for p in (page, options.csv, options.png, *beside) if p]

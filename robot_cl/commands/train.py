@@ -109,7 +109,7 @@ def absolute_start(overrides: Sequence[str]) -> list[str]:
 
 
 def start_of(word: str | None) -> str | None:
-    """The run or checkpoint named by init_from: a path, a run's name, or "last"."""
+    """The run or checkpoint to begin from: a path, a run's name, or "last"."""
     if word is None or Path(word).exists():
         return word
     from robot_cl.commands.runs import find_run

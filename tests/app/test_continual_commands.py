@@ -39,7 +39,7 @@ def test_a_stream_is_learned_and_its_numbers_stand_in_a_table_and_in_a_file(run_
         (["methods=[]"], "methods is empty"),
         (["options.prune_at=2"], "between 0 and 1"),
         (["stepps=3"], "steps"),
-        (["base=nowhere"], "there is no nowhere"),
+        (["base=nowhere"], "no run 'nowhere'"),
     ],
 )
 def test_a_mistake_is_one_sentence(run_in: Cli, tmp_path: Path, words: list[str], said: str) -> None:
@@ -52,9 +52,12 @@ def test_a_base_of_another_robot_is_refused_before_anything_is_written(
     run_in: Cli, place: Path, tmp_path: Path
 ) -> None:
     (run,) = place.glob("runs/*cloned")
-    ran = run_in(tmp_path, "continual", *TINY, f"base={run}")
-    assert ran.code == 2 and "does not fit vehicle-waypoint" in ran.err and "Traceback" not in ran.err
-    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / run.name).symlink_to(run)
+    for base in (str(run), "cloned"):  # as a path, and by its name
+        ran = run_in(tmp_path, "continual", *TINY, f"base={base}")
+        assert ran.code == 2 and "does not fit vehicle-waypoint" in ran.err and "Traceback" not in ran.err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.name]
 
 
 def test_streams_and_methods_are_listed(run_in: Cli, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,10 +40,14 @@ def test_a_full_disk_and_a_full_memory_are_found(monkeypatch: pytest.MonkeyPatch
     assert doctor.check_memory().state == BAD
 
 
-def test_a_missing_extra_names_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_names_what_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "requires", lambda name: ['no-such-package>=1; extra == "suites"', "numpy>=2"])
     (found,) = [f for f in doctor.check_extras() if f.name == "[suites]"]
-    assert found.state == NOTE and "no-such-package" in found.found and "robot-cl[suites]" in found.fix
+    assert found.state == NOTE and "no-such-package" in found.found
+    assert found.fix == f"pip install -c {doctor.CHECKOUT}/constraints.txt -e '{doctor.CHECKOUT}[suites]'"
+    monkeypatch.setattr(doctor, "CHECKOUT", tmp_path)  # of a wheel there is no checkout
+    (found,) = [f for f in doctor.check_extras() if f.name == "[suites]"]
+    assert found.fix == "pip install 'robot-cl[suites]'"
 
 
 def test_without_opengl_the_advice_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
