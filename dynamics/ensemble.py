@@ -230,6 +230,10 @@ class Ensemble(nn.Module):
         ):
             norm.frozen.fill_(False)
             norm.fit(rows)
+        self.measure_range(obs, reward, next_obs)
+
+    def measure_range(self, obs: Tensor, reward: Tensor, next_obs: Tensor) -> None:
+        """The range of these rows, in which imagined states and rewards are kept."""
         both = torch.cat([obs, next_obs])
         self.obs_low.copy_(both.amin(0))
         self.obs_high.copy_(both.amax(0))

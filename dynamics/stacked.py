@@ -58,17 +58,6 @@ class EnsembleStack(Ensemble):
         order = torch.stack([torch.randperm(rows, generator=g) for g in rng]).to(self.elites.device)
         return self.first + self.elites.gather(1, order % self.elites.shape[1])
 
-    def measure(self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor) -> None:
-        """Statistics of (P, N, ·) rows, for each ensemble, and their range, replacing the old ones."""
-        for norm, rows in (
-            (self.input_norm, self.features(obs, action)),
-            (self.delta_norm, self.wrap_angles(next_obs - obs)),
-            (self.reward_norm, reward.unsqueeze(-1)),
-        ):
-            norm.frozen.fill_(False)
-            norm.fit(rows)
-        self.measure_range(obs, reward, next_obs)
-
     def measure_range(self, obs: Tensor, reward: Tensor, next_obs: Tensor) -> None:
         """The range of (P, N, ·) rows, in which imagined states and rewards are kept."""
         both = torch.cat([obs, next_obs], 1)
