@@ -240,7 +240,7 @@ def _while_fresh(runner: Runner, patience: float, act: Callable[[], None]) -> No
         try:
             return act()
         except ValueError:
-            if runner.transport.age() <= runner.stale_s or runner.clock.now() > end:
+            if runner.transport.age() <= runner.hearing.stale_s or runner.clock.now() > end:
                 raise
 
 
@@ -248,7 +248,7 @@ def _await_state(runner: Runner, patience: float) -> None:
     """Raises OSError saying what was heard instead, if no state comes in time."""
     clock, transport = runner.clock, runner.transport
     end = clock.now() + patience
-    while transport.read() is None or transport.age() > runner.stale_s:
+    while transport.read() is None or transport.age() > runner.hearing.stale_s:
         if clock.now() > end:
             why = transport.problem()
             topics = ", ".join(t.topic for t in transport.spec.state)

@@ -16,13 +16,14 @@ from robot_cl.deploy.actuation import Actuation
 from robot_cl.deploy.caller import Caller, InlineCaller
 from robot_cl.deploy.clock import Clock
 from robot_cl.deploy.contract import Contract
+from robot_cl.deploy.hearing import Hearing
 from robot_cl.deploy.latency import Statistics
 from robot_cl.deploy.mind import Mind, Thought
 from robot_cl.deploy.modes import DRIVING, SENDING, THINKING, Guard, Listener, Mode, RunnerConfig, Stage, Step
 from robot_cl.deploy.names import near
 from robot_cl.deploy.observe import compare
 from robot_cl.deploy.operator import Order, Orders, parse_order
-from robot_cl.deploy.safety import all_finite, blend
+from robot_cl.deploy.safety import blend
 from robot_cl.deploy.transport import State, Transport
 
 Whole = tuple[Policy, Contract, Guard | None, Stage | None]  # what makes one bundle
@@ -54,7 +55,6 @@ class Runner:
         self.contract, self.transport, self.clock = contract, transport, clock
         self.config, self.listeners = config or RunnerConfig(), listeners
         self.dt = transport.spec.control_dt
-        self.stale_s = self.config.stale_s or min(3 * self.dt, 0.1)
         refusals = [f.text for f in compare(contract, transport.spec) if f.blocks]
         if refusals:
             raise ValueError("; ".join(refusals))
@@ -63,8 +63,7 @@ class Runner:
         self.mind = Mind(contract, transport.spec, asking, clock, self.config, self.stats, guard, stage)
         self.actuation = Actuation(contract, transport.spec, self.config.max_speed)
         needed = self.mind.builder.signals | self.actuation.needed
-        transport.need(needed)
-        self._needed = np.array([transport.spec.signal_index[s] for s in sorted(needed)], dtype=np.intp)
+        self.hearing = Hearing(transport, clock, needed, self.config.stale_s or min(3 * self.dt, 0.1))
         self.mode, self.reason, self.since = Mode.DISABLED, "not enabled yet", clock.now()
         self.history: deque[tuple[float, Mode, str]] = deque(maxlen=HISTORY)
         self.refusal, self._untold = "", list[str]()
@@ -72,8 +71,6 @@ class Runner:
         self.offered: dict[str, Whole] = {}
         self._next: deque[Whole] = deque(maxlen=1)
         self._values = np.full(len(transport.spec.signals), np.nan)
-        self._usable = -np.inf  # when the last usable state was heard
-        self._source: object = None
         self._blend_from: np.ndarray | None = None
         self._blend_at = 0.0
 
@@ -83,7 +80,7 @@ class Runner:
             raise ValueError("this run only watches; end it and run with armed=true to drive the robot")
         if self.mode not in (Mode.DISABLED, Mode.DAMP):
             raise ValueError(f"enable needs a disabled or damped robot, this one is in {self.mode}")
-        state = self._fresh_state()
+        state = self.hearing.fresh()
         if self.mode is Mode.DISABLED:
             self.actuation.start(state.values)
         self._values = state.values
@@ -93,7 +90,7 @@ class Runner:
         """HOLD -> RAMP -> ACTIVE. Raises ValueError without a fresh, finite state."""
         if self.mode is not Mode.HOLD:
             raise ValueError(f"start needs a robot in hold, this one is in {self.mode}")
-        self._source = self._fresh_state().source
+        self.hearing.source = self.hearing.fresh().source
         self._begin()
         self._enter(Mode.RAMP, "started")
 
@@ -101,9 +98,9 @@ class Runner:
         """DISABLED -> SHADOW: everything is computed and logged, nothing is sent."""
         if self.mode is not Mode.DISABLED:
             raise ValueError(f"shadow needs a disabled robot, this one is in {self.mode}")
-        state = self._fresh_state()
+        state = self.hearing.fresh()
         self.actuation.start(state.values)
-        self._source = state.source
+        self.hearing.source = state.source
         self._begin()
         self._enter(Mode.SHADOW, "shadowing")
 
@@ -276,35 +273,26 @@ class Runner:
             {"enable": self.enable, "start": self.start, "reset": self.reset}[order.verb]()
 
     def _usable_state(self, state: State | None, now: float) -> bool:
-        """Whether the state is fresh, finite and from the publisher we started with; if not, the doubt acts."""
-        if state is None:
-            self._doubt("no state was heard yet", now)
-            return False
-        self._values = state.values
-        if not all_finite(state.values[self._needed]):
-            self._doubt("the state is not finite", now)
-            return False
-        self._usable = state.received
-        if now >= state.received + self.stale_s - 1e-9:
-            self._doubt(f"no state for {now - state.received:.3f} s", now)
-            return False
-        if state.source != self._source and self.mode in DRIVING:
-            self._doubt("another publisher took over", now)
-            return False
-        return True
+        """Whether the state can be driven on; if not, the doubt acts."""
+        if state is not None:
+            self._values = state.values
+        wrong = self.hearing.complaint(state, now, self.mode in DRIVING)
+        if wrong:
+            self._doubt(wrong, now)
+        return not wrong
 
     def _alarm(self) -> float:
         """When to hold, or to damp, if no usable state comes before."""
         if self.mode in DRIVING:
-            return self._usable + self.stale_s
-        return self._usable + self.config.damp_s if self.mode is Mode.HOLD else np.inf
+            return self.hearing.usable + self.hearing.stale_s
+        return self.hearing.usable + self.config.damp_s if self.mode is Mode.HOLD else np.inf
 
     def _watch(self) -> None:
         """Between ticks: if still nothing usable came, hold (or damp) now and say so to the robot."""
         now, before = self.clock.now(), self.mode
-        if self._heard_since():
+        if self.hearing.again():
             return
-        self._doubt(f"no state for {now - self._usable:.3f} s", now)
+        self._doubt(self.hearing.silence(now), now)
         if self.mode is before:  # cannot happen while alarms and doubts agree; never spin on it
             self._enter(Mode.DAMP, "the watch found no way to hold")
         self._send(now, Thought())
@@ -312,21 +300,13 @@ class Runner:
     def _look_again(self) -> None:
         """While the policy was thinking, the state may have grown too old to be driven on."""
         now = self.clock.now()
-        if self.mode in DRIVING and now >= self._alarm() - 1e-9 and not self._heard_since():
-            self._doubt(f"no state for {now - self._usable:.3f} s", now)
-
-    def _heard_since(self) -> bool:
-        """Whether a usable state has come since the last one."""
-        state = self.transport.read()
-        if state is None or not all_finite(state.values[self._needed]) or state.received <= self._usable:
-            return False
-        self._usable = state.received
-        return True
+        if self.mode in DRIVING and now >= self._alarm() - 1e-9 and not self.hearing.again():
+            self._doubt(self.hearing.silence(now), now)
 
     def _doubt(self, why: str, now: float, lasting: bool = False) -> None:
         """HOLD if driving; DAMP where nothing usable was heard for long. In shadow only counted."""
         self.stats.events[why.split(" (")[0].split(" for ")[0]] += 1
-        lasting = lasting or now >= self._usable + self.config.damp_s - 1e-9
+        lasting = lasting or now >= self.hearing.usable + self.config.damp_s - 1e-9
         if lasting and self.mode in DRIVING | {Mode.HOLD}:
             self._enter(Mode.DAMP, why)
         elif self.mode in DRIVING:
@@ -360,17 +340,6 @@ class Runner:
 
     def _fallback(self, kind: str) -> np.ndarray:
         return self.actuation.fallback(kind, self._values)
-
-    def _fresh_state(self) -> State:
-        state = self.transport.read()
-        if state is None or self.clock.now() - state.received > self.stale_s:
-            why = self.transport.problem()
-            raise ValueError(f"no fresh state from the robot{f': {why}' if why else '; is it publishing?'}")
-        if not all_finite(state.values[self._needed]):
-            names = np.array(list(self.transport.spec.signals))[self._needed]
-            bad = names[~np.isfinite(state.values[self._needed])]
-            raise ValueError(f"the robot reports no finite {', '.join(bad[:4])}")
-        return state
 
     def _begin(self) -> None:
         """An episode begins."""
