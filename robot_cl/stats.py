@@ -175,7 +175,7 @@ def nested_bootstrap(
 
 
 def success_rate(
-    groups: Sequence[np.ndarray],
+    groups: Sequence[np.ndarray] | Sequence[Sequence[bool]],
     rng: np.random.Generator,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,

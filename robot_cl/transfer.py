@@ -254,7 +254,8 @@ def audition_key(name: str) -> str:
 
 def best_skill(known: Known, audition: Play, keep: Keep = not_kept) -> str:
     """The skill of the highest mean return by itself: how well one imitates says little of how it fares."""
-    means = {name: keep(audition_key(name), lambda n=name: audition(alone(known, n))).mean() for name in known.skills}
+    actors = {name: alone(known, name) for name in known.skills}
+    means = {name: keep(audition_key(name), partial(audition, actor)).mean() for name, actor in actors.items()}
     return max(means, key=means.__getitem__)
 
 

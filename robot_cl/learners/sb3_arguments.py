@@ -16,7 +16,7 @@ from robot_cl.data.naming import not_found
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 TAKEN = ("self", "policy", "env", "seed", "device", "_init_setup_model")  # by the run
 TAKEN_POLICY = ("self", "observation_space", "action_space", "lr_schedule")  # by the algorithm
-KINDS = {int: int, float: (int, float), bool: bool, str: str, NoneType: NoneType}
+KINDS: dict[Any, Any] = {int: int, float: (int, float), bool: bool, str: str, NoneType: NoneType}
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
 
