@@ -7,13 +7,12 @@ reading; .pack-* and pack.json are derived from the skills. Earlier versions sta
 from __future__ import annotations
 
 import difflib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +20,9 @@ from torch import Tensor
 from policies.adapter import Adapter, Header, compress, linear_combination
 from policies.card import Parent, SkillCard, check_name
 from policies.hashing import Sketch, content_digest, functional_hash
+from policies.library_base import make_folder, read_base
 from policies.packing import Pack, SketchTable, Stamp, stamp_of, write_pack
-from policies.skill_file import as_stored, read_card, read_skill, skill_bytes, write_atomically
+from policies.skill_file import as_stored, read_card, read_skill, skill_bytes
 from policies.skill_store import SkillStore
 
 SAME, NEAR = 1e-4, 0.05  # relative distance of sketches: the same skill; worth a warning
@@ -48,9 +48,8 @@ class Library:
     def __init__(self, folder: Path, now: Callable[[], float] = time.time, durable: bool = True):
         """Open a base's folder. Raises LookupError if there is none, ValueError if its base.json is damaged."""
         self.folder, self.now = Path(folder), now
-        about = _read_base(self.folder)
-        self.header = Header(**about["header"])
-        self.shapes: dict[str, tuple[int, int]] = about["shapes"]
+        base = read_base(self.folder)
+        self.header, self.shapes = base.header, base.shapes
         self.sketch = Sketch(self.shapes)
         self.store = SkillStore(self.folder, now, durable)
         self._table = SketchTable(self.sketch.size)
@@ -73,16 +72,7 @@ class Library:
 
         Raises ValueError if the folder belongs to another base, interface or normaliser.
         """
-        if len(header.base) < 12:
-            raise ValueError(f"the base digest {header.base!r} is no sha256; take it from policies.lora.base_digest")
-        folder = Path(root) / header.base[:12]
-        if not (folder / "base.json").exists():
-            for part in (folder, folder / ".tmp", folder / ".history"):
-                part.mkdir(parents=True, exist_ok=True)
-            about = json.dumps({"header": vars(header), "shapes": {n: list(s) for n, s in shapes.items()}}, indent=1)
-            with SkillStore(folder, now, durable).writing():  # others may be making it too
-                if not (folder / "base.json").exists():
-                    write_atomically(folder / "base.json", about.encode(), folder / ".tmp/base", durable)
+        folder = make_folder(root, header, shapes, now, durable)
         library = cls(folder, now, durable)
         clause = library.header.mismatch(header)
         if clause:
@@ -326,24 +316,3 @@ class Library:
             self._look()
             yield
             self._seen = self.store.journal.size
-
-
-def bases(root: Path) -> list[Path]:
-    """The base folders of a library root."""
-    return sorted(p.parent for p in Path(root).glob("*/base.json"))
-
-
-def _read_base(folder: Path) -> dict[str, Any]:
-    path = folder / "base.json"
-    if not path.exists():
-        there = ", ".join(p.name for p in bases(folder.parent)) or "none"
-        raise LookupError(f"{folder} is no skill library (it has no base.json); bases beside it: {there}")
-    try:
-        about = json.loads(path.read_bytes())
-        Header(**about["header"])
-        about["shapes"] = {str(n): (int(o), int(i)) for n, (o, i) in about["shapes"].items()}
-        if min(map(min, about["shapes"].values())) < 1:
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is damaged; restore it from a copy of the library") from None
-    return about

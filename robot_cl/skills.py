@@ -19,7 +19,8 @@ from policies.actor import ActorPolicy, StackedGaussianActor
 from policies.adapter import Adapter, Header, linear_combination
 from policies.card import SkillCard
 from policies.composers.preference import posterior
-from policies.library import Library, Published, bases
+from policies.library import Library, Published
+from policies.library_base import bases
 from policies.lora import base_digest, layer_shapes, merge_into
 from robot_cl.checkpoint import checkpoint_folder, load_actor, load_adapted, load_policy, read_card, write_policy
 from robot_cl.data.atomic import whole_folder

@@ -77,7 +77,8 @@ def test_skills_are_listed_found_and_verified(typed: Cli) -> None:
 
 
 def test_a_published_skill_acts_as_its_run_does(typed: Cli, home: Path) -> None:
-    from policies.library import Library, bases
+    from policies.library import Library
+    from policies.library_base import bases
     from robot_cl.checkpoint import load_policy
     from robot_cl.skills import skill_policy
 
@@ -224,7 +225,8 @@ def test_preferences_need_skills_with_several_training_seeds(typed: Cli) -> None
 
 def test_a_new_skill_grows_on_a_merge_and_outlives_what_it_grew_on(typed: Cli, home: Path) -> None:
     from policies.hashing import output_hash
-    from policies.library import Library, bases
+    from policies.library import Library
+    from policies.library_base import bases
     from robot_cl.skills import skill_policy
 
     merged = _line(typed, "merge", "skills=[kick,hop-low-gravity]", "how=average", "weights=[3,1]", "--json").json
@@ -331,7 +333,8 @@ def test_a_mistake_is_one_sentence(typed: Cli, words: list[str], says: str) -> N
 
 
 def test_another_base_is_refused_and_both_are_named(typed: Cli, home: Path) -> None:
-    from policies.library import Library, bases
+    from policies.library import Library
+    from policies.library_base import bases
 
     (other,) = [f for f in bases(home / "library") if len(Library(f)) == 0]
     skill = next(p for p in home.glob("library/*/kick/skill.safetensors"))

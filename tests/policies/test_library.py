@@ -16,7 +16,8 @@ from policies.card import Parent, SkillCard
 from policies.composed import ComposedActor
 from policies.composers import COMPOSERS, CompositionShape
 from policies.hashing import content_digest, output_hash
-from policies.library import Library, bases
+from policies.library import Library
+from policies.library_base import bases
 from policies.lora import base_digest, layer_shapes
 from policies.mixture import Mixture
 from policies.networks import generators
