@@ -41,9 +41,14 @@ class ChangeWatch:
         """One rollout (1, T, W) -> whether the world has changed; then learn from it (after a change from it alone)."""
         changed = self.detector.observe(self._familiar(fresh).mean(1)) is not None
         if changed:
-            self._past, self._seen = [], []
+            self.restart()
         self.learn(fresh)
         return changed
+
+    def restart(self) -> None:
+        """The world is another one, whoever has noticed: what was seen before says nothing of it."""
+        self._past, self._seen = [], []
+        self.detector.restart()
 
     @torch.no_grad()
     def _familiar(self, fresh: Transitions) -> np.ndarray:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from policies.actor import StackedGaussianActor
+from policies.adapter import Adapter
 from policies.networks import generators
+from robot_cl.batch import Transitions
 from robot_cl.continual.actors import State, copied, side_by_side
 from robot_cl.continual.change import ChangeWatch
 from robot_cl.continual.likeness import same
@@ -24,6 +26,7 @@ from robot_cl.continual.method import SEEDS_PER_STAGE, Setup, learned_skills
 from robot_cl.continual.methods.library import SkillLibrary
 from robot_cl.continual.route import Decision, Route, Tried
 from robot_cl.continual.stage_worlds import score, stage_world
+from robot_cl.continual.trials import Snapshots
 from robot_cl.continual.trials import scores as trial_scores
 from robot_cl.data.atomic import whole_folder, write_json
 from robot_cl.learners.base import Learner
@@ -31,32 +34,51 @@ from robot_cl.learners.rollout import Collector
 from robot_cl.seeding import EVALUATION_SEED
 from sim.stream import Stage
 
+HEARD = 5  # times that what is being learned plays in its context without `checks`: once that is over, it cannot
 SETTLED = 0.5  # a skill trained for less than this share of a task's budget is trained on, however well it does
 
 
 class HiddenLibrary(SkillLibrary):
-    """The library with contexts it found by itself in place of tasks. Remembers where each context was met, and for
-    how many steps each skill has been trained."""
+    """The library with contexts it found by itself in place of tasks. Remembers where it is, the names of the contexts,
+    for how many steps each skill has been trained, and what is being learned did when it last played."""
 
     def __init__(self, setup: Setup):
         super().__init__(setup)
-        self.contexts: list[Stage] = []
+        self.here = setup.stream.stages[0]  # the world as it is; whatever plays plays in it
+        self.contexts: list[str] = []
         self.learning: Learner | None = None  # in the context that goes on
         self.trained: dict[str, int] = {}
+        self.hearings, self.heard = Snapshots(0, []), np.empty(0)
 
     def stage(self, k: int) -> Stage:
-        return self.contexts[k]
+        return replace(self.here, name=self.contexts[k])
 
-    def meet(self, here: Stage) -> tuple[Learner | None, int]:
-        """Something new is going on `here`: a context of its own, decided about as an announced task would be."""
-        self.contexts.append(replace(here, name=f"context {len(self.contexts) + 1}"))
+    def meet(self) -> tuple[Learner | None, int]:
+        """Something new is going on: a context of its own, decided about as an announced task would be."""
+        self.contexts.append(f"context {len(self.contexts) + 1}")
         self.learning, spent = self.begin(len(self.contexts) - 1)
+        self.hearings, self.heard = Snapshots(HEARD, [], self.trials.learning(self.here)), np.empty(0)
         return self.learning, spent
 
-    def unchanged(self, here: Stage) -> tuple[bool, int]:
+    def during(self, k: int, learner: Learner, fresh: Transitions, done: float) -> int:
+        if self.config.checks:
+            return super().during(k, learner, fresh, done)
+        if not self.hearings.due(fresh.reward[0].numel()):
+            return 0
+        self.heard, spent = self.trials.long(self._with(learned_skills(learner)), self.here)
+        return spent
+
+    def _outcome(self, k: int, learner: Learner) -> list[tuple[Adapter | None, float]]:
+        """As it was when it last played: the world in which it was learned is gone."""
+        if self.config.checks:
+            return list(zip(self.snapshots.skills, self.snapshots.levels, strict=True))
+        gained = learned_skills(learner)
+        return self._judged(gained, self.heard) if self.heard.size else [(gained[0], self.now[0].trial)]
+
+    def unchanged(self) -> tuple[bool, int]:
         """Whether the context goes on, and the steps that finding out took; in a world with noise of its own every
         alarm counts."""
-        _, spent, sketch = self._meet(here)
+        _, spent, sketch = self._meet(self.here)
         return same(self.sketch[0], sketch[0]), spent
 
     def decide(self, stage: Stage) -> Decision:
@@ -66,14 +88,12 @@ class HiddenLibrary(SkillLibrary):
     def _settled(self, route: Route, stage: Stage) -> bool:
         return sum(self.trained.get(name, 0) for name in route.mix) >= SETTLED * stage.steps
 
-    def leave(self, learner: Learner | None, steps: int) -> int:
-        """The context is over: keep what was learned in it -> the steps that took."""
-        k = len(self.contexts) - 1
-        self.end(k, learner, None)
+    def leave(self, learner: Learner | None, steps: int) -> None:
+        """The context is over: keep what was learned in it."""
+        self.end(len(self.contexts) - 1, learner, None)
         ended = self.routes[-1][0]
         if ended.learned:
             self.trained[ended.skill] = steps
-        return self.afterwards(k) if learner is not None else 0
 
     def kept_bytes(self) -> int:
         """With what is being learned: it is played like what is published."""
@@ -111,7 +131,8 @@ class Playing:
 
 @dataclass
 class Alarm:
-    """When the detector rang: the step of the whole stream, the true task then, and the steps since it began."""
+    """When the detector rang, or a look met another world: the step of the whole stream, the true task then, and the
+    steps since it began."""
 
     step: int
     task: int
@@ -163,7 +184,8 @@ def run_seed(setup: Setup, measuring: Measuring, progress: Progress | None) -> t
 
 
 class _Seed:
-    """One robot's life. Remembers the method, the context in progress, the watch, and the alarms."""
+    """One robot's life. Remembers the method, the context in progress, the watch, the alarms, and whether the world
+    repeats itself: of one with noise of its own only an alarm can tell that it has changed."""
 
     def __init__(self, setup: Setup, measuring: Measuring):
         self.setup, self.measuring, self.method = setup, measuring, HiddenLibrary(setup)
@@ -172,15 +194,17 @@ class _Seed:
         self.learner: Learner | None = None
         self.trained = 0  # steps in this context
         self.total = 0
+        self.repeats = False
 
     def live(self, k: int, stage: Stage, progress: Progress | None) -> list[float]:
         """The budget of true task k -> its learning curve. Nothing here tells the method where it is."""
         seed, points = self.setup.seed + SEEDS_PER_STAGE * (k + 1), self.measuring.points
         world = stage_world([stage] * self.setup.num_worlds, self.setup.threads)
         collector, steps = Collector(world, 1, seed), 0
+        self.method.here = stage
         if self.watch is None:  # the robot's first moment: it knows that it knows nothing
             self.watch = ChangeWatch(self.setup.base.normalizer, world.interface.act_dim, self.setup.seed)
-            steps += self._meet(stage)
+            steps += self._meet()
         curve = [self._score(stage)]
         while steps < stage.steps:
             steps += self._round(collector, stage, k, steps)
@@ -197,14 +221,17 @@ class _Seed:
         seed = self.setup.seed + SEEDS_PER_STAGE * (k + 1) + steps
         actor = self.learner or Playing(self.method.current(-1, None), seed)
         fresh = collector.collect(actor, int(getattr(self.setup.learner, "horizon", 64)))
-        taken, rang = fresh.reward.numel(), self.watch.see(fresh)
-        if rang:
+        taken, rang, same = fresh.reward.numel(), self.watch.see(fresh), True
+        if rang or self._look(taken):
+            same, spent = self.method.unchanged()
+            taken += spent
+        if rang or not same:
             self.alarms.append(Alarm(self.total + steps, k, steps))
-            same, spent = self.method.unchanged(stage)
-            taken += spent if same else spent + self.method.leave(self.learner, self.trained) + self._meet(stage)
             collector.begin(seed + 1)  # after the trials; what the old policy had come to may be lying on its back
-            if not same:
-                return taken
+        if not same:
+            self.watch.restart()
+            self.method.leave(self.learner, self.trained)
+            return taken + self._meet()
         if self.learner is not None:
             self.learner.update_online(fresh, None)
             taken += self.method.during(-1, self.learner, fresh, (self.trained + taken) / stage.steps)
@@ -215,9 +242,17 @@ class _Seed:
     def budget(self) -> int:
         return sum(stage.steps for stage in self.setup.stream.stages)
 
-    def _meet(self, stage: Stage) -> int:
-        self.learner, spent = self.method.meet(stage)
+    def _look(self, taken: int) -> bool:
+        """Whether it is time to look, without an alarm, if the world is still the same."""
+        every = self.setup.config.look if self.repeats else 0
+        return bool(every) and (self.trained + taken) // every > self.trained // every
+
+    def _meet(self) -> int:
+        self.learner, spent = self.method.meet()
         self.trained = 0
+        if self.setup.config.look:
+            self.repeats, more = self.method.unchanged()
+            spent += more
         return spent
 
     def _score(self, stage: Stage) -> float:

@@ -37,6 +37,7 @@ class MethodConfig:
     trial_steps: int = 150  # library: control steps of the first trial; what it leaves open plays whole episodes
     doubt: float = 0.2  # library: by this share of the base's level a first trial rules a composition out
     shortlist: int = 5  # library: compositions tried at most, those of the tasks that began most alike
+    look: int = 10_000  # library, hidden borders: steps between looks at whether the world has changed; 0: after alarms
     checks: int = 0  # library, fresh: trials on the way, whose last winner is kept; 0: what was learned last is
     trial_share: float = 0.2  # library: of the budget; the longer trials are cut so that they take half of it at most
     learned: Trainable = Trainable.weights  # library, fresh: how a skill is learned, `weights` or `adapter`
@@ -53,7 +54,7 @@ class MethodConfig:
         for name in ("reach", "skill_lr", "rank", "trial_worlds", "trial_steps", "trial_share", "shortlist", "memory"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
-        not_negative(self, "checks", "caution")
+        not_negative(self, "look", "checks", "caution")
         if self.learned is Trainable.full:
             raise ValueError("learned is full; a skill is learned as adapter or weights")
         if not 0.0 < self.prune_at < 1.0:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from robot_cl.continual.method import SEEDS_PER_STAGE, MethodConfig, Setup
 from robot_cl.continual.route import Tried
 from robot_cl.continual.run import is_continual, proceed, read_continual
 from robot_cl.continual.stage_training import saved
-from robot_cl.continual.stage_worlds import score, stage_world
+from robot_cl.continual.stage_worlds import Played, score, stage_world
 from robot_cl.continual.trials import scores
 from robot_cl.learners.base import Learner
 from robot_cl.learners.rollout import Collector
@@ -202,7 +203,8 @@ def alarmed(setup: Setup) -> tuple[_Seed, Collector, Stage, Stage]:
     life, (here, other) = _Seed(setup, QUICK), setup.stream.stages[:2]
     config = DetectorConfig(window=4, warmup=2, drift=0.0, threshold=1e-9)
     life.watch = ChangeWatch(Normalizer(4), 2, config=config, updates=1)
-    life._meet(here)
+    life.method.here = here
+    life._meet()
     return life, Collector(stage_world([here] * 4), 1, 3), here, other
 
 
@@ -213,14 +215,71 @@ def test_after_a_false_alarm_learning_goes_on_and_after_a_true_one_begins_anew(m
         alarms = len(life.alarms)
         taken = life._round(collector, here, 0, steps)
         steps += taken
-        assert (taken > 8 * collector.worlds) == (len(life.alarms) > alarms), "looking again is paid for"
+        more, played = (taken - 8 * collector.worlds) % 15, method.heard.size  # 15 of what is being learned
+        assert more == (4 if len(life.alarms) > alarms else 0), "looking again is paid for"
         assert (life.learner, life.trained, method.learning) == (learner, steps, learner)
     assert (len(method.contexts), len(method.routes), len(method.libraries[0])) == (1, 0, 0)
+    assert played == 1
+    method.here = other
     while len(life.alarms) < 3:
         life._round(collector, other, 1, 0)
     assert life.learner is not learner and life.trained == 0
     assert (len(method.contexts), len(method.routes), len(method.libraries[0])) == (2, 1, 1)
     assert method.trained["context-1"] > steps
+
+
+def plays_in(method: HiddenLibrary) -> list[str]:
+    """The shifts of the worlds in which the method plays from now on."""
+    found, play = list[str](), method.trials.play
+
+    def noted(actor: Any, stage: Stage, steps: int | None, number: int = 0) -> Played:
+        found.append(stage.shift)
+        return play(actor, stage, steps, number)
+
+    method.trials.play = noted
+    return found
+
+
+@pytest.mark.parametrize("checks", [0, 2])
+def test_nothing_plays_in_a_world_that_is_gone(checks: int, make_setup: MakeSetup) -> None:
+    setup = make_setup(seeds=1)
+    life, collector, here, other = alarmed(replace(setup, config=replace(setup.config, checks=checks)))
+    shifts, method, steps = plays_in(life.method), life.method, 0
+    while len(life.alarms) < 1 or not (method.heard.size or method.snapshots.looked):
+        steps += life._round(collector, here, 0, steps)
+    assert set(shifts) == {here.shift} != {other.shift}
+    shifts.clear()
+    method.here = other
+    while len(method.contexts) == 1:
+        level = method.snapshots.levels[0] if checks else method.heard.mean()
+        life._round(collector, other, 1, 0)
+    assert set(shifts) == {other.shift}
+    (ended,) = method.routes[0]
+    assert ended.level == (pytest.approx(level) if ended.learned else 0.0)
+
+
+def test_a_change_that_rings_no_alarm_is_met_by_looking_unless_the_world_never_does_the_same(
+    make_setup: MakeSetup,
+) -> None:
+    for look, noise, met in ((64, 0.0, True), (0, 0.0, False), (64, 1.0, False)):
+        setup = make_setup(f"look-{look}-{noise}", seeds=1)
+        life, collector, here, other = alarmed(replace(setup, config=replace(setup.config, look=look)))
+        life.watch.detector.config.threshold = np.inf
+        rng, meet = np.random.default_rng(0), life.method._meet
+
+        def noisy(stage: Stage, meet=meet, rng=rng, noise=noise) -> tuple[np.ndarray, int, np.ndarray]:
+            found, spent, sketch = meet(stage)
+            return found, spent, sketch + noise * rng.normal(size=sketch.shape)
+
+        life.method._meet = noisy
+        life._meet()
+        steps = sum(life._round(collector, here, 0, 0) for _ in range(4))
+        assert (len(life.alarms), len(life.method.contexts)) == (0, 2) and life.trained == steps
+        life.method.here = other
+        for _ in range(3):
+            life._round(collector, other, 1, 0)
+        assert (len(life.alarms), len(life.method.contexts)) == ((1, 3) if met else (0, 2))
+        assert (len(life.watch._past) < 3) == met
 
 
 def test_after_an_alarm_every_world_begins_an_episode(make_setup: MakeSetup) -> None:
@@ -239,7 +298,7 @@ def test_after_an_alarm_every_world_begins_an_episode(make_setup: MakeSetup) -> 
 def test_where_nobody_says_which_task_it_is_the_best_of_whole_episodes_goes_on(make_setup: MakeSetup) -> None:
     method = HiddenLibrary(make_setup(seeds=1, config=MethodConfig(trial_worlds=2, trial_steps=40)))
     here = method.setup.stream.stages[0]
-    learner, _ = method.meet(here)
+    learner, _ = method.meet()
     assert learner is not None
     improve(method, learner, here)
     actors = side_by_side([method._composed([{}]), method.current(-1, learner), method.policy(0)])

@@ -230,7 +230,10 @@ class SkillLibrary(Method):
             self._check(k, learner)
             return list(zip(self.snapshots.skills, self.snapshots.levels, strict=True))
         gained = learned_skills(learner)
-        found, _ = self.trials.long(self._with(gained), self.stage(k))
+        return self._judged(gained, self.trials.long(self._with(gained), self.stage(k))[0])
+
+    def _judged(self, gained: Sequence[Adapter], found: np.ndarray) -> list[tuple[Adapter | None, float]]:
+        """Skills that did not do worse than their compositions beyond doubt, by scores (seeds, starts), and these."""
         # The first skill is kept whatever it does.
         kept = [r.wanted is None or not worse(found[p], r.trial, r.error) for p, r in enumerate(self.now)]
         return [(gained[p] if kept[p] else None, float(found[p].mean())) for p in range(self.setup.seeds)]
