@@ -132,6 +132,9 @@ def test_a_task_is_known_again_by_what_the_base_meets(make_setup: MakeSetup) -> 
         assert method._met_before(p, sketches[1][p]) == played(second)
         assert method._met_before(p, sketches[0][p] * 1.01) == {}
     assert any(played(first) != played(second) for first, second in zip(*method.routes, strict=True))
+    method.config = replace(method.config, fit=1e6)  # nothing is begun with for what it does in a trial
+    begun = [route.mix for route in method.decide(method.stage(2)).routes]
+    assert all(mix in ({}, played(first)) for mix, first in zip(begun, method.routes[0], strict=True)) and any(begun)
 
 
 def test_finals_are_played_by_what_a_short_trial_left_open_the_most_alike_first() -> None:
