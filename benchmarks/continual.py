@@ -78,7 +78,15 @@ FULL = {
     # A walker that falls does so after some hundred steps: its trials are whole episodes, of half as many worlds. It
     # falls after one rollout and not after the next: curves have many points, and what is kept is not just the last.
     "walker2d_shifts": Sizes(
-        150_000, 600_000, -1.0, points=24, curve_episodes=2, trial_worlds=2, trial_share=0.1, checks=5, fit=0.6,
+        150_000,
+        600_000,
+        -1.0,
+        points=24,
+        curve_episodes=2,
+        trial_worlds=2,
+        trial_share=0.1,
+        checks=5,
+        fit=0.6,
         caution=1.0,
     ),
 }
@@ -195,7 +203,7 @@ def entries(stream: str, quick: bool, firsts: Sequence[int]) -> dict[str, dict[s
             rows, untrained, stages, alone, {}, name != HIDDEN and METHODS[name].knows_task
         )
         made[name]["terms"] = summary.contributions(summary.matrix(rows, untrained), summary.curves(rows), alone)
-        made[name] |= {"seeds": len(untrained), "cpu_s": sum(part["cpu_s"] for part in parts)}
+        made[name] |= {"seeds": len(untrained), "firsts": here, "cpu_s": sum(part["cpu_s"] for part in parts)}
         made[name] |= {key: [part["facts"].get(key) for part in parts] for key in ("alarms", "routes")}
     return made
 
@@ -247,9 +255,11 @@ def claims_of(stream: str, found: dict[str, dict[str, Any]]) -> list[common.Clai
 
 
 def same_seeds(found: dict[str, dict[str, Any]], one: str, other: str, number: str) -> tuple[np.ndarray, np.ndarray]:
-    """A number's terms (seeds, tasks) of two methods, of the seeds both were measured with: the first ones."""
-    count = min(found[one]["seeds"], found[other]["seeds"])
-    return found[one]["terms"][number][:count], found[other]["terms"][number][:count]
+    """A number's terms (seeds, tasks) of two methods, of the seeds both were measured with."""
+    parts = [dict(zip(found[m]["firsts"], np.split(found[m]["terms"][number], len(found[m]["firsts"])), strict=True))
+             for m in (one, other)]  # fmt: skip
+    both = [first for first in parts[0] if first in parts[1]]
+    return tuple(np.concatenate([part[first] for first in both]) for part in parts)
 
 
 def main() -> None:
