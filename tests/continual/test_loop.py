@@ -31,7 +31,7 @@ from robot_cl.continual.route import Tried
 from robot_cl.continual.run import is_continual, proceed, read_continual
 from robot_cl.continual.stage_training import saved
 from robot_cl.continual.stage_worlds import Played, score, stage_world
-from robot_cl.continual.trials import scores
+from robot_cl.continual.trials import Snapshots, scores
 from robot_cl.learners.base import Learner
 from robot_cl.learners.rollout import Collector
 from sim.stream import Stage
@@ -249,7 +249,7 @@ def test_nothing_plays_in_a_world_that_is_gone(checks: int, make_setup: MakeSetu
         steps += life._round(collector, here, 0, steps)
     assert set(shifts) == {here.shift} != {other.shift}
     shifts.clear()
-    method.here = other
+    method.here, method.hearings, method.heard = other, Snapshots(0, []), method.heard + 1.0
     while len(method.contexts) == 1:
         level = method.snapshots.levels[0] if checks else method.heard.mean()
         life._round(collector, other, 1, 0)
