@@ -228,6 +228,13 @@ def test_after_a_false_alarm_learning_goes_on_and_after_a_true_one_begins_anew(m
     assert method.trained["context-1"] > steps
 
 
+def test_a_life_plays_where_it_is(make_setup: MakeSetup) -> None:
+    life = _Seed(make_setup(seeds=1), QUICK)
+    for k, stage in enumerate(life.setup.stream.stages[:2]):
+        life.live(k, stage, None)
+        assert life.method.here == stage
+
+
 def plays_in(method: HiddenLibrary) -> list[str]:
     """The shifts of the worlds in which the method plays from now on."""
     found, play = list[str](), method.trials.play
@@ -261,6 +268,7 @@ def test_nothing_plays_in_a_world_that_is_gone(checks: int, make_setup: MakeSetu
 def test_a_change_that_rings_no_alarm_is_met_by_looking_unless_the_world_never_does_the_same(
     make_setup: MakeSetup,
 ) -> None:
+    paid = []
     for look, noise, met in ((64, 0.0, True), (0, 0.0, False), (64, 1.0, False)):
         setup = make_setup(f"look-{look}-{noise}", seeds=1)
         life, collector, here, other = alarmed(replace(setup, config=replace(setup.config, look=look)))
@@ -272,7 +280,7 @@ def test_a_change_that_rings_no_alarm_is_met_by_looking_unless_the_world_never_d
             return found, spent, sketch + noise * rng.normal(size=sketch.shape)
 
         life.method._meet = noisy
-        life._meet()
+        paid.append(life._meet())
         steps = sum(life._round(collector, here, 0, 0) for _ in range(4))
         assert (len(life.alarms), len(life.method.contexts)) == (0, 2) and life.trained == steps
         life.method.here = other
@@ -280,6 +288,7 @@ def test_a_change_that_rings_no_alarm_is_met_by_looking_unless_the_world_never_d
             life._round(collector, other, 1, 0)
         assert (len(life.alarms), len(life.method.contexts)) == ((1, 3) if met else (0, 2))
         assert (len(life.watch._past) < 3) == met
+    assert paid[0] == paid[1] + 4 > 4  # the base's steps, once more to see whether the world repeats itself
 
 
 def test_after_an_alarm_every_world_begins_an_episode(make_setup: MakeSetup) -> None:
