@@ -24,7 +24,7 @@ from robot_cl.continual import summary
 from robot_cl.continual.actors import side_by_side
 from robot_cl.continual.change import ChangeWatch
 from robot_cl.continual.detector import DetectorConfig
-from robot_cl.continual.hidden import HiddenLibrary, _Seed, run_hidden
+from robot_cl.continual.hidden import HiddenLibrary, _Seed, member_setup, run_hidden
 from robot_cl.continual.loop import Measuring, run_method
 from robot_cl.continual.method import SEEDS_PER_STAGE, MethodConfig, Setup
 from robot_cl.continual.route import Tried
@@ -229,7 +229,7 @@ def test_after_a_false_alarm_learning_goes_on_and_after_a_true_one_begins_anew(m
 
 
 def test_a_life_plays_where_it_is(make_setup: MakeSetup) -> None:
-    life = _Seed(make_setup(seeds=1), QUICK)
+    life = _Seed(member_setup(make_setup(seeds=1), 0), QUICK)
     for k, stage in enumerate(life.setup.stream.stages[:2]):
         life.live(k, stage, None)
         assert life.method.here == stage
