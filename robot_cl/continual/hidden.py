@@ -221,14 +221,14 @@ class _Seed:
         seed = self.setup.seed + SEEDS_PER_STAGE * (k + 1) + steps
         actor = self.learner or Playing(self.method.current(-1, None), seed)
         fresh = collector.collect(actor, int(getattr(self.setup.learner, "horizon", 64)))
-        taken, rang, same = fresh.reward.numel(), self.watch.see(fresh), True
+        taken, rang, goes_on = fresh.reward.numel(), self.watch.see(fresh), True
         if rang or self._look(taken):
-            same, spent = self.method.unchanged()
+            goes_on, spent = self.method.unchanged()
             taken += spent
-        if rang or not same:
+        if rang or not goes_on:
             self.alarms.append(Alarm(self.total + steps, k, steps))
             collector.begin(seed + 1)  # after the trials; what the old policy had come to may be lying on its back
-        if not same:
+        if not goes_on:
             self.watch.restart()
             self.method.leave(self.learner, self.trained)
             return taken + self._meet()

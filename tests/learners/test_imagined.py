@@ -1,17 +1,17 @@
 """Advantages by imagination: what models say is earned, where they are sure, and controls that a fake fails."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
+from small_task import Negated, Permuted, best_action, task
 from torch import Tensor
 
 from dynamics.ensemble import EnsembleConfig
 from dynamics.fit import FitConfig
 from policies.critics import CriticConfig
 from policies.networks import generators
-from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.draws import Draws
 from robot_cl.learners.gate import GateConfig
@@ -37,35 +37,14 @@ TINY = UniO4Config(
 )
 
 
-def best_action(obs: Tensor) -> Tensor:
-    return 0.5 * torch.tanh(obs[..., :1])
-
-
-def task(rows: int = 3000) -> Transitions:
-    """Reward 1 − (a − best(s))² beside half of what the state is worth, actions N(0, 0.3), a small walk."""
-    rng = torch.Generator().manual_seed(1)
-    obs = torch.randn(rows, 2, generator=rng)
-    action = (0.3 * torch.randn(rows, 1, generator=rng)).clamp(-1, 1)
-    reward = 1.0 - (action - best_action(obs)).square().squeeze(-1) + 0.5 * obs[:, 1]
-    after = 0.9 * obs + 0.1 * torch.randn(rows, 2, generator=rng)
-    return Transitions(obs, action, reward, after, torch.zeros(rows), torch.zeros(rows))
-
-
-class Permuted(UniO4):
-    def credited(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        return super().credited(log_ratio, advantage.roll(17, -1))
-
-
-class Negated(UniO4):
-    def credited(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        return super().credited(log_ratio, -advantage)
+data_of = partial(task, worth=0.5)  # what states are worth beside actions
 
 
 def made(kind: type[UniO4], **options) -> UniO4:
     torch.set_num_threads(1)
     learner = kind(replace(TINY, **options), 2, 1)
-    learner.attach_data(task())
-    learner.prepare(task())
+    learner.attach_data(data_of())
+    learner.prepare(data_of())
     return learner
 
 
@@ -73,7 +52,7 @@ def made(kind: type[UniO4], **options) -> UniO4:
 def fitted() -> dict[str, Tensor]:
     """What a learner remembers whose values, clones and models are there."""
     learner = made(UniO4)
-    sampler = Sampler.over(task(), learner.rng)
+    sampler = Sampler.over(data_of(), learner.rng)
     while learner.step < learner.config.fit_steps:
         learner.update_offline(sampler.sample(64))
     learner.begin_improvement()
@@ -82,7 +61,7 @@ def fitted() -> dict[str, Tensor]:
 
 def begun(kind: type[UniO4] = UniO4, shuffled: bool = False, **options) -> UniO4:
     """A learner whose policies are about to be improved."""
-    learner, data = made(kind, **options), task()
+    learner, data = made(kind, **options), data_of()
     learner.load_state_dict(fitted())
     if shuffled:
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
@@ -94,7 +73,7 @@ def begun(kind: type[UniO4] = UniO4, shuffled: bool = False, **options) -> UniO4
 
 def gain(learner: UniO4) -> float:
     """By which share −E (a − best)² comes nearer to 0 when every step is kept."""
-    obs, batch = torch.randn(500, 2, generator=torch.Generator().manual_seed(9)), task(64)[None]
+    obs, batch = torch.randn(500, 2, generator=torch.Generator().manual_seed(9)), data_of(64)[None]
     before = (learner.members.mode(obs) - best_action(obs)).square().mean().item()
     for _ in range(learner.config.improve_steps):
         learner.schedule()
@@ -207,7 +186,7 @@ def test_policies_stay_with_their_clones_where_models_are_not_sure():
         if sure is not None:
             learner.source.imagination.sure.copy_(sure)
         gain(learner)
-        z = learner.actor.normalizer(task(500).obs).expand(2, -1, -1)
+        z = learner.actor.normalizer(data_of(500).obs).expand(2, -1, -1)
         moved.append(learner.policies.distance(z, learner.members.heads(z)[0]).mean().item())
     assert moved[1] < 0.2 * moved[0]
 

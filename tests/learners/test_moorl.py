@@ -98,9 +98,7 @@ def test_the_meta_step_is_the_mean_of_both_tasks_changes(transitions):
         assert not torch.equal(both[0], both[1]) or old.numel() == 2  # the tasks see different buffers
         torch.testing.assert_close(now, old + 0.25 * (both.mean(0) - old), rtol=1e-4, atol=1e-6)
     restart()
-    for quick, now in zip(
-        learner.nets["fast_critic"].parameters(), learner.nets["critic"].parameters(), strict=True
-    ):
+    for quick, now in zip(learner.nets["fast_critic"].parameters(), learner.nets["critic"].parameters(), strict=True):
         assert torch.equal(quick.view(2, *now.shape)[0], now) and torch.equal(quick.view(2, *now.shape)[1], now)
 
 

@@ -53,7 +53,9 @@ def options(out, data, name):
         num_worlds=worlds, log_every=1, eval_every=0, checkpoint_every=16, threads=1, torch_threads=1, out=out,
         device="cpu", name=name, seeds=2, tensorboard=False)
 """
-KILLED = SETUP + """
+KILLED = (
+    SETUP
+    + """
 from robot_cl.train import train
 out, data = sys.argv[1:]
 def fatal(phase, step, total, metrics):
@@ -67,6 +69,7 @@ for name, learner in LEARNERS.items():
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL, status
 """
+)
 
 
 @pytest.fixture(scope="module")

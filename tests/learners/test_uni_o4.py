@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from small_task import Negated, Permuted, best_action, task
 
 from dynamics.ensemble import EnsembleConfig
 from dynamics.fit import FitConfig
@@ -132,32 +132,6 @@ def test_values_begin_at_the_returns_of_the_data():
 
 
 # -- controls ---------------------------------------------------------------------------------------------------------
-
-
-def best_action(obs: Tensor) -> Tensor:
-    return 0.5 * torch.tanh(obs[..., :1])
-
-
-def task(rows: int = 3000) -> Transitions:
-    """One step counts: reward −(a − best(s))² + 1, actions of the data N(0, 0.3), the next state is a small walk."""
-    rng = torch.Generator().manual_seed(1)
-    obs = torch.randn(rows, 2, generator=rng)
-    action = (0.3 * torch.randn(rows, 1, generator=rng)).clamp(-1, 1)
-    reward = 1.0 - (action - best_action(obs)).square().squeeze(-1)
-    after = 0.9 * obs + 0.1 * torch.randn(rows, 2, generator=rng)
-    return Transitions(obs, action, reward, after, torch.zeros(rows), torch.zeros(rows))
-
-
-class Permuted(UniO4):
-    """Advantages of other states."""
-
-    def credited(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        return super().credited(log_ratio, advantage.roll(17, -1))
-
-
-class Negated(UniO4):
-    def credited(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        return super().credited(log_ratio, -advantage)
 
 
 def quality(learner: UniO4) -> tuple[float, float]:
