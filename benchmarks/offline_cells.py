@@ -74,6 +74,7 @@ class Plan:
 
     sizes: str = "small"
     seeds: int = SEEDS
+    first_seed: int = 0
     steps: int | None = None  # of the datasets
     online: int = ONLINE
     episodes: int = EPISODES
@@ -83,7 +84,7 @@ class Plan:
 
     @property
     def kept(self) -> Path:
-        return KEPT / self.sizes
+        return KEPT / (f"{self.sizes}-from-{self.first_seed}" if self.first_seed else self.sizes)
 
     @property
     def size(self) -> Sizes:
@@ -174,6 +175,7 @@ def _begin(plan: Plan, data_name: str, method_name: str) -> tuple[Run, Path]:
         data=str(data.path) if method.uses_data else None,
         init_from=str(plan.kept / start) if start else None,
         seeds=plan.seeds,
+        seed=plan.first_seed,
         offline_steps=min(updates, 1) * getattr(learner, "offline_steps", updates),
         online_steps=plan.online if method.online else 0,
         threads=1,

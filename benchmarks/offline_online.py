@@ -136,13 +136,15 @@ def main() -> None:
             ("--sizes", {"default": "small", "choices": list(SIZES), "help": "of networks and updates"}),
             ("--online", {"type": int, "default": Plan.online, "help": "environment steps per seed"}),
             ("--seeds", {"type": int, "default": Plan.seeds, "help": "in one stacked pass"}),
+            ("--first-seed", {"type": int, "default": 0, "help": "of these; from another one: a folder of its own"}),
             ("--device", {"default": "cpu", "choices": ["cpu", "cuda"]}),
             ("--workers", {"type": int, "default": 1, "help": "processes at once, one cell each"}),
             ("--minutes", {"type": float, "default": 1e9, "help": "with workers: begin no cell after these"}),
         ],
     )
     torch.set_num_threads(1)
-    plan = replace(QUICK if args.quick else Plan(args.sizes, args.seeds, online=args.online), device=args.device)
+    plan = QUICK if args.quick else Plan(args.sizes, args.seeds, args.first_seed, online=args.online)
+    plan = replace(plan, device=args.device)
     if args.device == "cuda":
         plan.checkpoint = 10_000  # what is cut is saved as it is
     cells = [(d, m) for d in DATASETS for m in METHODS if home(d, m) == d]
