@@ -36,6 +36,9 @@ _PRIMITIVE: dict[str, Any] = {
     "int32": _IDL.int32, "uint32": _IDL.uint32, "float64": _IDL.float64, "string": str
 }  # fmt: skip
 WRITE_TIMEOUT_MS = 20
+PLACES = 31  # participants of one domain on one machine that find each other without multicast
+_OPENING = threading.Lock()  # the library refuses a domain that another thread has opened meanwhile
+_DOMAINS: dict[int, tuple[str, Domain]] = {}  # by number, with its settings: until this process ends
 _REGISTERING = threading.Lock()  # two threads that register one type at the same time fail without saying why
 
 
@@ -79,7 +82,7 @@ def configuration(interface: str = "", peers: tuple[str, ...] = (), multicast: b
     return (
         f"<CycloneDDS><Domain><General>{name}<AllowMulticast>{'true' if multicast else 'false'}</AllowMulticast>"
         "</General><Discovery><ParticipantIndex>auto</ParticipantIndex>"
-        f"<MaxAutoParticipantIndex>30</MaxAutoParticipantIndex>{discovery}</Discovery></Domain></CycloneDDS>"
+        f"<MaxAutoParticipantIndex>{PLACES - 1}</MaxAutoParticipantIndex>{discovery}</Discovery></Domain></CycloneDDS>"
     )
 
 
@@ -92,17 +95,34 @@ def _check_peer(peer: str) -> None:
         raise ValueError(f"peer {peer!r} is neither an address nor a host that is known here") from None
 
 
-@cache
-def open_domain(number: int, settings: str) -> Domain:
-    """A domain with these settings. The library holds them once per process; so they are kept until it ends.
+def open_domain(number: int, interface: str = "", peers: tuple[str, ...] = (), multicast: bool = True) -> None:
+    """Open a domain with these settings, from any thread. The library holds them once per process, until it ends.
 
-    Raises ValueError if the network has no such interface, or this process has opened the domain with other settings.
+    Raises ValueError if this machine has no such interface, or this process has opened the domain with other settings;
+    OSError if the library refuses.
     """
-    try:
-        return Domain(number, settings)
-    except DDSException:
-        why = "there is no such network interface, or this process has opened it with other settings"
-        raise ValueError(f"DDS domain {number} cannot be opened: {why}") from None
+    cannot, settings = f"DDS domain {number} cannot be opened", configuration(interface, peers, multicast)
+    with _OPENING:
+        if number in _DOMAINS and _DOMAINS[number][0] == settings:
+            return
+        try:
+            _DOMAINS[number] = settings, Domain(number, settings)
+        except DDSException as problem:
+            if problem.code == DDSException.DDS_RETCODE_PRECONDITION_NOT_MET:
+                raise ValueError(
+                    f"{cannot}: this process has opened it with other settings; give the same interface, peers and "
+                    "multicast as before, or another domain"
+                ) from None
+            known = [name for _, name in socket.if_nameindex()]
+            if interface and interface not in known:
+                here = ", ".join(known)
+                raise ValueError(
+                    f"{cannot}: there is no network interface {interface!r} here; there are {here}"
+                ) from None
+            raise OSError(
+                f"{cannot} (code {problem.code}); either the network is down, or {PLACES} programs of this machine are "
+                "in it already: end those no longer needed, or give another domain (domain=, ROS_DOMAIN_ID)"
+            ) from None
 
 
 def domain_id(given: int | None = None) -> int:
@@ -187,7 +207,7 @@ class Node:
         for peer in peers:
             _check_peer(peer)
         if interface or peers or not multicast:
-            open_domain(number, configuration(interface, peers, multicast))
+            open_domain(number, interface, peers, multicast)
         with _as_os_error(f"DDS domain {number} cannot be opened", "; is CYCLONEDDS_URI right, and the network up?"):
             self._participant: Any = DomainParticipant(number)
         self._entities: list[Any] = []

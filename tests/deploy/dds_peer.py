@@ -25,27 +25,38 @@ def arm_spec(hertz: float) -> RobotSpec:
     channels = [{"name": f"{j}.position", **limits} for j in ("elbow", "waist")]
     joints = {"topic": "/joint_states", "type": "sensor_msgs/msg/JointState", "joints": ["waist", "elbow"]}
     topic = {"topic": "/commands", "type": "std_msgs/msg/Float64MultiArray", "channels": channels}
-    return robot_from_dict(
-        {"name": "arm2", "control_dt": 1.0 / hertz, "state": {"joints": joints}, "command": [topic]}
-    )
+    return robot_from_dict({"name": "arm2", "control_dt": 1.0 / hertz, "state": {"joints": joints}, "command": [topic]})
 
 
-used: set[int] = set()
+reserved: list[socket.socket] = []  # until this process ends: a peer that was killed is remembered for ten seconds
 
 
 def free_domain() -> int:
-    """A DDS domain that nobody on this machine is in, and that this process was not in before: a peer that was killed
-    is remembered for ten seconds. Ports of domains above 100 may be taken by anything."""
+    """A DDS domain that nobody on this machine is in, and that neither this process nor another one got here. Ports of
+    domains above 100 may be taken by anything."""
     for domain in np.random.default_rng().permutation(np.arange(1, 100)).tolist():
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind(("127.0.0.1", 7400 + 250 * domain + 10))  # where a domain's first participant listens
-            except OSError:
-                continue
-        if domain not in used:
-            used.add(domain)
+        first = 7400 + 250 * domain
+        mine = _bound(first + 249)  # which no participant takes
+        if mine is None:
+            continue
+        probe = _bound(first + 10)  # where a domain's first participant listens
+        if probe is not None:
+            probe.close()
+            reserved.append(mine)
             return domain
+        mine.close()
     raise OSError("every DDS domain from 1 to 99 is taken on this machine")
+
+
+def _bound(port: int) -> socket.socket | None:
+    """A socket at a port of this machine, None where something else is."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        made.bind(("127.0.0.1", port))
+    except OSError:
+        made.close()
+        return None
+    return made
 
 
 def network(domain: int) -> dict:

@@ -245,9 +245,11 @@ def test_where_nobody_reads_any_more_the_run_ends(make_bundle: MakeBundle, robot
 def test_a_robot_that_says_nothing_is_explained(make_bundle: MakeBundle, arm_dict: dict, tmp_path: Path) -> None:
     pytest.importorskip("cyclonedds")
     pytest.importorskip("rosbags")
+    import dds_peer
+
     path = tmp_path / "arm.yaml"
     path.write_text(yaml.safe_dump(arm_dict))
-    network = {"domain": 100, "interface": "lo", "peers": ("127.0.0.1",), "multicast": False}
+    network = dds_peer.network(dds_peer.free_domain())
     options = RunOptions(wait=0.2, recording=False, network=network)
     with pytest.raises(OSError, match="nothing came on /joint_states; is the robot publishing"):
         run(make_bundle(), path, options)
