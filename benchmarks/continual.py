@@ -29,7 +29,7 @@ import numpy as np
 
 from robot_cl import seeding, stats
 from robot_cl.continual import summary
-from robot_cl.continual.hidden import joined, run_hidden
+from robot_cl.continual.life import joined, run_hidden
 from robot_cl.continual.loop import Measuring, run_method
 from robot_cl.continual.method import MethodConfig
 from robot_cl.continual.methods import METHODS, REFERENCE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from policies.networks import StackedMLP, generators
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
 from robot_cl.continual.detector import DetectorConfig, ShiftDetector
+from robot_cl.continual.method import below
 
 HIDDEN, LR, BATCH, UPDATES, ROLLOUTS = (64, 64), 1e-3, 512, 40, 4
 # The model learns all the while and so does the policy: the last ten readings say what is usual, not all there were.
@@ -85,6 +88,30 @@ class ChangeWatch:
             loss.backward()
             self.optimiser.step()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that is remembered, as one flat dict of tensors."""
+        moments = self.optimiser.state_dict()["state"]
+        found = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        found |= {f"moments.{i}.{name}": value for i, each in moments.items() for name, value in each.items()}
+        found |= {f"past.{i}.{j}": part for i, pair in enumerate(self._past) for j, part in enumerate(pair)}
+        found |= {f"seen.{i}.{j}": torch.from_numpy(a) for i, pair in enumerate(self._seen) for j, a in enumerate(pair)}
+        found |= {f"detector.{name}": torch.from_numpy(value) for name, value in self.detector.state().items()}
+        found |= {} if self.scale is None else {"scale": self.scale}
+        return found | {"rng": self.rng.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state_dict` of the same shapes."""
+        self.model.load_state_dict(below(state, "model."))
+        moments = {i: below(state, f"moments.{i}.") for i in range(_count(state, "moments."))}
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self._past = [(state[f"past.{i}.0"], state[f"past.{i}.1"]) for i in range(_count(state, "past."))]
+        pairs = [(state[f"seen.{i}.0"], state[f"seen.{i}.1"]) for i in range(_count(state, "seen."))]
+        self._seen = [(far.numpy(), error.numpy()) for far, error in pairs]
+        self.detector.restore({name: value.numpy() for name, value in below(state, "detector.").items()})
+        self.scale = state.get("scale")
+        self.rng.set_state(state["rng"].clone())
+
     def _pairs(self, fresh: Transitions) -> tuple[Tensor, Tensor]:
         """Inputs (N, obs + act) and changes of the observation (N, obs) in their deviations of the first rollout."""
         obs, following = fresh.obs[0].flatten(0, 1), fresh.next_obs[0].flatten(0, 1)
@@ -96,3 +123,8 @@ class ChangeWatch:
 
     def _errors(self, x: Tensor, change: Tensor) -> Tensor:
         return (self.model(x)[0] - change).square().clamp(max=LARGEST).mean(-1)
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many things are numbered under a prefix."""
+    return len({name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)})

@@ -7,6 +7,7 @@ alarms with one number and is not set off by a single outlier.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,17 @@ class ShiftDetector:
         self._pending: list[float] = []
         self._warmup: list[float] = []
         self.excess, self._mean, self._var = 0.0, 0.0, 0.0
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that is remembered, float64."""
+        regime = [self.excess, self._mean, self._var]
+        found = {"pending": self._pending, "warmup": self._warmup, "regime": regime}
+        return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a `state`."""
+        self._pending, self._warmup = state["pending"].tolist(), state["warmup"].tolist()
+        self.excess, self._mean, self._var = state["regime"].tolist()
 
     @property
     def ready(self) -> bool:

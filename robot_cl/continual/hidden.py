@@ -1,13 +1,9 @@
-"""The library on a stream whose borders nobody announces: it notices a change, and routes by trying.
-
-Seeds notice at different moments, so each runs alone. A seed killed before its end begins anew: a minute or two.
-"""
+"""The library where nobody announces borders: contexts that it found by itself in place of tasks."""
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -18,20 +14,13 @@ from policies.actor import StackedGaussianActor
 from policies.adapter import Adapter
 from policies.networks import generators
 from robot_cl.batch import Transitions
-from robot_cl.continual.actors import State, copied, side_by_side
-from robot_cl.continual.change import ChangeWatch
+from robot_cl.continual.actors import side_by_side
 from robot_cl.continual.likeness import same
-from robot_cl.continual.loop import Measuring, Progress
-from robot_cl.continual.method import SEEDS_PER_STAGE, Setup, learned_skills
+from robot_cl.continual.method import Setup, below, learned_skills
 from robot_cl.continual.methods.library import SkillLibrary
 from robot_cl.continual.route import Decision, Route, Tried
-from robot_cl.continual.stage_worlds import score, stage_world
-from robot_cl.continual.trials import Snapshots
-from robot_cl.continual.trials import scores as trial_scores
-from robot_cl.data.atomic import whole_folder, write_json
+from robot_cl.continual.trials import Snapshots, scores
 from robot_cl.learners.base import Learner
-from robot_cl.learners.rollout import Collector
-from robot_cl.seeding import EVALUATION_SEED
 from sim.stream import Stage
 
 HEARD = 5  # times that what is being learned plays in its context without `checks`: once that is over, it cannot
@@ -110,8 +99,41 @@ class HiddenLibrary(SkillLibrary):
         actors = [self._composed([mix]) for mix in ({}, *(mix for _, mix in known))]
         if self.learning is not None:
             actors.append(self.current(-1, self.learning))
-        scores = trial_scores(self.trials.play(side_by_side(actors), stage, None), stage)
-        return actors[int(scores.mean(-1).argmax())]
+        found = scores(self.trials.play(side_by_side(actors), stage, None), stage)
+        return actors[int(found.mean(-1).argmax())]
+
+    # The state, with what is being learned in the context that goes on
+
+    def tensors(self) -> dict[str, Tensor]:
+        learner = self.learning.state_dict() if self.learning is not None else {}
+        here = {"now.sketch": torch.from_numpy(self.sketch), "now.heard": torch.from_numpy(self.heard)}
+        return super().tensors() | here | {f"learner.{name}": value for name, value in learner.items()}
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {
+            "contexts": self.contexts,
+            "now": [asdict(route) for route in self.now],
+            "trained": self.trained,
+            "hearings": self.hearings.facts(),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        super().restore(tensors, facts)
+        self.contexts, self.trained = list(facts["contexts"]), dict(facts["trained"])
+        self.now = [Route(**route) for route in facts["now"]]
+        self.hearings.restore({}, facts["hearings"])
+        self.sketch, self.heard = tensors["now.sketch"].numpy(), tensors["now.heard"].numpy()
+        state = below(tensors, "learner.")
+        self.learning = self._new_learner(len(self.contexts) - 1) if state else None
+        if self.learning is not None:
+            self.learning.load_state_dict(state)
+
+    def drop_unknown(self) -> None:
+        """Take out of the library what is not part of the state: a process that was killed has gone on after it."""
+        for library, known in zip(self.libraries, self.levels, strict=True):
+            for name in library.names():
+                if name not in known:
+                    library.remove(name)
 
 
 class Playing:
@@ -127,149 +149,3 @@ class Playing:
     def explore(self, obs: Tensor, noise: Tensor) -> Tensor:
         mean, log_std = self.actor(obs)
         return self.actor.sample(mean, log_std, noise)[0]
-
-
-@dataclass
-class Alarm:
-    """When the detector rang, or a look met another world: the step of the whole stream, the true task then, and the
-    steps since it began."""
-
-    step: int
-    task: int
-    since: int
-
-
-def run_hidden(setup: Setup, measuring: Measuring, progress: Progress | None = None) -> tuple[list[dict], dict]:
-    """All seeds, one after the other -> rows as `loop.run_method` gives them, and facts with each seed's alarms."""
-    parts = []
-    for p in range(setup.seeds):
-        folder = setup.folder / f"seed-{p}"
-        if not (folder / "rows.json").exists():
-            rows, facts = run_seed(member_setup(setup, p), measuring, progress)
-            with whole_folder(setup.folder, folder) as part:
-                write_json(part / "rows.json", rows)
-                write_json(part / "facts.json", facts)
-        parts.append(tuple(json.loads((folder / f"{name}.json").read_text()) for name in ("rows", "facts")))
-    return [joined([rows[k] for rows, _ in parts]) for k in range(len(setup.stream.stages))], merged_facts(parts)
-
-
-def member_setup(setup: Setup, p: int) -> Setup:
-    """Seed p alone."""
-
-    def own(name: str, value: Tensor) -> Tensor:
-        if not value.dim():
-            return value
-        axis = 0 if name.startswith("nets.") else value.dim() - 1
-        return value.tensor_split(setup.seeds, axis)[p].clone()
-
-    base = copied(setup.base.member(p))
-    base.normalizer.freeze()
-    values: State = {name: own(name, value) for name, value in setup.values.items()}
-    return replace(setup, base=base, values=values, seed=setup.seed + p, folder=setup.folder / f"libraries-{p}")
-
-
-def run_seed(setup: Setup, measuring: Measuring, progress: Progress | None) -> tuple[list[dict], dict]:
-    """One seed through the stream; the world changes under it at the end of each task's budget."""
-    run, rows = _Seed(setup, measuring), []
-    for k, stage in enumerate(setup.stream.stages):
-        began = time.monotonic()
-        curve = run.live(k, stage, progress)
-        scores = score([run.method.policy(j) for j in range(len(setup.stream.stages))], setup.stream.stages,
-                       measuring.episodes, EVALUATION_SEED, setup.threads)  # fmt: skip
-        rows.append({
-            "stage": stage.name, "scores": scores.tolist(), "curve": [curve], "before": [curve[0]],
-            "steps": stage.steps, "bytes": run.method.kept_bytes(), "wall_s": round(time.monotonic() - began, 2),
-        })  # fmt: skip
-    return rows, run.method.facts() | {"alarms": [asdict(alarm) for alarm in run.alarms]}
-
-
-class _Seed:
-    """One robot's life. Remembers the method, the context in progress, the watch, the alarms, and whether the world
-    repeats itself: of one with noise of its own only an alarm can tell that it has changed."""
-
-    def __init__(self, setup: Setup, measuring: Measuring):
-        self.setup, self.measuring, self.method = setup, measuring, HiddenLibrary(setup)
-        self.watch: ChangeWatch | None = None
-        self.alarms: list[Alarm] = []
-        self.learner: Learner | None = None
-        self.trained = 0  # steps in this context
-        self.total = 0
-        self.repeats = False
-
-    def live(self, k: int, stage: Stage, progress: Progress | None) -> list[float]:
-        """The budget of true task k -> its learning curve. Nothing here tells the method where it is."""
-        seed, points = self.setup.seed + SEEDS_PER_STAGE * (k + 1), self.measuring.points
-        world = stage_world([stage] * self.setup.num_worlds, self.setup.threads)
-        collector, steps = Collector(world, 1, seed), 0
-        self.method.here = stage
-        if self.watch is None:  # the robot's first moment: it knows that it knows nothing
-            self.watch = ChangeWatch(self.setup.base.normalizer, world.interface.act_dim, self.setup.seed)
-            steps += self._meet()
-        curve = [self._score(stage)]
-        while steps < stage.steps:
-            steps += self._round(collector, stage, k, steps)
-            while len(curve) < 1 + int(points * min(1.0, steps / stage.steps)):
-                curve.append(self._score(stage))
-            if progress is not None:
-                progress(f"library, hidden: {stage.name}", self.total + steps, self.budget)
-        self.total += stage.steps
-        return [*curve, *[self._score(stage)] * (points + 1 - len(curve))]  # trials may have used up the rest
-
-    def _round(self, collector: Collector, stage: Stage, k: int, steps: int) -> int:
-        """Act and watch; learn where nothing has changed, decide anew where something has -> steps taken."""
-        assert self.watch is not None
-        seed = self.setup.seed + SEEDS_PER_STAGE * (k + 1) + steps
-        actor = self.learner or Playing(self.method.current(-1, None), seed)
-        fresh = collector.collect(actor, int(getattr(self.setup.learner, "horizon", 64)))
-        taken, rang, goes_on = fresh.reward.numel(), self.watch.see(fresh), True
-        if rang or self._look(taken):
-            goes_on, spent = self.method.unchanged()
-            taken += spent
-        if rang or not goes_on:
-            self.alarms.append(Alarm(self.total + steps, k, steps))
-            collector.begin(seed + 1)  # after the trials; what the old policy had come to may be lying on its back
-        if not goes_on:
-            self.watch.restart()
-            self.method.leave(self.learner, self.trained)
-            return taken + self._meet()
-        if self.learner is not None:
-            self.learner.update_online(fresh, None)
-            taken += self.method.during(-1, self.learner, fresh, (self.trained + taken) / stage.steps)
-        self.trained += taken
-        return taken
-
-    @property
-    def budget(self) -> int:
-        return sum(stage.steps for stage in self.setup.stream.stages)
-
-    def _look(self, taken: int) -> bool:
-        """Whether it is time to look, without an alarm, if the world is still the same."""
-        every = self.setup.config.look if self.repeats else 0
-        return bool(every) and (self.trained + taken) // every > self.trained // every
-
-    def _meet(self) -> int:
-        self.learner, spent = self.method.meet()
-        self.trained = 0
-        if self.setup.config.look:
-            self.repeats, more = self.method.unchanged()
-            spent += more
-        return spent
-
-    def _score(self, stage: Stage) -> float:
-        actor = self.method.current(-1, self.learner)
-        found = score([actor], [stage], self.measuring.curve_episodes, EVALUATION_SEED, self.setup.threads)
-        return float(found.mean())
-
-
-def joined(rows: list[dict]) -> dict[str, Any]:
-    """The rows of several seeds about one task as one."""
-    scores, curve, before = ([value for row in rows for value in row[name]] for name in ("scores", "curve", "before"))
-    return {
-        "stage": rows[0]["stage"], "scores": scores, "curve": curve, "before": before, "steps": rows[0]["steps"],
-        "bytes": int(np.mean([row["bytes"] for row in rows])), "wall_s": sum(row["wall_s"] for row in rows),
-    }  # fmt: skip
-
-
-def merged_facts(parts: list[tuple[list[dict], dict]]) -> dict[str, Any]:
-    """Alarms and contexts of each seed; contexts are no tasks, so they are kept apart from `routes`."""
-    return {"alarms": [facts["alarms"] for _, facts in parts], "contexts": [facts["routes"] for _, facts in parts]}

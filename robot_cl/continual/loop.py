@@ -20,7 +20,7 @@ import numpy as np
 from robot_cl.checkpoint import load_tensors, save_tensors
 from robot_cl.continual.method import Method, Setup
 from robot_cl.continual.methods import method_class
-from robot_cl.continual.stage_training import StageTraining, saved
+from robot_cl.continual.stage_training import StageTraining, saved, write_facts
 from robot_cl.continual.stage_worlds import score
 from robot_cl.data.atomic import whole_folder, write_json
 from robot_cl.seeding import EVALUATION_SEED
@@ -55,7 +55,7 @@ def run_method(name: str, setup: Setup, measuring: Measuring, progress: Progress
         rows.append(learn_stage(name, method, k, setup, measuring, progress))
         with whole_folder(setup.folder, folder) as part:
             write_json(part / "row.json", rows[-1])
-            write_json(part / "facts.json", method.facts())
+            write_facts(part, method.facts())
             save_tensors(part / "method.safetensors", method.tensors())
         shutil.rmtree(setup.folder / "progress", ignore_errors=True)
     return rows

@@ -17,7 +17,7 @@ from robot_cl.checkpoint import checkpoint_folder, load_actor, load_learner, rea
 from robot_cl.continual import summary
 from robot_cl.continual.actors import State
 from robot_cl.continual.base_policy import load_base, save_base, train_base
-from robot_cl.continual.hidden import run_hidden
+from robot_cl.continual.life import run_hidden
 from robot_cl.continual.loop import Measuring, Progress, read_row, run_method
 from robot_cl.continual.method import MethodConfig, Setup
 from robot_cl.continual.methods import METHODS, REFERENCE, method_class
@@ -83,7 +83,7 @@ def start(
         method_class(name)
     face = _interface(stream.base)
     if config.base is not None:
-        check_base(config.base, stream.base.task, face)
+        check_base(config.base, stream.base.task, face, config.seeds)
     root = Path(config.out) if config.out else runs_root()
     folder = new_run_folder(root, config.name or f"continual-{config.stream}")
     write_json(folder / "interface.json", face.to_dict())
@@ -96,12 +96,14 @@ def start(
     return proceed(folder, progress)
 
 
-def check_base(base: str, task: str, face: Interface) -> None:
+def check_base(base: str, task: str, face: Interface, seeds: int) -> None:
     """Raises LookupError, OSError where there is no such policy, ValueError for one that cannot begin this stream."""
     folder = checkpoint_folder(base)
     said, actor = read_card(folder).get("interface"), load_actor(folder)
     if not isinstance(actor, StackedGaussianActor):
         raise ValueError(f"base {base} is a {read_card(folder)['kind']} policy; expected a Gaussian one")
+    if actor.population not in (1, seeds):
+        raise ValueError(f"base {base} has {actor.population} members, of seeds={seeds}; expected 1 or as many")
     if said is not None:  # how long a step takes may differ: streams may repeat actions
         difference = replace(Interface.from_dict(said), control_dt=face.control_dt).difference(face)
     else:

@@ -15,7 +15,7 @@ from torch import Tensor
 from policies.actor import StackedGaussianActor
 from robot_cl.batch import Transitions
 from robot_cl.checkpoint import load_tensors, save_tensors
-from robot_cl.continual.stage_worlds import score
+from robot_cl.continual.stage_worlds import can_pause, score
 from robot_cl.data.atomic import whole_folder, write_json
 from robot_cl.learners.base import Learner
 from robot_cl.learners.replay import ReplayBuffer
@@ -83,10 +83,7 @@ class StageTraining:
 
     @property
     def can_pause(self) -> bool:
-        if self.collector is None or self.buffer is not None:
-            return False
-        world = self.collector.world
-        return all(hasattr(part, "get_state") for part in getattr(world, "parts", [world]))
+        return self.collector is not None and self.buffer is None and can_pause(self.collector.world)
 
     def save(self, root: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Everything, with the method's own state beside it, as root/<steps>; older ones go."""
@@ -95,7 +92,7 @@ class StageTraining:
             save_tensors(part / "learner.safetensors", self.learner.state_dict())
             save_tensors(part / "method.safetensors", tensors)
             np.savez(part / "worlds.npz", **self.collector.state())  # type: ignore[arg-type]
-            write_json(part / "facts.json", facts)
+            write_facts(part, facts)
             write_json(part / "curve.json", [row.tolist() for row in self.curve])
             write_json(part / "spent.json", {"wall_s": self.earlier + time.monotonic() - self.began})
         for old in saved(root)[:-1]:
@@ -116,3 +113,8 @@ class StageTraining:
 def saved(root: Path) -> list[Path]:
     """What `save` left under `root`, oldest first."""
     return sorted((p for p in root.glob("[0-9]*") if p.is_dir()), key=lambda p: int(p.name))
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """facts.json, names in their order: of two skills that count the same in a mix the first one did better."""
+    write_json(folder / "facts.json", facts, sort_keys=False)

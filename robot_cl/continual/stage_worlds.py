@@ -49,6 +49,11 @@ def stage_world(stages: Sequence[Stage], threads: int | None = 1, seed: int = 0)
     return sim.make(first.task, len(stages), threads, seed, shifts, action_repeat=first.action_repeat)
 
 
+def can_pause(world: Any) -> bool:
+    """Whether a world's state can be stored, so that learning in it can be left off and taken up."""
+    return all(hasattr(part, "get_state") for part in getattr(world, "parts", [world]))
+
+
 @dataclass(frozen=True)
 class Played:
     """First episodes of M members: returns (M, E), 1 or 0 for success, −1 where nobody says (M, E), the steps that the

@@ -103,9 +103,11 @@ class Snapshots:
         return {f"snapshot.{name}": tensor for name, tensor in stored(self.skills).items()}
 
     def facts(self) -> dict[str, Any]:
-        return {"leads": self.leads, "levels": self.levels, "looked": self.looked, "learned": self.learned}
+        names = ("checks", "steps", "leads", "levels", "looked", "learned")
+        return {name: getattr(self, name) for name in names}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        self.checks, self.steps = facts.get("checks", self.checks), facts.get("steps", self.steps)
         self.leads, self.levels = list(facts["leads"]), list(facts["levels"])
         self.looked, self.learned = int(facts["looked"]), int(facts["learned"])
         self.skills = [skill_in(tensors, f"snapshot.{p}/") for p in range(len(self.leads))]

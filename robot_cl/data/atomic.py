@@ -97,9 +97,9 @@ def _disclaim() -> None:
 os.register_at_fork(after_in_child=_disclaim)
 
 
-def write_json(path: Path, data: object) -> None:
+def write_json(path: Path, data: object, sort_keys: bool = True) -> None:
     """Readable JSON with a final newline."""
-    path.write_text(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(data, indent=1, sort_keys=sort_keys, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def refuse_existing(final: Path, overwrite: bool) -> None:

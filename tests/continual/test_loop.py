@@ -24,7 +24,8 @@ from robot_cl.continual import summary
 from robot_cl.continual.actors import side_by_side
 from robot_cl.continual.change import ChangeWatch
 from robot_cl.continual.detector import DetectorConfig
-from robot_cl.continual.hidden import HiddenLibrary, _Seed, member_setup, run_hidden
+from robot_cl.continual.hidden import HiddenLibrary
+from robot_cl.continual.life import Life, member_setup, run_hidden
 from robot_cl.continual.loop import Measuring, run_method
 from robot_cl.continual.method import SEEDS_PER_STAGE, MethodConfig, Setup
 from robot_cl.continual.route import Tried
@@ -198,9 +199,9 @@ def test_a_skill_hardly_trained_is_trained_on_even_where_it_does(make_setup: Mak
     assert method._settled(route, stage)
 
 
-def alarmed(setup: Setup) -> tuple[_Seed, Collector, Stage, Stage]:
+def alarmed(setup: Setup) -> tuple[Life, Collector, Stage, Stage]:
     """A life whose watch rings at every rollout but the two after an alarm, in the first of two worlds."""
-    life, (here, other) = _Seed(setup, QUICK), setup.stream.stages[:2]
+    life, (here, other) = Life(setup, QUICK, setup.folder), setup.stream.stages[:2]
     config = DetectorConfig(window=4, warmup=2, drift=0.0, threshold=1e-9)
     life.watch = ChangeWatch(Normalizer(4), 2, config=config, updates=1)
     life.method.here = here
@@ -229,7 +230,8 @@ def test_after_a_false_alarm_learning_goes_on_and_after_a_true_one_begins_anew(m
 
 
 def test_a_life_plays_where_it_is(make_setup: MakeSetup) -> None:
-    life = _Seed(member_setup(make_setup(seeds=1), 0), QUICK)
+    setup = member_setup(make_setup(seeds=1), 0)
+    life = Life(setup, QUICK, setup.folder)
     for k, stage in enumerate(life.setup.stream.stages[:2]):
         life.live(k, stage, None)
         assert life.method.here == stage

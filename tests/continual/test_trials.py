@@ -12,7 +12,7 @@ from small_methods import mode
 
 from policies.adapter import Adapter, Factors
 from robot_cl.continual.actors import with_skills
-from robot_cl.continual.hidden import _Seed, member_setup
+from robot_cl.continual.life import Life, member_setup
 from robot_cl.continual.loop import Measuring, run_method
 from robot_cl.continual.method import Setup
 from robot_cl.continual.methods import method_class
@@ -171,8 +171,7 @@ def test_trials_on_the_way_are_paid_for_out_of_the_budget(make_setup: MakeSetup)
 
 
 def test_where_borders_are_hidden_too_what_is_learned_is_tried_on_the_way(make_setup: MakeSetup) -> None:
-    life = _Seed(
-        member_setup(checking(make_setup(seeds=1, tasks=1), 2), 0), Measuring(episodes=1, points=1, curve_episodes=1)
-    )
+    setup = member_setup(checking(make_setup(seeds=1, tasks=1), 2), 0)
+    life = Life(setup, Measuring(episodes=1, points=1, curve_episodes=1), setup.folder)
     life.live(0, life.setup.stream.stages[0], None)
     assert not life.alarms and life.method.snapshots.looked == 2

@@ -76,12 +76,13 @@ class SkillLibrary(Method):
         self.now, spent, self.sketch = self.decide(self.stage(k))
         leads = [not route.mix for route in self.now]
         self.snapshots = Snapshots(self.config.checks, leads, self.trials.learning(self.stage(k)))
-        if all(route.reached for route in self.now):
-            return None, spent
+        return None if all(route.reached for route in self.now) else self._new_learner(k), spent
+
+    def _new_learner(self, k: int) -> Learner:
+        """What learns the task in progress, before its first update: a skill on each seed's composition."""
         parents = [self._values_of(p, route.mix) for p, route in enumerate(self.now)]
         values = mixed_states([self.setup.values, *self.values], parents)
-        learner = self.learner(k, self._composed([r.mix for r in self.now]), values, skill=True)
-        return learner, spent
+        return self.learner(k, self._composed([r.mix for r in self.now]), values, skill=True)
 
     def decide(self, stage: Stage) -> Decision:
         """The best composition of each seed for a task."""
