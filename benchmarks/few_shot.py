@@ -10,7 +10,7 @@ Tasks of dm_control's walker: stand → walk, and stand + walk → run. A base (
 standing, skills imitate experts on it (ours, tools/train_experts.py, or with `--teachers shared` those of the shared
 data), a demonstration is one expert episode. All draws of demonstrations and all their numbers train side by side,
 every row from the same demonstrations; the last policy counts. Finished cells are JSON under runs/benchmarks/few_shot
-and are not measured again. A claim is about one named row (CLAIMED), not about the best of several.
+and are not measured again. What is claimed of them is in few_shot_parts/claims.py.
 """
 
 from __future__ import annotations
@@ -32,19 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from few_shot_parts import walker
 from few_shot_parts.cheetah import CheetahSetting, cheetah_sizes
 from few_shot_parts.choice import ORDER, choose
-from few_shot_parts.rows import LEARNED, TASKS, Play, Rows, Task
+from few_shot_parts.claims import CLAIMS
+from few_shot_parts.results import Results, rows_of
+from few_shot_parts.rows import LEARNED, PREFERRED, TASKS, Play, Rows
 from few_shot_parts.setting import FULL, SCORE_SEED, SMALL, TINY, TRIAL_SEED, Setting, Sizes
 from few_shot_parts.speed import SpeedSetting, speed_sizes
 
-from robot_cl import stats
-
 KEPT = ROOT / "runs" / "benchmarks" / "few_shot"
-CHOICES = {"choice by loss": "by_loss", "choice by episodes": "by_return"}
-# The row that stands for each task in its claims.
-CLAIMED = {"stand-walk": "choice by episodes", "stand-walk-run": "choice by episodes",
-           "shift": "residual", "speed-limit": "composition"}  # fmt: skip
-TEN = 10  # demonstrations, of the claims
-PREFERRED = "composition by trial episodes"  # of two skills that want different things, at the share that trials choose
 # Measured at every number of demonstrations; other rows at ten of them only.
 _TRAINED = ("scratch", "scratch with own statistics", "full fine-tune", "fresh adapter", "residual",
             "guarded residual")  # fmt: skip
@@ -154,163 +148,6 @@ class Bench:
                 self.measure_choice()
             elif row in LEARNED:
                 self.measure_learned(row)
-
-
-class Results:
-    """What was measured of one task. Rows are (members, episodes) arrays by number of demonstrations; 0: none."""
-
-    def __init__(self, folder: Path, task: Task):
-        self.task, self.name = task, next(name for name, known in TASKS.items() if known is task)
-        read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-        records = {record["row"]: record for record in read}
-        self.decisions = records.pop("choice", {"cells": []})["cells"]
-        self.experts = sorted({record["expert"] for record in records.values()})
-        self.cells = {row: record["cells"] for row, record in records.items()}
-        for row, rule in CHOICES.items():
-            self._add_choice(row, rule)
-        if "choice by episodes" not in self.cells:
-            self._choose_by_trials()
-
-    def _choose_by_trials(self) -> None:
-        """Of the routes trained on all demonstrations of a member, the best in its trial episodes."""
-        names = [*(f"{s} skill zero-shot" for s in self.task.parents), *ORDER[1:]]
-        chosen: list[dict[str, Any]] = []
-        for cell in self.cells.get(ORDER[-1], []):
-            key = (cell["draw"], cell["count"])
-            routes = [c for name in names for c in self.cells.get(name, [])
-                      if "trials" in c and (c["draw"], c["count"]) in (key, (key[0], 0))]  # fmt: skip
-            if len(routes) < len(names):
-                return
-            chosen.append({**max(routes, key=lambda c: float(np.mean(c["trials"]))), "count": cell["count"]})
-        if chosen:
-            self.cells["choice by episodes"] = chosen
-
-    def _add_choice(self, row: str, rule: str) -> None:
-        """A member's choice scores what the chosen row of the same member scores."""
-        zero = f"{self.task.parent} skill zero-shot"
-        found = {(name, c["draw"], c["count"]): c for name, cells in self.cells.items() for c in cells}
-        chosen = []
-        for d in self.decisions:
-            key = (zero, d["draw"], 0) if d[rule] == "zero-shot" else (d[rule], d["draw"], d["count"])
-            if key not in found:
-                return
-            chosen.append({**found[key], "count": d["count"]})
-        if chosen:
-            self.cells[row] = chosen
-
-    def counts(self, row: str) -> list[int]:
-        return sorted({c["count"] for c in self.cells.get(row, [])})
-
-    def scores(self, row: str, count: int, what: str = "returns") -> np.ndarray | None:
-        """(draws, episodes), or None where it was not measured."""
-        cells = [c for c in self.cells.get(row, []) if c["count"] == count]
-        return np.array([c[what] for c in sorted(cells, key=lambda c: c["draw"])], dtype=float) if cells else None
-
-    def best_single(self) -> tuple[str, np.ndarray] | None:
-        rows = [(f"{s} skill zero-shot", self.scores(f"{s} skill zero-shot", 0)) for s in self.task.parents]
-        measured = [(row, x) for row, x in rows if x is not None]
-        return max(measured, key=lambda pair: pair[1].mean()) if measured else None
-
-
-def interval(scores: np.ndarray) -> stats.Interval:
-    """Of the mean, draws redrawn first and their episodes after that."""
-    return stats.nested_bootstrap(scores, np.random.default_rng(0))  # type: ignore[arg-type]
-
-
-# What stands in the third column where it is not the share of episodes without a fall.
-COLUMNS: dict[str, Callable[[np.ndarray], str]] = {"shift": lambda x: "", "speed-limit": lambda x: f"{x.mean():.2f}"}
-
-
-def rows_of(results: Results) -> list[tuple[object, ...]]:
-    lines: list[tuple[object, ...]] = []
-    order = {row: k for k, row in enumerate([*LEARNED, *CHOICES])}  # what needs no demonstration comes first
-    for row in sorted(results.cells, key=lambda row: order.get(row, -1)):
-        for count in results.counts(row):
-            x, fell = results.scores(row, count), results.scores(row, count, "fell")
-            assert x is not None and fell is not None
-            third = COLUMNS.get(results.name, lambda x: f"{1.0 - x.mean():.2f}")(fell)
-            lines.append((row, count or "none", str(interval(x)), f"{stats.iqm(x.ravel()):.0f}", third,
-                          " ".join(f"{m:.0f}" for m in x.mean(1))))  # fmt: skip
-    return lines
-
-
-def claims_walk(r: Results) -> list[Claim]:
-    """stand → walk with ten demonstrations."""
-    found: list[Claim] = []
-    expert, base = r.scores("expert", 0), r.scores("base zero-shot", 0)
-    fresh, scratch, gate = (r.scores(row, TEN) for row in ("fresh adapter", "scratch", "learned α(s)"))
-    if expert is not None:
-        found.append(Claim("upright expert of walk", float(expert.mean()), 900.0))
-    if base is not None:
-        found.append(Claim("walk: base zero-shot", float(base.mean()), 200.0, at_least=False))
-    row = CLAIMED["stand-walk"]
-    ours = r.scores(row, TEN)
-    if ours is not None:
-        found.append(Claim(f"walk, 10 demonstrations: {row}", float(ours.mean()), 600.0))
-    if ours is not None and scratch is not None:
-        gain = float((ours - scratch).mean())
-        found.append(Claim(f"walk, 10 demonstrations: paired gain of {row} over scratch", gain, 100.0))
-    if fresh is not None and gate is not None:
-        found.append(Claim("walk: learned α(s) − fresh adapter", float((gate - fresh).mean()), -75.0))
-    return found + interventions(r, "walk")
-
-
-def claims_run(r: Results) -> list[Claim]:
-    """stand + walk → run: the library's own choice against the best single skill."""
-    single, found = r.best_single(), list[Claim]()
-    expert = r.scores("expert", 0)
-    if single is not None and expert is not None:  # a task that a skill solves already says nothing about composition
-        share = float(single[1].mean() / expert.mean())
-        found.append(Claim("run: best single skill zero-shot over the expert", share, 0.6, at_least=False))
-    row = CLAIMED["stand-walk-run"]
-    chosen = r.scores(row, TEN)
-    if single is not None and chosen is not None:
-        ours, theirs = interval(chosen), interval(single[1])
-        name = f"run, 10 demonstrations: {row}"
-        found.append(Claim(f"{name} − {single[0]}", ours.estimate - theirs.estimate, 150.0))
-        found.append(Claim(f"{name}: lower end − upper end of {single[0]}", ours.low - theirs.high, 0.0))
-    return found + interventions(r, "run")
-
-
-def claims_shift(r: Results) -> list[Claim]:
-    """Skills of other physics, ten episodes in the standard one."""
-    single, scratch, found = r.best_single(), r.scores("scratch", TEN), list[Claim]()
-    row = CLAIMED["shift"]
-    ours = r.scores(row, TEN)
-    if ours is not None and single is not None and scratch is not None:
-        gain = float(ours.mean() / max(single[1].mean(), 1.0))
-        found.append(Claim(f"shift: {row} over the best source skill zero-shot", gain, 1.0))
-        found.append(Claim(f"shift: {row} over scratch", float(ours.mean() / scratch.mean()), 1.0))
-    return found + interventions(r, "shift")
-
-
-def claims_speed(r: Results) -> list[Claim]:
-    """Reward and cost skill under a speed limit: their composition, alone and with a new skill, is safe and faster than
-    the cost skill."""
-    careful, found = r.scores("cost skill zero-shot", 0), list[Claim]()
-    for row, count in ((PREFERRED, 0), (CLAIMED["speed-limit"], TEN), ("learned α(s)", TEN)):
-        reward, cost = r.scores(row, count), r.scores(row, count, "fell")
-        if reward is not None and cost is not None and careful is not None:
-            found.append(Claim(f"speed limit: normalised cost of {row}", float(cost.mean()), 1.0, at_least=False))
-            gain = float(reward.mean() - careful.mean())
-            found.append(Claim(f"speed limit: reward of {row} above the cost skill's", gain, 0.0))
-    return found
-
-
-def interventions(r: Results, label: str) -> list[Claim]:
-    base, gate = r.scores("base zero-shot", 0), r.scores("learned α(s)", TEN)
-    random, permuted = r.scores("I1 random skills", TEN), r.scores("I3 permuted", TEN)
-    found: list[Claim] = []
-    if base is not None and random is not None:
-        gap = float(random.mean() - base.mean())
-        found.append(Claim(f"{label}, I1: random skills − base", gap, 50.0, at_least=False))
-    if base is not None and gate is not None and permuted is not None:
-        kept = float((permuted.mean() - base.mean()) / max(gate.mean() - base.mean(), 1.0))
-        found.append(Claim(f"{label}, I3: share of the gain kept with permuted skills", kept, 0.5, at_least=False))
-    return found
-
-
-CLAIMS = {"stand-walk": claims_walk, "stand-walk-run": claims_run, "shift": claims_shift, "speed-limit": claims_speed}
 
 
 def setting_of(task: str, sizes: Sizes, folder: Path, args: argparse.Namespace) -> Setting:

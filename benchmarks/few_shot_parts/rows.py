@@ -253,6 +253,7 @@ class Rows:
         return lambda obs: actor.mode(torch.from_numpy(obs).to(self.setting.device))[0].cpu().numpy()
 
 
+PREFERRED = "composition by trial episodes"  # of two skills that want different things, at the share that trials choose
 LEARNED = {
     "scratch": Rows.scratch,
     "scratch with own statistics": Rows.scratch_alone,

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from few_shot import CHOICES, CLAIMED, CLAIMS, TEN, Results
 from few_shot_parts import walker
 from few_shot_parts.choice import ORDER
+from few_shot_parts.claims import CLAIMED, CLAIMS, TEN
+from few_shot_parts.results import CHOICES, Results
 from few_shot_parts.rows import LEARNED, TASKS
 
 ZERO = {"expert": 900, "base zero-shot": 150, "stand skill zero-shot": 160}
