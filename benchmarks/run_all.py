@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "results"
 PARTS = {
     "pendulum", "flow_learning", "flow_missions", "flow_one_step", "offline_cells", "offline_data", "offline_methods",
-    "offline_workers",
+    "offline_workers", "world_peers",
 }  # fmt: skip
 NOT_BENCHMARKS = {"common", "run_all"} | PARTS
 ON_A_GPU = {"gpu"}  # skipped where torch sees none, and what is kept of them stays
