@@ -2,10 +2,11 @@
 
     python benchmarks/continual_kills.py [--quick] [--json] [--kills 20] [--seed 0]
 
-For each of three methods (the library with its skills on disk, PackNet with its masks, behavioural cloning with its
-stored states) a small run on the vehicle's regimes is made twice: once in one go, once by processes that are killed
-with SIGKILL at random moments (while learning, scoring, or writing) and started again. Compared are all scores after
-each task, all learning curves, and for the library the skills' contents.
+For each of four methods (the library with its skills on disk, the same where borders are hidden, PackNet with its
+masks, behavioural cloning with its stored states) a small run on the vehicle's regimes is made twice: once in one go,
+once by processes that are killed with SIGKILL at random moments (while learning, scoring, or writing) and started
+again. Compared are all scores after each task, all learning curves, the bytes kept, for the library the skills'
+contents, and its alarms and contexts.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ import common
 import yaml
 
 from robot_cl.continual import summary
-from robot_cl.continual.run import proceed
+from robot_cl.continual.run import HIDDEN, proceed
 
-METHODS = ("library", "packnet", "clonex")
+METHODS = ("library", HIDDEN, "packnet", "clonex")
 OPTIONS = {
     "kind": "continual", "stream": "vehicle_regimes", "seeds": 2, "steps": 2048, "base_steps": 1024, "tasks": 4,
     "num_worlds": 16, "threads": 1,
-    "options": {"trial_worlds": 1, "trial_steps": 20},
+    "options": {"trial_worlds": 1, "trial_steps": 20, "look": 512},
     "measuring": {"episodes": 2, "points": 2, "curve_episodes": 1, "save_every": 256},
     "learner": {
         "name": "ppo", "horizon": 16, "minibatch": 128, "epochs": 2,
@@ -42,7 +43,8 @@ OPTIONS = {
 
 def folder_for(root: Path, method: str) -> Path:
     root.mkdir(parents=True)
-    (root / "config.yaml").write_text(yaml.safe_dump({**OPTIONS, "methods": [method]}, sort_keys=False))
+    chosen = {"methods": ["finetune"], "hidden": True} if method == HIDDEN else {"methods": [method]}
+    (root / "config.yaml").write_text(yaml.safe_dump({**OPTIONS, **chosen}, sort_keys=False))
     return root
 
 
@@ -64,9 +66,9 @@ def killed(folder: Path, kills: int, longest: float, rng: random.Random) -> list
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-                done = sorted(p.parent.name for p in folder.glob("methods/*/[0-9]*/row.json"))
-                within = sorted(p.name for p in folder.glob("methods/*/progress/*/[0-9]*"))
-                moments.append(f"{len(done)}+{within[-1] if within else 0}")
+                done = [p for kind in ("[0-9]*/row.json", "seed-*/rows.json") for p in folder.glob(f"methods/*/{kind}")]
+                within = [int(p.name) for p in folder.glob("methods/*/progress/*/[0-9]*")]
+                moments.append(f"{len(done)}+{max(within, default=0)}")
                 continue
         if process.wait() == 0:
             return moments
@@ -77,7 +79,8 @@ def outcome(folder: Path, method: str) -> dict[str, object]:
     entry = summary.read(folder)["methods"][method]
     cards = sorted(folder.glob("methods/*/library/*/*/card.json"))
     skills = {f"{p.parents[1].name}/{p.parent.name}": json.loads(p.read_text())["content"] for p in cards}
-    return {"R": entry["R"], "curves": entry["curves"], "steps": entry["steps"], "skills": skills}
+    names = ("R", "curves", "steps", "bytes_per_task", "alarms", "contexts")
+    return {name: entry.get(name) for name in names} | {"skills": skills}
 
 
 def main() -> None:
@@ -99,7 +102,8 @@ def main() -> None:
                 different |= {name for name in whole if whole[name] != again[name]}
             rows.append((method, len(moments), " ".join(moments), ", ".join(sorted(different)) or "none"))
             wrong, done = wrong + len(different), done + len(moments)
-    print(common.table(("method", "kills", "tasks finished + steps kept of the next, at each", "differences"), rows))
+    columns = ("method", "kills", "tasks (hidden: seeds) finished + steps kept of the next, at each", "differences")
+    print(common.table(columns, rows))
     claims = [
         common.Claim("matrices, curves and skills that differ from the uninterrupted run", wrong, 0, at_least=False),
         common.Claim("kills", done, total),
