@@ -2,7 +2,8 @@
 
 torch multiplies 32-bit numbers with MKL, which uses half the vector width of AMD's processors; the same product by
 oneDNN, which torch ships for its other types, takes half the time there and the same elsewhere. Small products stay
-with MKL, whose calls are cheaper.
+with MKL, whose calls are cheaper. Weights that oneDNN can read only element by element, such as a part of wider
+rows, are copied first: it would take a thousand times as long.
 """
 
 from __future__ import annotations
@@ -44,5 +45,7 @@ def by_onednn(x: Tensor, weight: Tensor) -> bool:
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     flat = None if bias is None else bias.flatten()
+    if not (weight.is_contiguous() or weight.mT.is_contiguous()):
+        weight = weight.mT.contiguous().mT if weight.stride(0) == 1 else weight.contiguous()
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, flat, "relu" if relu else "none", [], "")
     return result
