@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,15 +30,34 @@ from offline_workers import spread
 
 from robot_cl import stats
 
+Records = dict[str, dict[str, dict[str, Any]]]  # dataset -> method -> record
+BY_SEED = ("returns", "scores", "curves", "start", "area")  # lists with one entry per seed
+
 # -- printing ---------------------------------------------------------------------------------------------------------
 
 
-def kept(plan: Plan) -> dict[str, dict[str, dict[str, Any]]]:
-    """Dataset -> method -> record, of everything measured so far."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+def kept(plan: Plan) -> Records:
+    """Everything measured so far."""
+    found: Records = {}
     for name, mixture in DATASETS.items():
         paths = {m: cell_path(plan, home(name, m), m) for m in ALL if mixture.online or not ALL[m].online}
         found[name] = {m: json.loads(p.read_text()) for m, p in paths.items() if p.exists()}
+    return found
+
+
+def pooled(parts: Sequence[Records]) -> Records:
+    """The seeds of several passes together; cells that not all of them have, or not to the same step, are left out."""
+    if len(parts) == 1:
+        return parts[0]
+    found: Records = {}
+    for name, cells in parts[0].items():
+        found[name] = {}
+        for method in cells:
+            same = [part[name][method] for part in parts if method in part[name]]
+            if len(same) == len(parts) and len({str(r.get("steps")) for r in same}) == 1:
+                lists = {key: [x for r in same for x in r[key]] for key in BY_SEED if key in same[0]}
+                counts = {key: float(np.mean([r[key] for r in same])) for key in ("minutes", "episodes_for_selection")}
+                found[name][method] = same[0] | lists | counts
     return found
 
 
@@ -50,7 +70,7 @@ def home(data_name: str, method_name: str) -> str:
     return first if ALL[method_name].from_scratch else data_name
 
 
-def print_tables(plan: Plan, records: dict[str, dict[str, dict[str, Any]]]) -> None:
+def print_tables(plan: Plan, records: Records) -> None:
     """Offline and online rows of every dataset: mean and bootstrap interval over seeds of the last policy's score."""
     for name, cells in records.items():
         if not cells:
@@ -86,7 +106,7 @@ def dips(record: dict[str, Any]) -> np.ndarray:
     return curves[:, 0] - curves.min(1)
 
 
-def claims(records: dict[str, dict[str, dict[str, Any]]]) -> list[Claim]:
+def claims(records: Records) -> list[Claim]:
     """Those of the expectations whose cells have been measured, online for at least a third of their steps."""
     found = []
     for name, cells in records.items():
@@ -136,15 +156,14 @@ def main() -> None:
             ("--sizes", {"default": "small", "choices": list(SIZES), "help": "of networks and updates"}),
             ("--online", {"type": int, "default": Plan.online, "help": "environment steps per seed"}),
             ("--seeds", {"type": int, "default": Plan.seeds, "help": "in one stacked pass"}),
-            ("--first-seed", {"type": int, "default": 0, "help": "of these; from another one: a folder of its own"}),
+            ("--first-seed", {"default": "0", "help": "of these; several, as 3,6: a pass each, and one table of all"}),
             ("--device", {"default": "cpu", "choices": ["cpu", "cuda"]}),
             ("--workers", {"type": int, "default": 1, "help": "processes at once, one cell each"}),
             ("--minutes", {"type": float, "default": 1e9, "help": "with workers: begin no cell after these"}),
         ],
     )
     torch.set_num_threads(1)
-    plan = QUICK if args.quick else Plan(args.sizes, args.seeds, args.first_seed, online=args.online)
-    plan = replace(plan, device=args.device)
+    plan = replace(QUICK if args.quick else Plan(args.sizes, args.seeds, online=args.online), device=args.device)
     if args.device == "cuda":
         plan.checkpoint = 10_000  # what is cut is saved as it is
     cells = [(d, m) for d in DATASETS for m in METHODS if home(d, m) == d]
@@ -155,12 +174,14 @@ def main() -> None:
         cells = [_cell(text) for text in args.only.split(";")]
     if args.table:
         cells = []
-    if args.workers > 1:
-        spread(cells, plan, args.workers, args.minutes, together=args.device == "cuda")
-    else:
+    plans = [replace(plan, first_seed=int(first)) for first in args.first_seed.split(",")]
+    for one in plans:
+        if args.workers > 1:
+            spread(cells, one, args.workers, args.minutes, together=args.device == "cuda")
+            continue
         for data_name, method_name in cells:
-            measure(plan, data_name, method_name)
-    records = kept(plan)
+            measure(one, data_name, method_name)
+    records = pooled([kept(one) for one in plans])
     print_tables(plan, records)
     report("offline_online", claims(records), args.json, records)
 

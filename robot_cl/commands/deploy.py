@@ -165,6 +165,7 @@ class GuardWords:
     alpha: float = 0.1  # share of healthy runs that may raise an alarm
     steps: int = 200  # of each rollout; the promise holds for so long
     task: str | None = None  # world to play in; none: the one the bundle was trained in
+    shift: str | None = None  # what a healthy robot has that the bare world lacks, such as noise0.002+latency1
     after: Deployed | None = None  # how a deployment on a healthy robot went: moves the guard that is there
 
 
@@ -174,7 +175,7 @@ def run_guard(call: Call, options: GuardWords) -> Outcome:
     folder = Path(call.words[0])
     if options.after is not None:
         return _moved(call, folder, options.after)
-    data = guarded(call, folder, options.task, options.rollouts, options.alpha, options.steps)
+    data = guarded(call, folder, options.task, options.rollouts, options.alpha, options.steps, options.shift)
     return Outcome(data, wrote=folder / "guard.json", next=f"deploy rehearse {folder}")
 
 
@@ -219,10 +220,12 @@ GUARD = Verb(
     usage="BUNDLE [key=value ...]",
     about="Calibrate a guard that holds the robot when it meets what its rollouts never showed: the largest novelty\n"
     "of a whole run against a threshold with a promised rate of false alarms. After a deployment say how it went, and\n"
-    "the rate follows a robot that slowly changes. Rehearse again afterwards.",
+    "the rate follows a robot that slowly changes. Rehearse again afterwards. The rollouts are exact unless shift=\n"
+    "gives them the noise and delay of the robot (delay in control steps): a guard that knows none alarms at once.",
     examples=(
         "robot-cl deploy guard bundle",
         "robot-cl deploy guard bundle rollouts=200 alpha=0.05",
+        "robot-cl deploy guard bundle shift=noise0.002+latency1",
         "robot-cl deploy guard bundle after=false_alarm",
     ),
     options=lambda: GuardWords,

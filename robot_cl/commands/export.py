@@ -86,12 +86,15 @@ def composition(options: ExportWords) -> Any:
     return policy
 
 
-def guarded(call: Call, folder: Path, task: str | None, rollouts: int, alpha: float = 0.1, steps: int = 200) -> dict:
+def guarded(
+    call: Call, folder: Path, task: str | None, rollouts: int, alpha: float = 0.1, steps: int = 200,
+    shift: str | None = None,
+) -> dict:  # fmt: skip
     """Calibrate the bundle's guard and say what it promises."""
     from robot_cl.deploy.guard import GuardConfig, calibrate_bundle
 
     with call.progress(f"playing {rollouts} rollouts for the guard") as bar:
-        guard = calibrate_bundle(folder, task, rollouts, steps, GuardConfig(alpha=alpha), progress=bar)
+        guard = calibrate_bundle(folder, task, rollouts, steps, GuardConfig(alpha=alpha), progress=bar, shift=shift)
     seconds = guard.horizon * _control_dt(folder)
     call.say(
         f"guard: at most {100 * alpha:g} % false alarms in {seconds:g} s of healthy driving, "

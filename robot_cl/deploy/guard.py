@@ -178,9 +178,9 @@ def calibrate(data: Rollouts, config: GuardConfig | None = None, seed: int = 0) 
 
 def calibrate_bundle(
     folder: Path | str, task: str | None = None, rollouts: int = 100, steps: int = 200,
-    config: GuardConfig | None = None, seed: int = 0, progress: Progress | None = None,
+    config: GuardConfig | None = None, seed: int = 0, progress: Progress | None = None, shift: str | None = None,
 ) -> ConformalGuard:  # fmt: skip
-    """Play the bundle in its world, calibrate a guard on it and put guard.json into the bundle.
+    """Play the bundle in its world, changed by `shift`, calibrate a guard on it and put guard.json into the bundle.
 
     A rehearsal made before counts no more, because the bundle then acts otherwise. Raises LookupError if no world is
     named, ValueError with too few rollouts or steps.
@@ -193,7 +193,7 @@ def calibrate_bundle(
         raise LookupError(f"{folder} does not name the world it was trained in; say task=NAME")
     if rollouts < 1 or steps < 2:
         raise ValueError(f"a guard needs rollouts of at least 2 steps, got {rollouts} of {steps}")
-    guard = calibrate(collect(bundle, task, rollouts, steps, seed, progress=progress), config, seed)
+    guard = calibrate(collect(bundle, task, rollouts, steps, seed, shift, progress), config, seed)
     guard.save(folder)
     return guard
 

@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 
+from policies.actor import ActorConfig, StackedGaussianActor
+from policies.networks import generators
+from robot_cl.continual.base_policy import save_base
+from sim import make
+
 Cli = Callable[..., Any]
 TINY = [
     "stream=vehicle_regimes", "seeds=2", "steps=64", "base_steps=32", "tasks=2", "num_worlds=4", "threads=1",
@@ -58,6 +63,15 @@ def test_a_base_of_another_robot_is_refused_before_anything_is_written(
         ran = run_in(tmp_path, "continual", *TINY, f"base={base}")
         assert ran.code == 2 and "does not fit vehicle-waypoint" in ran.err and "Traceback" not in ran.err
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.name]
+
+
+def test_a_base_of_another_number_of_members_is_refused_before_anything_is_written(run_in: Cli, tmp_path: Path) -> None:
+    face = make("vehicle-waypoint").interface
+    actor = StackedGaussianActor(face.obs_dim, face.act_dim, generators(0, 3), ActorConfig(hidden=(4,)))
+    save_base(tmp_path / "three", actor, {}, "vehicle-waypoint", face.to_dict())
+    ran = run_in(tmp_path, "continual", *TINY, "base=three")
+    assert ran.code == 2 and "3 members" in ran.err and "seeds=2" in ran.err and "Traceback" not in ran.err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_streams_and_methods_are_listed(run_in: Cli, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import yaml
 from robot_cl.cli import main
 from robot_cl.commands.deploy import find_robot, robot_files, seconds
 from robot_cl.deploy.bundle import PolicyBundle
-from robot_cl.deploy.guard import calibrate
+from robot_cl.deploy.guard import calibrate, collect, load_guard, run_guard
 from robot_cl.deploy.novelty import Rollouts
 from robot_cl.deploy.record import read_log
 
@@ -261,3 +261,16 @@ def test_a_guard_is_told_how_a_deployment_went_and_the_rehearsal_is_due_again(
     assert cli("deploy", "run", folder, f"robot={robot_file}", "armed=true").code == 2
     wrong = cli("deploy", "guard", folder, "after=alarm")
     assert wrong.code == 2 and "quiet" in wrong.err
+
+
+def test_a_guard_calibrated_with_the_robots_noise_is_quiet_where_an_exact_one_alarms(cli: Callable[..., Ran]) -> None:
+    assert cli("export", "halfcheetah-low", "--to", "bundle").code == 0
+    noisy = collect(PolicyBundle.load("bundle"), "halfcheetah", 40, 30, seed=900, shift="noise0.05")
+    rates = []
+    for words in ([], ["shift=noise0.05"]):
+        assert cli("deploy", "guard", "bundle", "rollouts=40", "steps=30", *words).code == 0
+        guard = load_guard("bundle")
+        rates.append((run_guard(guard, noisy).max(1) > guard.threshold).mean())
+    assert rates[0] > 0.9 and rates[1] < 0.3
+    wrong = cli("deploy", "guard", "bundle", "shift=fog1")
+    assert wrong.code == 2 and "fog" in wrong.err and "Traceback" not in wrong.err
