@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import pytest
 from robot_cl.commands.train import read_train
 from robot_cl.data.collect import collect, random_part
 from robot_cl.scale.launchers import Launching, On
+from robot_cl.scale.launchers.on_ray import answers
 from robot_cl.scale.sweep import Sweep, is_sweep
 from robot_cl.scale.training import train_jobs
 
@@ -236,6 +238,27 @@ def test_jobs_are_refused_before_anything_is_launched() -> None:
         Sweep.create(Path("nowhere"), "none", "train", [], Launching())
     with pytest.raises(LookupError, match="no kind of job 'dream'"):
         Sweep.create(Path("nowhere"), "none", "dream", [{}], Launching())
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        answers(address)
+    with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}"):
+        answers(address)
+    for odd in ("127.0.0.1", ":6379", "auto", "127.0.0.1:99999"):
+        with pytest.raises(ValueError, match="expected HOST:PORT"):
+            answers(odd)
+
+
+@needs("ray")
+def test_a_sweep_on_a_cluster_that_does_not_answer_ends_before_ray_begins(tmp_path: Path, data: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    launching = Launching(On.ray, 2, address=f"127.0.0.1:{port}")
+    sweep = Sweep.create(tmp_path, "sweep", "train", jobs_of(data, 1, launching=launching), launching)
+    with pytest.raises(ConnectionError, match="no Ray cluster answers"):
+        sweep.go()
 
 
 def test_each_job_has_as_many_threads_as_it_has_cores() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,20 @@ def call(work: Work, number: int) -> None:
     work(number)
 
 
+def answers(address: str, patience: float = 5.0) -> None:
+    """Raises ConnectionError unless something listens at HOST:PORT: Ray itself tries for minutes. ValueError for any
+    other form of address."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and int(port) < 1 << 16):
+        raise ValueError(f"launch.address is {address!r}; expected HOST:PORT of a Ray cluster")
+    try:
+        socket.create_connection((host, int(port)), patience).close()
+    except OSError as problem:
+        raise ConnectionError(
+            f"no Ray cluster answers at {address} ({problem}); start one with: ray start --head --port={port}"
+        ) from None
+
+
 @contextmanager
 def connected(launching: Launching) -> Iterator[Any]:
     """The ray module, connected; a cluster of our own listens on 127.0.0.1 only and ends with the sweep."""
@@ -59,6 +74,7 @@ def connected(launching: Launching) -> Iterator[Any]:
         yield ray
         return
     if launching.address is not None:
+        answers(launching.address)
         ray.init(address=launching.address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(
