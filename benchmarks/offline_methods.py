@@ -145,6 +145,9 @@ TRIALS = {
         lambda: MOORLConfig(inner=5, meta=0.5, offline_share=0.7, **BRISK), online=True, cost=4.7
     ),
     "sac, half and half": Method(lambda: MOORLConfig(tasks=Tasks.joined, **BRISK), online=True, cost=4.7),
+    "sac, a whole batch of each": Method(
+        lambda: MOORLConfig(tasks=Tasks.joined, **BRISK), online=True, cost=5.5, options={"batch": 512}
+    ),
 }  # fmt: skip
 ALL = METHODS | TRIALS
 

@@ -78,3 +78,18 @@ def test_a_benchmark_for_gpus_is_skipped_without_one(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run_all.run("gpu", quick=True)
     assert "skipped, because torch sees no GPU here" in capsys.readouterr().out
+
+
+def test_passes_of_several_first_seeds_are_one_table_of_all_their_seeds():
+    def one(*area: float, until: int = 20) -> dict:
+        curves = [[0.0, 2.0 * a] for a in area]
+        counts = {"minutes": 4.0, "episodes_for_selection": 1.0}
+        return {"steps": [0, until], "curves": curves, "area": list(area)} | counts
+
+    first = {"hopper-mixture": {"moorl": one(1.0, 2.0), "sac + lookahead": one(5.0), "rlpd": one(1.0)}}
+    second = {"hopper-mixture": {"moorl": one(6.0), "sac + lookahead": one(1.0, 3.0), "rlpd": one(1.0, until=10)}}
+    found = offline_online.pooled([first, second])["hopper-mixture"]
+    assert list(found) == ["moorl", "sac + lookahead"]  # the others stopped at different steps
+    assert found["moorl"]["area"] == [1.0, 2.0, 6.0] and len(found["moorl"]["curves"]) == 3
+    assert offline_online.ahead(found["moorl"], found["sac + lookahead"]) == (0.0, 20)
+    assert offline_online.pooled([first]) == first
