@@ -45,9 +45,10 @@ def test_a_network_and_its_gradients_are_the_same_bits_on_strided_rows(members) 
     wide = torch.randn(members, 130, 200)
     strided = wide[..., 20:180].requires_grad_()
     plain = strided.detach().contiguous().requires_grad_()
-    found = []
-    for x in (strided, plain):
-        found.append([net(x), *torch.autograd.grad(net(x).square().sum(), [x, *net.parameters()])])
+    def both_ways(x):
+        return [net(x), *torch.autograd.grad(net(x).square().sum(), [x, *net.parameters()])]
+
+    found = [both_ways(strided), both_ways(plain)]
     assert not strided.is_contiguous() and all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
