@@ -27,6 +27,15 @@ from linear_onnx import linear_model  # noqa: E402
 
 
 @pytest.fixture
+def domain() -> int:
+    """A domain of DDS of its own, so that neither other tests nor other machines are heard."""
+    pytest.importorskip("cyclonedds")
+    import dds_peer
+
+    return dds_peer.free_domain()
+
+
+@pytest.fixture
 def arm_interface() -> Interface:
     obs = [Channel(f"{j}.{f}", u) for f, u in (("position", "rad"), ("velocity", "rad/s")) for j in ("waist", "elbow")]
     action = [Channel("waist.position", "rad", -1.0, 1.0), Channel("elbow.position", "rad", -0.5, 1.5)]
