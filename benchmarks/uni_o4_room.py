@@ -24,8 +24,8 @@ from policies.normalizer import Normalizer
 from robot_cl.data.behaviours import Behaviour, load_behaviour
 from robot_cl.data.sampler import Sampler
 from robot_cl.evaluate import evaluate
-from robot_cl.learners.deviations import DeviationAdvantage, blocks, trajectory_advantages, within
-from robot_cl.learners.evidence import realised, trust
+from robot_cl.learners.deviations import DeviationAdvantage, blocks, trajectory_advantages
+from robot_cl.learners.evidence import realised
 from robot_cl.learners.uni_o4 import UniO4
 from robot_cl.learners.uni_o4_config import UniO4Config
 
@@ -107,17 +107,9 @@ def told(name: str, seeds: int, quick: bool) -> Told:
     norm, fold = learner.actor.normalizer, blocks(len(data), c.folds, data.obs.device)
     advantage = trajectory_advantages(scaled, value, after, c.discount, c.trace)
     slopes.fit(norm(data.obs), deviations, advantage, fold, learner.rng, c.advantage_steps)
-    found = held(slopes, norm(data.obs), deviations, fold, realised(scaled, value, after, c.discount))
+    came = realised(scaled, value, after, c.discount)
+    found = slopes.borne_out(norm(data.obs), deviations, came, fold)
     return Told(behaviour, noise, slopes, norm, found)
-
-
-@torch.no_grad()
-def held(slopes: DeviationAdvantage, z: Tensor, deviations: Tensor, fold: Tensor, found: Tensor) -> Tensor:
-    """`trust` of each seed (P,) in what its networks claim of rows that they did not see."""
-    parts = zip(z.split(ROWS), deviations.split(ROWS, 1), strict=True)
-    said = torch.cat([slopes.each(rows.expand(len(d), -1, -1), d) for rows, d in parts], -1)
-    claimed, near = said.gather(1, fold.expand(len(said), 1, -1))[:, 0], within(deviations)
-    return torch.cat([trust(x[ok][None], y[ok][None]) for x, y, ok in zip(claimed, found, near, strict=True)])
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from policies.networks import StackedMLP
 from robot_cl.batch import Transitions
-from robot_cl.learners.evidence import follows
+from robot_cl.learners.evidence import follows, trust
 from robot_cl.learners.optim import FlatAdam, cosine
 from robot_cl.learners.ppo import gae
 
@@ -60,6 +60,19 @@ class DeviationAdvantage(nn.Module):
         """g of each network, (P·n, M, B, act_dim)."""
         out = self.net(z.repeat_interleave(self.folds, 0))[..., : self.act_dim]
         return out.view(self.policies, self.folds, -1, self.act_dim) * self.unit.view(-1, 1, 1, 1)
+
+    @torch.no_grad()
+    def borne_out(self, z: Tensor, deviations: Tensor, found: Tensor, fold: Tensor, rows: int = 20_000) -> Tensor:
+        """`trust` in what each policy's networks claim of rows that they were not fitted to, (P·n,).
+
+        Arguments as for `fit`, `rows` at a time; `found` is what came of the actions. A clone that is nowhere near the
+        data claims nothing, and nothing of it is trusted.
+        """
+        parts = zip(z.split(rows), deviations.split(rows, 1), strict=True)
+        said = torch.cat([self.each(zz.expand(len(d), -1, -1), d) for zz, d in parts], -1)
+        claims = said.gather(1, fold.expand(len(said), 1, -1))[:, 0]
+        each = zip(claims, found, within(deviations), strict=True)
+        return torch.cat([trust(x[ok][None], y[ok][None]) if ok.any() else x.new_zeros(1) for x, y, ok in each])
 
     def fit(
         self, z: Tensor, deviations: Tensor, found: Tensor, fold: Tensor, rngs: Sequence[torch.Generator], steps: int,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robot_cl.batch import Transitions
-from robot_cl.learners.deviations import DeviationAdvantage, blocks, deviation, sameness, trajectory_advantages, within
+from robot_cl.learners.deviations import DeviationAdvantage, blocks, deviation, sameness, trajectory_advantages
 from robot_cl.learners.evidence import realised, trust
 from robot_cl.learners.imagined import Imagination
 from robot_cl.learners.optim import FlatAdam
@@ -76,15 +76,8 @@ class FromData:
         advantage = trajectory_advantages(scaled, value, after, c.discount, c.trace).repeat_interleave(n, 0)
         fold = blocks(len(data), c.folds, z.device)
         self.slopes.fit(z, deviations, advantage, fold, me.each(), steps)
-        near, unseen = within(deviations), fold.view(1, 1, -1).expand(len(deviations), 1, -1)
-        with torch.no_grad():
-            parts = zip(z.split(ROWS), deviations.split(ROWS, 1), strict=True)
-            said = torch.cat([self.slopes.each(zz.expand(len(d), -1, -1), d) for zz, d in parts], -1)
-        claims = said.gather(1, unseen)[:, 0]
-        # A clone that is nowhere near the data claims nothing, and nothing of it is trusted.
-        rows = zip(claims, found, near, strict=True)
-        shares = [trust(x[ok][None], y[ok][None]) if ok.any() else x.new_zeros(1) for x, y, ok in rows]
-        return (torch.cat(shares) * sameness(deviations, episode_returns(data)[1])).view(-1, n)
+        shares = self.slopes.borne_out(z, deviations, found, fold, ROWS)
+        return (shares * sameness(deviations, episode_returns(data)[1])).view(-1, n)
 
     @torch.no_grad()
     def _looked_at(self, data: Transitions) -> tuple[Tensor, ...]:
