@@ -57,6 +57,10 @@ def test_a_network_never_sees_its_own_fold():
     net.fit(z, d, found, fold, generators(1, 1), 300, lr=3e-3)
     said = net.each(z[None], d)[0].square().mean(-1)
     assert said[1] > 4.0 and said[0] < 0.1
+    # Held against rows that it has not seen, network 1 is right where those of fold 1 are so, too, and else not at all.
+    right = torch.where(fold == 1, 3.0 * d[..., 0], torch.zeros(1, ROWS))
+    assert net.borne_out(z, d, right, fold, rows=900) > 0.9 and net.borne_out(z, d, found, fold) < 0.1
+    assert net.borne_out(z, d + 100.0, right, fold) == 0.0  # nobody near the data
 
 
 def test_rows_of_another_behaviour_are_left_out():
