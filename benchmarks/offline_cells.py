@@ -57,6 +57,7 @@ SIZES = {
     "narrow": Sizes(64, 1.0, 0.3, clones=1.0),
     "narrow-sweep": Sizes(64, 0.25, 0.2, clones=0.5),
     "small": Sizes(128, 0.25, 0.5),
+    "many": Sizes(128, 8.0, 0.5, clones=1.0),
     "full": Sizes(256, 0.25),
     "gpu": Sizes(256, 1.0, 0.5, clones=1.0),
     "gpu-half": Sizes(256, 0.5, 0.5, clones=1.0),

@@ -91,7 +91,13 @@ METHODS = {
     "rlpd, two critics": Method(lambda: RLPDConfig(critics=2, critic=CriticConfig(), **BRISK), online=True, cost=4.2),
     "cal_ql online": Method(CalQLConfig, online=True, start="cal_ql", cost=6),
     "wsrl": Method(WSRLConfig, online=True, start="near-best bc", cost=5.3),
-}
+    "wsrl, old data": Method(
+        lambda: WSRLConfig(
+            critics=3, warmup=2000, actor_every=4, offline_share=0.5, incumbent=IncumbentConfig(3, rest=8, lost=0.2)
+        ),
+        online=True, start="near-best bc", cost=20,
+    ),
+}  # fmt: skip
 
 
 def _seldom_tried(**options: Any) -> WSRLConfig:
@@ -123,7 +129,9 @@ TRIALS = {
     "wsrl, patient, quick": Method(
         lambda: WSRLConfig(actor_every=4, lr=1e-3), online=True, start="near-best bc", cost=5.3
     ),
-    "wsrl, old data": Method(lambda: _seldom_tried(offline_share=0.5), online=True, start="near-best bc", cost=5.3),
+    "wsrl, old data, two updates": Method(
+        lambda: _seldom_tried(offline_share=0.5), online=True, start="near-best bc", cost=5.3
+    ),
     "wsrl, old data, doubts": Method(
         lambda: _seldom_tried(offline_share=0.5, doubt=1.0), online=True, start="near-best bc", cost=5.3
     ),

@@ -20,7 +20,9 @@ from robot_cl.learners.optim import FlatAdam, cosine
 from robot_cl.learners.ppo import gae
 
 WIDEST = 3.0  # deviations, in every action: farther away it was another behaviour
-ONE, SEVERAL = 1.5, 2.0  # times the variance of independent deviations' means: measured 1.1 to 1.3, and 2.3 to 70
+ONE, SEVERAL = 1.5, 2.0  # times what independent deviations' means have: measured 1.0 to 1.3, and 2.3 and more
+MEDIAN = 0.4549  # of χ² with one degree of freedom, whose mean is 1
+KNOWN, FOREIGN = 0.9, 0.8  # share of the actions within WIDEST: measured 0.95 and 0.96, and 0.32
 
 
 class DeviationAdvantage(nn.Module):
@@ -149,15 +151,22 @@ def sameness(deviations: Tensor, episode: Tensor) -> Tensor:
 
     The action's share is told from the state's only where deviations are noise, drawn anew at every step. Where several
     behaviours acted they also say who acts from here on, and stay alike over an episode: its mean varies more than that
-    of independent draws. Up to ONE times that variance it is one behaviour, from SEVERAL times on it is not.
+    of independent draws. Up to ONE times as much it is one behaviour, from SEVERAL times on it is not. That is asked of
+    the median episode: some in which the behaviour stumbled, to where its clone has seen little, make it no other one.
+    Nor is it one where the clone does not know most of the actions at all.
     """
     near = within(deviations).unsqueeze(-1).float()
     sums = deviations.new_zeros(len(deviations), int(episode[-1]) + 1, deviations.shape[-1])
     totals, counts = sums.index_add(1, episode, deviations * near), sums[..., :1].index_add(1, episode, near)
-    between = (totals.square() / counts.clamp(min=1.0)).sum(1) / (counts > 0).sum(1).clamp(min=1)
+    between = (totals.square() / counts.clamp(min=1.0)).median(1).values / MEDIAN
     within_them = (deviations * near).square().sum(1) / near.sum(1).clamp(min=1.0)
-    ratio = (between / within_them.clamp(min=1e-12)).mean(-1)
-    return ((SEVERAL - ratio) / (SEVERAL - ONE)).clamp(0.0, 1.0)
+    ratio, known = (between / within_them.clamp(min=1e-12)).mean(-1), near.mean((1, 2))
+    return _between(ratio, SEVERAL, ONE) * _between(known, FOREIGN, KNOWN)
+
+
+def _between(x: Tensor, none: float, all_: float) -> Tensor:
+    """0 at `none`, 1 at `all_`, a straight line between them."""
+    return ((x - none) / (all_ - none)).clamp(0.0, 1.0)
 
 
 def within(deviations: Tensor) -> Tensor:

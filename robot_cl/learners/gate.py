@@ -59,7 +59,7 @@ class GateConfig:
 
     score: Score = Score.returns  # returns, or values as published
     every: int = 100  # improvement steps between two tests
-    horizon: int = 100  # steps of each imagined rollout
+    horizon: int = 300  # steps of each imagined rollout
     starts: int = 32  # start states from the data, the same for all tests
     confidence: float = 1.0  # standard deviations over the models that a gain must exceed; 0: any gain
     reach: float = 0.5  # farthest mean distance from the clone, in its own deviations, times the trust in advantages

@@ -82,6 +82,22 @@ def test_deviations_that_stay_alike_over_an_episode_are_of_several_behaviours():
     assert sameness(torch.cat([noise, other]), episode).tolist() == [1.0, 0.0]
 
 
+def test_a_few_episodes_in_which_it_stumbled_make_no_other_behaviour_of_it():
+    episode = torch.arange(20_000) // 1000
+    noise = torch.randn(1, 20_000, 2, generator=torch.Generator().manual_seed(2))
+    stumbled = noise + (episode % 10 == 3).view(1, -1, 1)  # in two of twenty by a whole deviation
+    half = noise + (episode % 2).view(1, -1, 1)
+    assert sameness(torch.cat([stumbled, half]), episode).tolist() == [1.0, 0.0]
+
+
+def test_it_is_not_one_behaviour_where_the_clone_does_not_know_most_of_the_actions():
+    """Its own third looks as it should, and of the rest there is next to nothing to look at."""
+    episode = torch.arange(21_000) // 1000
+    noise = torch.randn(1, 21_000, 2, generator=torch.Generator().manual_seed(2))
+    others = noise + 30.0 * (episode % 3 > 0).view(1, -1, 1)
+    assert sameness(torch.cat([noise, others]), episode).tolist() == [1.0, 0.0]
+
+
 def test_a_clone_far_from_all_data_claims_nothing():
     z, d, found = noisy()
     net = DeviationAdvantage(2, 2, generators(0, 1), (8,), 2)
