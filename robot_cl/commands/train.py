@@ -263,6 +263,7 @@ TRAIN = Verb(
         "robot-cl train learner=iql data=hopper/medium-v0 task=hopper offline_steps=50000 online_steps=20000",
         "robot-cl train learner=ppo_halfcheetah task=halfcheetah online_steps=2000000",
         "robot-cl train learner=ppo_warm task=halfcheetah init_from=runs/2026-01-31-iql online_steps=500000",
+        "robot-cl train learner=wsrl_old_data task=hopper data=NAME init_from=RUN offline_steps=0 online_steps=100000",
         "robot-cl train learner=bc,iql learner.lr=1e-4 data=hopper/medium-v0",
         "robot-cl train learner=psec data=hopper/medium-v0 trainable=adapter base=RUN  # a skill on a frozen base",
         "robot-cl train learner=bc,iql seed=0,1,2 data=hopper/medium-v0 launch.jobs=2  # six runs, two at a time",

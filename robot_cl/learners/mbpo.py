@@ -27,7 +27,7 @@ from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions, row_width
 from robot_cl.learners import sac
 from robot_cl.learners.base import Learner, Metrics, OnlinePlan
-from robot_cl.learners.gate import EndModel
+from robot_cl.learners.ends import EndModel
 from robot_cl.learners.model_config import ModelConfig, ModelLoss, Ramp
 from robot_cl.learners.moorl import first
 from robot_cl.learners.ranges import not_negative, share

@@ -34,6 +34,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded & set(HEAVY), loaded & set(HEAVY)
 
 
+def test_waiting_threads_leave_the_cores_to_others_unless_told_otherwise() -> None:
+    """`GOMP_SPINCOUNT` counts only where it stands before torch is imported."""
+    code = "import os, sys, robot_cl; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    bare = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    for env, wanted in ((bare, "1000 False"), (bare | {"GOMP_SPINCOUNT": "7"}, "7 False")):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+        assert done.stdout.strip() == wanted
+
+
 def test_list_names_everything_without_waiting_for_torch() -> None:
     code = "import sys; from robot_cl.cli import main; main(['list', '--json']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

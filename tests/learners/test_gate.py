@@ -9,9 +9,9 @@ from dynamics.losses import nll
 from policies.networks import generators
 from policies.normalizer import Normalizer
 from robot_cl.batch import Transitions
+from robot_cl.learners.ends import EndModel
 from robot_cl.learners.gate import (
     Earning,
-    EndModel,
     Gate,
     GateConfig,
     Scores,
