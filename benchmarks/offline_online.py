@@ -88,8 +88,10 @@ def print_tables(plan: Plan, records: Records) -> None:
 
 def _row(name: str, record: dict[str, Any]) -> list[Any]:
     scores = np.array(record["scores"])
-    interval = stats.stratified_bootstrap(scores, np.random.default_rng(0), stats.mean)
-    bounds = f"{interval.low:.1f} to {interval.high:.1f}"
+    bounds = ""  # of one seed
+    if len(scores) > 1:
+        interval = stats.stratified_bootstrap(scores, np.random.default_rng(0), stats.mean)
+        bounds = f"{interval.low:.1f} to {interval.high:.1f}"
     cut = f" (cut at {record['cut_at']})" if record["cut_at"] else ""
     if not cut and "steps" in record and record["steps"][-1] < Plan.online:
         cut = f" ({record['steps'][-1]} steps)"
