@@ -138,7 +138,8 @@ def _compose(name: str, choosers: Sequence[Override]) -> Any:
 def _apply(config: Any, overrides: Sequence[Override]) -> None:
     known = _keys(config)
     for override in overrides:
-        key, value = override.key_or_group, _plain(override.value())
+        key, said = override.key_or_group, override.value()
+        value = None if said == "none" and _may_be_none(config, key) else _plain(said)
         parents = {".".join(key.split(".")[:n]) for n in range(1, key.count(".") + 1)}
         if key not in known and not any(known.get(parent) for parent in parents):
             raise not_found("option", key, known)
@@ -146,6 +147,13 @@ def _apply(config: Any, overrides: Sequence[Override]) -> None:
             _update(config, key, value)
         except OmegaConfBaseException as problem:
             raise ValueError(_mismatch(key, value, str(problem).splitlines()[0])) from None
+
+
+def _may_be_none(config: Any, key: str) -> bool:
+    """Whether a key has a value that --help writes as none; null means the same."""
+    parent, _, name = key.rpartition(".")
+    holder = OmegaConf.select(config, parent) if parent else config
+    return OmegaConf.is_dict(holder) and name in holder and holder._get_node(name)._is_optional()
 
 
 def _update(config: Any, key: str, value: Any) -> None:

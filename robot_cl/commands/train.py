@@ -103,7 +103,9 @@ def absolute_start(overrides: Sequence[str]) -> list[str]:
     """With init_from as an absolute path, as whoever runs them elsewhere needs it."""
     pairs = [_long(word).partition("=") for word in overrides]
     return [
-        f"{key}={Path(str(start_of(value))).absolute()}" if key == "init_from" else f"{key}{equals}{value}"
+        f"{key}={Path(str(start_of(value))).absolute()}"
+        if key == "init_from" and value not in ("none", "null")
+        else f"{key}{equals}{value}"
         for key, equals, value in pairs
     ]
 

@@ -71,6 +71,13 @@ def test_values_arrive_with_the_types_of_the_dataclass() -> None:
     assert isinstance(got.hidden, tuple) and isinstance(got.rate, float)
 
 
+def test_none_is_typed_as_help_writes_it() -> None:
+    words = ["data=none", "task=none", "anything=none"]
+    assert config.read_options(Options, words) == Options("none", None)  # data cannot be missing: a name like any
+    with pytest.raises(ValueError, match="episodes expects a whole number, got 'none'"):
+        config.read_options(Options, ["data=a", "episodes=none"])
+
+
 def test_maps_take_braces_and_dots() -> None:
     assert config.read_options(Options, ["data=a", "shift={friction: 0.5}"]).shift == {"friction": 0.5}
     assert config.read_options(Options, ["data=a", "shift.friction=0.5"]).shift == {"friction": 0.5}
