@@ -11,6 +11,7 @@ import pytest
 
 from robot_cl import config
 from robot_cl.commands.helptext import REQUIRED, describe, option_lines
+from robot_cl.commands.train import absolute_start
 
 
 class Trainable(Enum):
@@ -74,6 +75,8 @@ def test_values_arrive_with_the_types_of_the_dataclass() -> None:
 def test_none_is_typed_as_help_writes_it() -> None:
     words = ["data=none", "task=none", "anything=none"]
     assert config.read_options(Options, words) == Options("none", None)  # data cannot be missing: a name like any
+    assert config.read_options(Options, ["data=a", "task=hopper", "task=none"]).task is None
+    assert absolute_start(["learner=bc", "base=none"]) == ["learner=bc", "init_from=none"]
     with pytest.raises(ValueError, match="episodes expects a whole number, got 'none'"):
         config.read_options(Options, ["data=a", "episodes=none"])
 

@@ -150,6 +150,19 @@ def test_nothing_is_earned_after_an_end(model, data):
         torch.testing.assert_close(each, torch.full((1, 1, 2), wanted))
 
 
+def test_it_looks_far_enough_to_see_a_fall_after_two_hundred_steps(model, data):
+    starts, one, seen = data.obs[:2].unsqueeze(0), torch.ones(1, 1, 1), list[int]()
+
+    def falls(obs):
+        seen.append(1)
+        return torch.full_like(obs[..., 0], len(seen) >= 200).bool()
+
+    how = ([model], lambda obs: act(one, obs), lambda obs, action: torch.ones_like(obs[..., 0]), starts, 1)
+    each = scores(*how, GateConfig(), [0], falls).each
+    torch.testing.assert_close(each, torch.full((1, 1, 2), 200 / GateConfig().horizon))
+    assert each.max() < 1.0
+
+
 def test_members_disagree_most_about_what_the_data_does_not_show(model, data):
     near = disagreement(model, data.obs[:200], data.action[:200])
     far = disagreement(model, data.obs[:200] + 8.0, data.action[:200])
