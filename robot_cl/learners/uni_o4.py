@@ -125,7 +125,7 @@ class UniO4(PPO):
 
     def adopt(self, state: dict[str, Tensor]) -> None:
         """Values and their unit go over; candidates, what judged them and what was counted are this run's own."""
-        names = ("average", "members", "accepted", "clones", "slopes", "imagination", "gate")
+        names = ("average", "members", "accepted", "clones", "slopes", "evaluation", "imagination", "gate")
         state = without(state, *(f"nets.{name}." for name in names), "extra.imagined", "extra.rollouts", "extra.chosen")
         super().adopt(with_its_unit(state, "v"))
 
@@ -150,6 +150,7 @@ class UniO4(PPO):
             left = 1.0 - (self.step - c.fit_steps) / max(1, c.improve_steps or 1)
             self.opts["members"].lr = (c.improve_lr or 0.0) * max(0.0, left)
             self.opts["members"].clip = c.max_grad_norm
+            self.source.schedule(self.step - c.fit_steps)
             return
         for name in ("q", "critic"):
             self.opts[name].lr = cosine(c.offline_lr or 0.0, self.step, c.critic_steps or 1)

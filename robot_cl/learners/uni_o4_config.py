@@ -11,6 +11,7 @@ from dynamics.ensemble import EnsembleConfig
 from dynamics.fit import FitConfig
 from policies.actor import ActorConfig, Sigma
 from policies.critics import CriticConfig
+from robot_cl.learners.evaluation import EvaluationConfig
 from robot_cl.learners.gate import GateConfig, Score
 from robot_cl.learners.imagined import ImaginationConfig
 from robot_cl.learners.incumbent import IncumbentConfig
@@ -20,9 +21,10 @@ from robot_cl.learners.uni_o4_losses import Compat
 
 
 class Advantage(StrEnum):
-    """`trajectories`: read off the data's trajectories, see deviations.py; `imagined`: of rollouts in learned dynamics,
-    see imagined.py; `values`: min Q − V, as published."""
+    """`evaluated`: by critics of the policy itself, see evaluation.py; `trajectories`: read off the data's, see
+    deviations.py; `imagined`: of rollouts in learned dynamics, see imagined.py; `values`: min Q − V, as published."""
 
+    evaluated = "evaluated"
     trajectories = "trajectories"
     imagined = "imagined"
     values = "values"
@@ -60,10 +62,11 @@ class UniO4Config(PPOConfig):
     critic: CriticConfig = field(default_factory=CriticConfig)  # shape of Q and V
     behaviours: int = 4  # cloned policies per seed, each improved on its own
     share: float | None = None  # of the data, best first, that is cloned; none: all near the best; published 1
-    advantage: Advantage = Advantage.trajectories  # what improves them: trajectories, imagined, or values as published
+    advantage: Advantage = Advantage.trajectories  # what improves them: evaluated, trajectories, imagined or values
     advantage_steps: int = 2_000  # updates of advantages of trajectories
     folds: int = 4  # networks of advantages per policy, each without its fold of the episodes
     trace: float = 0.9  # λ of these advantages
+    evaluated: EvaluationConfig = field(default_factory=EvaluationConfig)  # of advantages by policy evaluation
     imagined: ImaginationConfig = field(default_factory=ImaginationConfig)  # of advantages by imagination
     diversity: float = 0.1  # α, extra weight where a cloned policy is not the likeliest of its seed
     expectile: float = 0.7  # of Q over the data's actions; 0.5 values the behaviour itself, for near-expert data

@@ -16,6 +16,7 @@ from robot_cl.data.sampler import Sampler
 from robot_cl.learners import config_class, learner_class
 from robot_cl.learners.bc import BC, BCConfig
 from robot_cl.learners.draws import Draws, Tape
+from robot_cl.learners.evaluation import EvaluationConfig
 from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.graph import Acting, Captured, Updates
 from robot_cl.learners.imagined import ImaginationConfig
@@ -89,9 +90,11 @@ def test_captured_offline_updates_are_the_plain_ones(name, device, transitions):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_captured_steps_on_imagined_rollouts_are_the_plain_ones(device, transitions):
+@pytest.mark.parametrize("advantage", [Advantage.imagined, Advantage.evaluated])
+def test_captured_steps_of_sources_that_learn_are_the_plain_ones(advantage, device, transitions):
     small = ImaginationConfig(members=2, horizon=3, rollouts=8, every=6, minibatch=16)
-    config = replace(tiny("uni_o4"), advantage=Advantage.imagined, imagined=small)
+    few = EvaluationConfig(critics=2, before=2, updates=2)
+    config = replace(tiny("uni_o4"), advantage=advantage, imagined=small, evaluated=few)
     data, made = transitions(1200), []
     for captured in (False, True):
         learner = learner_class("uni_o4")(config, 4, 2, 2, 3, device)
@@ -102,7 +105,9 @@ def test_captured_steps_on_imagined_rollouts_are_the_plain_ones(device, transiti
         for _ in range(28):  # past the third rollouts and the first test of the gate
             updates.offline()
         made.append(learner)
-    assert made[1].extra["imagined"].std() > 0 and not made[1].captured.refused
+    if advantage is Advantage.imagined:
+        assert made[1].extra["imagined"].std() > 0
+    assert not made[1].captured.refused
     assert_same(*made, device)
 
 

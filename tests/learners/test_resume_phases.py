@@ -18,6 +18,7 @@ from dataclasses import replace
 from dynamics.ensemble import EnsembleConfig
 from dynamics.fit import FitConfig
 from policies.critics import CriticConfig
+from robot_cl.learners.evaluation import EvaluationConfig
 from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.imagined import ImaginationConfig
 from robot_cl.learners.mbpo import MBPOConfig
@@ -32,10 +33,12 @@ UNI_O4 = UniO4Config(
     critic_steps=20, behaviour_steps=10, improve_steps=20, dynamics=EnsembleConfig(3, 2, (8,), (8,)),
     fit=FitConfig(max_steps=5), gate=GateConfig(every=4, horizon=3, starts=4, end_steps=5),
     imagined=ImaginationConfig(members=2, horizon=3, rollouts=8, every=8, minibatch=16),
+    evaluated=EvaluationConfig(critics=2, before=4, updates=2),
 )
 LEARNERS = {
     "uni_o4": UNI_O4,
     "imagined": replace(UNI_O4, advantage=Advantage.imagined),
+    "evaluated": replace(UNI_O4, advantage=Advantage.evaluated),
     "mbpo": MBPOConfig(
         actor=replace(tanh_actor(), hidden=(16,)), critic=CRITIC, warmup=4,
         model=ModelConfig(
@@ -47,8 +50,8 @@ LEARNERS = {
     ),
 }
 def options(out, data, name):
-    lengths = {"uni_o4": (40, 64, 4), "imagined": (40, 0, 4), "mbpo": (20, 40, 1), "moorl": (0, 50, 1)}
-    offline, online, worlds = lengths[name]
+    lengths = {"uni_o4": (40, 64, 4), "mbpo": (20, 40, 1), "moorl": (0, 50, 1)}
+    offline, online, worlds = lengths.get(name, (40, 0, 4))
     return TrainConfig(task="hopper", data=data, offline_steps=offline, online_steps=online, batch=16,
         num_worlds=worlds, log_every=1, eval_every=0, checkpoint_every=16, threads=1, torch_threads=1, out=out,
         device="cpu", name=name, seeds=2, tensorboard=False)
@@ -86,7 +89,7 @@ def killed(tmp_path_factory) -> tuple[Path, str]:
     return root, str(data.path)
 
 
-@pytest.mark.parametrize("name", ["uni_o4", "imagined", "mbpo", "moorl"])
+@pytest.mark.parametrize("name", ["uni_o4", "imagined", "evaluated", "mbpo", "moorl"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(name, killed):
     root, data = killed
     scope: dict = {}
