@@ -44,6 +44,7 @@ DEVELOPMENT = {
     "halfcheetah-three": Mixture(
         "halfcheetah", (("halfcheetah-ars", 0.1), ("halfcheetah-trpo", None), ("halfcheetah-tqc", None))
     ),
+    "halfcheetah-tqc": Mixture("halfcheetah", (("halfcheetah-tqc", 0.1),)),
     "halfcheetah-trpo": Mixture("halfcheetah", (("halfcheetah-trpo", 0.1),)),
     "halfcheetah-trpo-noisy": Mixture(
         "halfcheetah", tuple(("halfcheetah-trpo", noise) for noise in (0.4, 0.2, 0.1, 0.0))

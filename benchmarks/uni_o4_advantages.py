@@ -71,6 +71,16 @@ def imagined(
     return changed
 
 
+def evaluated(reach: float, steps: float = 1.0) -> Callable[[UniO4Config], UniO4Config]:
+    """`reach` of the gate; `steps` as above."""
+
+    def changed(c: UniO4Config) -> UniO4Config:
+        gate, many = replace(c.gate, reach=reach), round(steps * (c.improve_steps or 0))
+        return replace(c, advantage=Advantage.evaluated, gate=gate, improve_steps=many)
+
+    return changed
+
+
 @dataclass(frozen=True)
 class Row:
     """`options` of the learner `kind`; `gated`: only what the gate lets through is kept; `refit`: with models of its
@@ -86,6 +96,9 @@ class Row:
 ROWS = {
     "clones": Row(lambda c: replace(c, improve_steps=0)),
     "trajectories": Row(lambda c: replace(c, advantage=Advantage.trajectories)),
+    "evaluated": Row(evaluated(0.5)),
+    "evaluated, farther": Row(evaluated(1.0)),
+    "evaluated, far": Row(evaluated(2.0, 2.0)),
     "imagined": Row(imagined()),
     "imagined, nearer": Row(imagined(0.6)),
     "imagined, careful": Row(imagined(sure=(0.8, 0.95))),
