@@ -156,6 +156,33 @@ def test_critics_begin_at_the_returns_of_the_data():
     found = learner.source.critics(z, task().action.expand(4, -1, -1)).mean(1)
     mean = (task().reward.mean() * learner.extra["reward_scale"] / (1.0 - TINY.discount)).expand(4)
     torch.testing.assert_close(found, mean, rtol=0.1, atol=0.0)
+    pairs = zip(learner.source.critics.q.parameters(), learner.source.critics.target.parameters(), strict=True)
+    assert all(torch.equal(mine, target) for mine, target in pairs)
+
+
+def test_what_is_evaluated_is_the_accepted_policy_in_the_unit_of_the_values():
+    learner = made(UniO4)
+    learner.load_state_dict(cloned())
+    learner.extra["reward_scale"] = torch.tensor(3.0)
+    last = learner.accepted.net.layers[-1]
+    with torch.no_grad():
+        last.bias[..., : learner.act_dim] += 0.4  # it has moved away from its clone
+    seen = []
+    learner.source.critics.loss = lambda *rows: seen.append(rows) or learner.source.critics.q(*rows[:2]).sum((1, 2))
+    learner.source.evaluate(512)
+    _, _, reward, _, after, following, _ = seen[0]
+    with torch.no_grad():
+        accepted, clones = (actor.heads(after)[0] for actor in (learner.accepted, learner.clones))
+    assert (following - accepted).mean().abs() < 0.05 < 0.3 < (following - clones).mean()
+    assert reward.mean().item() == pytest.approx(3.0 * task().reward.mean().item(), rel=0.1)
+
+
+def test_a_run_that_goes_on_from_another_has_critics_of_its_own():
+    first, learner = made(UniO4), made(UniO4)
+    first.load_state_dict(cloned())
+    mine = [p.clone() for p in learner.source.critics.parameters()]
+    learner.adopt(first.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(mine, learner.source.critics.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(("behaviours", "least", "most"), [(1, 0.9, 1.0), (2, 0.0, 0.1)])
