@@ -213,7 +213,7 @@ def claims(found: dict[str, dict[str, dict[str, Any]]]) -> list[Claim]:
     made = []
     for name, rows in found.items():
         mean = {row: float(np.mean(r["scores"])) for row, r in rows.items()}
-        ours = [row for row in mean if row.startswith("imagined") and "clones" in mean]
+        ours = [row for row in mean if row.startswith(("imagined", "evaluated")) and "clones" in mean]
         made += [Claim(f"{name}: {row} over clones, points", mean[row] - mean["clones"], -2.0) for row in ours]
         controls = [row for row in mean if row.startswith("ungated,") and "ungated" in mean]
         made += [Claim(f"{name}: ungated over {row}, points", mean["ungated"] - mean[row], 0.0) for row in controls]
