@@ -2,7 +2,7 @@
 
 The values of a dataset are those of its behaviour. A policy that is improved step by step leaves it, and what an action
 brings then depends on what that policy does afterwards: so critics are fitted to the policy itself, by one-step targets
-with its own next action (SARSA's, expected). Where no data tells, critics that began apart disagree, and what they
+with a next action drawn from it. Where no data tells, critics that began apart disagree, and what they
 disagree about is taken off (Ghasemipour et al. 2022, "Why So Pessimistic?", whose independent targets these are not:
 one pessimistic target serves all).
 """

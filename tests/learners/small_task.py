@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from policies.critics import CriticConfig
 from robot_cl.batch import Transitions
+from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.uni_o4 import UniO4
+from robot_cl.learners.uni_o4_config import UniO4Config
+
+# Two policies per seed that learn the task in a second; values and models are left to the tests.
+SMALL_UNI_O4 = UniO4Config(
+    actor=replace(UniO4Config().actor, hidden=(32, 32)),
+    critic=CriticConfig(hidden=(32, 32)),
+    behaviours=2,
+    behaviour_steps=400,
+    improve_steps=150,
+    improve_lr=1e-3,
+    discount=0.5,
+    gate=GateConfig(every=10, horizon=4, starts=16, end_steps=1, confidence=0.5),
+)
 
 
 def best_action(obs: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from small_task import Negated, Permuted, best_action, task
+from small_task import SMALL_UNI_O4, Negated, Permuted, best_action, task
 from torch import Tensor
 
 from dynamics.ensemble import EnsembleConfig
@@ -14,26 +14,19 @@ from policies.critics import CriticConfig
 from policies.networks import generators
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.evaluation import Evaluation, EvaluationConfig
-from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.optim import FlatAdam
 from robot_cl.learners.uni_o4 import UniO4
-from robot_cl.learners.uni_o4_config import Advantage, UniO4Config
+from robot_cl.learners.uni_o4_config import Advantage
 
 SMALL = EvaluationConfig(critics=2, before=200, updates=2, lr=3e-3)
-TINY = UniO4Config(
-    actor=replace(UniO4Config().actor, hidden=(32, 32)),
-    critic=CriticConfig(hidden=(32, 32)),
+TINY = replace(
+    SMALL_UNI_O4,
     advantage=Advantage.evaluated,
     evaluated=SMALL,
-    behaviours=2,
     critic_steps=0,
-    behaviour_steps=400,
-    improve_steps=150,
-    improve_lr=1e-3,
-    discount=0.5,
     dynamics=EnsembleConfig(2, 2, (16,), (8,)),
     fit=FitConfig(max_steps=100, batch=64),
-    gate=GateConfig(every=10, horizon=4, starts=16, end_steps=1, reach=10.0),
+    gate=replace(SMALL_UNI_O4.gate, reach=10.0),
 )
 
 

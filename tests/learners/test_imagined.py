@@ -5,35 +5,26 @@ from functools import cache, partial
 
 import pytest
 import torch
-from small_task import Negated, Permuted, best_action, task
+from small_task import SMALL_UNI_O4, Negated, Permuted, best_action, task
 from torch import Tensor
 
 from dynamics.ensemble import EnsembleConfig
 from dynamics.fit import FitConfig
-from policies.critics import CriticConfig
 from policies.networks import generators
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.draws import Draws
-from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.imagined import ImaginationConfig
 from robot_cl.learners.uni_o4 import UniO4
-from robot_cl.learners.uni_o4_config import Advantage, UniO4Config
+from robot_cl.learners.uni_o4_config import Advantage
 
 SMALL = ImaginationConfig(members=2, horizon=3, rollouts=32, every=10, minibatch=64, rare=0.25, reach=10.0)
-TINY = UniO4Config(
-    actor=replace(UniO4Config().actor, hidden=(32, 32)),
-    critic=CriticConfig(hidden=(32, 32)),
+TINY = replace(
+    SMALL_UNI_O4,
     advantage=Advantage.imagined,
     imagined=SMALL,
-    behaviours=2,
     critic_steps=200,
-    behaviour_steps=400,
-    improve_steps=150,
-    improve_lr=1e-3,
-    discount=0.5,
     dynamics=EnsembleConfig(2, 2, (32,), (16,)),
     fit=FitConfig(max_steps=400, batch=64),
-    gate=GateConfig(every=10, horizon=4, starts=16, end_steps=1, confidence=0.5),
 )
 
 
