@@ -97,6 +97,13 @@ METHODS = {
         ),
         online=True, start="near-best bc", cost=20,
     ),
+    "wsrl, old data, quick": Method(
+        lambda: WSRLConfig(
+            critics=3, warmup=2000, actor_every=4, offline_share=0.5, incumbent=IncumbentConfig(3, rest=8, lost=0.2),
+            discount=0.98, tau=0.02, lr=7e-4,
+        ),
+        online=True, start="near-best bc", cost=20,
+    ),
 }  # fmt: skip
 
 
