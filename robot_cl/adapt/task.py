@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from dynamics.pairs import best_response
 from dynamics.reshaped import ReshapeConfig, ReshapedPolicy
 from policies.networks import generators
 from policies.policy import Policy
+from robot_cl.adapt.choice import choose, config_of
 from robot_cl.adapt.explore import evidence_of
 from robot_cl.adapt.learn import new_flow
 from robot_cl.data.collect import policy_name
@@ -51,6 +53,7 @@ class TaskConfig:
     model_steps: int = 3000
     flow_updates: int = 4000
     evidence: int = 8  # transitions, K
+    trials: int = 32  # changed worlds, and as many unchanged ones, in which every setting of the flow is played
 
     def __post_init__(self) -> None:
         self.changes = tuple(self.changes)
@@ -58,8 +61,10 @@ class TaskConfig:
         if unknown or not self.changes:
             raise ValueError(f"changes are of {', '.join(KINDS)}, got {list(self.changes)}")
         counts = (self.worlds, self.nominal, self.every, self.model_steps, self.flow_updates, self.evidence)
-        if min(counts) < 1 or self.steps < 2 * self.every or self.noise <= 0:
-            raise ValueError("all counts must be at least 1, noise positive and steps at least twice `every`")
+        if min(counts) < 1 or self.trials < 2 or self.steps < 2 * self.every or self.noise <= 0:
+            raise ValueError(
+                "all counts must be at least 1, trials 2, noise positive and steps at least twice `every`"
+            )
 
 
 def draw(changes: Sequence[str], joints: Sequence[str], rng: np.random.Generator) -> Shift:
@@ -84,8 +89,7 @@ class AdaptedPolicy(ReshapedPolicy):
     """A policy with the flow made for its task; stands for it in tables and evaluation."""
 
     def __init__(self, policy: Policy, prepared: TaskLearned, config: ReshapeConfig | None = None):
-        model = prepared.model
-        config = config or ReshapeConfig(trigger=float(prepared.card["trigger"]))
+        model, config = prepared.model, config or config_of(prepared.card)
         super().__init__(policy, model, prepared.flow, plain_coder(model), config)
         self.name, self.task = f"{policy_name(policy)} with flow", prepared.card["task"]
         self.interface = getattr(policy, "interface", None)
@@ -195,7 +199,7 @@ def family(task: str, changes: Sequence[str], count: int, rng: np.random.Generat
 def learn_for(
     policy: Policy, task: str, config: TaskConfig | None = None, seed: int = 0, progress: Progress | None = None
 ) -> TaskLearned:
-    """Model and flow for a policy on its task. Deterministic given the seed."""
+    """Model and flow for a policy on its task, and when it acts. Deterministic given the seed."""
     c, told = config or TaskConfig(), progress or (lambda done, total: None)
     usual = play(policy, task, [Shift()] * c.nominal, c, seed + 1)
     model = _fit_model(usual, c, seed)
@@ -209,11 +213,14 @@ def learn_for(
     told(0.7, 1.0)
     flow = new_flow(pool, FlowConfig(c.evidence, 64, (64, 64), (128, 128), batch=256, updates=c.flow_updates), seed)
     losses = fit_flow(flow, pool, torch.Generator().manual_seed(seed + 1))
-    told(1.0, 1.0)
     card = {"task": task, "policy": policy_name(policy), "interface": sim.make(task).interface.digest, "seed": seed,
-            "trigger": trigger_of(usual, model), "learned_with": asdict(c),
-            "flow_loss": float(np.mean(losses[-200:]))}  # fmt: skip
-    return TaskLearned(model, flow, card)
+            "learned_with": asdict(c), "flow_loss": float(np.mean(losses[-200:]))}  # fmt: skip
+    learned = TaskLearned(model, flow, card)
+    trials = family(task, c.changes, c.trials, np.random.default_rng([seed, 2]))
+    wearing, least = partial(learned.wrap, policy), trigger_of(usual, model)
+    chosen = choose(policy, wearing, task, trials, least, seed, lambda done, total: told(0.8 + 0.2 * done / total, 1.0))
+    card |= chosen.card()
+    return learned
 
 
 @torch.no_grad()

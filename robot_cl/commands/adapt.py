@@ -78,7 +78,18 @@ def _policy(call: Call, options: AdaptOptions) -> Outcome:
     call.say(f"mean return of {options.held_out} episodes; changes ({', '.join(config.changes)}) were drawn anew")
     learned.card["held_out"] = rows
     folder = _write(learned, options, task)
-    following = f"evaluate {typed(call.words[0])} adapt={typed(folder)} shift=gain0.5"
+    if learned.card["trigger"] is None:
+        call.say(
+            f"none of {len(learned.card['tried'])} settings of the flow surely earned more in changed worlds without "
+            "costing in unchanged ones: it stays out of the way, and the policy acts alone"
+        )
+        return Outcome({"card": learned.card}, wrote=folder)
+    trigger, trust = learned.card["trigger"], learned.card["trust"]
+    call.say(
+        f"the flow acts where a step is more than {trigger:.1f} deviations off, and moves an action by {trust:g} at "
+        f"most: the best of {len(learned.card['tried'])} settings played in other worlds"
+    )
+    following = f"evaluate {typed(call.words[0])} adapt={typed(folder)} shift=gain1.5"
     return Outcome({"card": learned.card}, wrote=folder, next=following)
 
 
@@ -131,6 +142,7 @@ ADAPT = Verb(
     "simulation, fit a model of the unchanged one and an action flow, and measure both on changes not trained on.\n"
     "Writes model.safetensors, flow.safetensors and card.json, which `evaluate adapt=FOLDER` puts around the policy.",
     examples=(
+        "robot-cl adapt halfcheetah-medium",
         "robot-cl adapt hopper-medium changes=[gain,friction]",
         "robot-cl adapt runs/2026-01-31-ppo task=vehicle-waypoint",
         "robot-cl adapt robot=vehicle",

@@ -32,6 +32,7 @@ def run(call: Call, options: ExportWords) -> Outcome:
     if len(call.words) == bool(options.skills):
         raise ValueError("export needs a RUN (or another policy), or skills=[a,b] of the library, and not both")
     target, more = Path(options.to), ExportOptions(licence=options.licence)
+    prepared = flow_to_wear(options.flow) if options.flow else None  # told before anything is written
     with call.working("exporting and comparing with torch"):
         if options.skills:
             policy = composition(options)
@@ -43,8 +44,8 @@ def run(call: Call, options: ExportWords) -> Outcome:
 
             source, _ = find_source(call.words[0])
             report = export(source, target, options.member, options.task, more)
-        if options.flow:
-            report = with_flow(report, options.flow)
+        if prepared is not None:
+            report = wearing(report, prepared)
     call.say(f"max |torch − onnx| {report.parity:.1e} (allowed 1.0e-05), {report.size / 1e3:.0f} kB")
     if report.skills:
         call.say(f"skill weights are an input of the graph: {', '.join(report.skills)}")
@@ -57,14 +58,25 @@ def run(call: Call, options: ExportWords) -> Outcome:
     return Outcome(data, wrote=report.folder, next=f"deploy rehearse {typed(report.folder)}")
 
 
-def with_flow(report: Any, folder: str) -> Any:
-    """The bundle with the flow that was prepared for its task. Raises OSError, ValueError."""
-    from dynamics.reshaped import ReshapeConfig
+def flow_to_wear(folder: str) -> Any:
+    """What `adapt` made, if it is of use. Raises OSError, ValueError."""
     from robot_cl.adapt.task import TaskLearned
-    from robot_cl.export_flow import add_flow
 
     prepared = TaskLearned.load(folder)
-    return add_flow(report, prepared.model, prepared.flow, config=ReshapeConfig(float(prepared.card["trigger"])))
+    if prepared.card["trigger"] is None:
+        raise ValueError(
+            f"{folder}: no setting of this flow surely earned more than the policy alone, so there is nothing to wear; "
+            "export without flow=, or run robot-cl adapt again with more regimes= or other changes="
+        )
+    return prepared
+
+
+def wearing(report: Any, prepared: Any) -> Any:
+    """The bundle with the flow that was prepared for its task. Raises ValueError if it does not fit."""
+    from robot_cl.adapt.choice import config_of
+    from robot_cl.export_flow import add_flow
+
+    return add_flow(report, prepared.model, prepared.flow, config=config_of(prepared.card))
 
 
 def composition(options: ExportWords) -> Any:

@@ -18,7 +18,7 @@ from robot_cl.evaluate import evaluate
 from sim.shift import Shift
 
 TASK = "vehicle-waypoint"
-TINY = TaskConfig(("bias",), worlds=32, nominal=16, steps=40, every=4, model_steps=300, flow_updates=500)
+TINY = TaskConfig(("bias",), worlds=32, nominal=16, steps=40, every=4, model_steps=300, flow_updates=500, trials=8)
 
 
 class Driver:
@@ -121,23 +121,23 @@ def test_from_the_command_line_to_an_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["adapt", "halfcheetah-medium", "regimes=24", "updates=3", "held_out=2", "out=flow"]
+    words = ["adapt", "hopper-low", "regimes=24", "updates=3", "held_out=2", "out=flow"]
     monkeypatch.setattr(TaskConfig.__init__, "__defaults__", _fewer(TaskConfig.__init__.__defaults__))
     assert main([*words, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["card"]["held_out"].keys() == {"without flow", "with flow"} and said["wrote"] == "flow"
-    assert main(["evaluate", "halfcheetah-medium", "adapt=flow", "film=0", "episodes=2", "out=.", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["evaluation"]["label"] == "halfcheetah-medium with flow"
-    assert main(["evaluate", "halfcheetah-medium", "film=0", "episodes=2", "out=.", "--json"]) == 0
+    assert main(["evaluate", "hopper-low", "adapt=flow", "film=0", "episodes=2", "out=.", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluation"]["label"] == "hopper-low with flow"
+    assert main(["evaluate", "hopper-low", "film=0", "episodes=2", "out=.", "--json"]) == 0
     capsys.readouterr()
     labels = [entry["label"] for entry in json.loads(Path("evaluation.json").read_text())["entries"]]
-    assert labels == ["halfcheetah-medium with flow", "halfcheetah-medium"]  # neither takes the other's place
-    for wrong in (["adapt"], ["adapt", "halfcheetah-medium", "robot=vehicle"], ["adapt", "robot=car"]):
+    assert labels == ["hopper-low with flow", "hopper-low"]  # neither takes the other's place
+    for wrong in (["adapt"], ["adapt", "hopper-low", "robot=vehicle"], ["adapt", "robot=car"]):
         assert main(wrong) == 2
 
 
 def _fewer(defaults: tuple) -> tuple:
     """TaskConfig's defaults with few worlds, steps and updates."""
     names = list(TaskConfig.__dataclass_fields__)
-    small = {"nominal": 4, "steps": 24, "model_steps": 20, "every": 4}
+    small = {"nominal": 4, "steps": 24, "model_steps": 20, "every": 4, "trials": 2}
     return tuple(small.get(n, d) for n, d in zip(names, defaults, strict=True))
