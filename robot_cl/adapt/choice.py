@@ -89,6 +89,11 @@ def choose(
         gain = changed - alone
         error = float(gain.std(ddof=1) / math.sqrt(half))
         tried.append(Setting(later, trust, float(same.mean()), float(changed.mean()), float(gain.mean()), error))
-    least = usual.mean() - MAY_COST * abs(usual.mean())
+    return Choice(best_of(tried, float(usual.mean())), tuple(tried))
+
+
+def best_of(tried: Sequence[Setting], usual: float) -> Setting | None:
+    """The one that gains most, by more than its error, of those that keep the policy's `usual` return; none if none."""
+    least = usual - MAY_COST * abs(usual)
     good = [s for s in tried if s.unchanged >= least and s.gain > s.error]
-    return Choice(max(good, key=lambda s: s.gain, default=None), tuple(tried))
+    return max(good, key=lambda s: s.gain, default=None)

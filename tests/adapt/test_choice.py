@@ -15,7 +15,7 @@ import torch
 import sim
 from dynamics.reshaped import ReshapeConfig
 from policies.policy import Policy
-from robot_cl.adapt.choice import FARTHEST, LATER, Choice, Setting, choose, config_of
+from robot_cl.adapt.choice import FARTHEST, LATER, Choice, Setting, best_of, choose, config_of
 from robot_cl.cli import main
 from sim.shift import Shift
 
@@ -81,6 +81,15 @@ def test_what_costs_in_unchanged_worlds_is_not_worn_however_much_it_brings_in_ch
     free, costly = (chosen(lambda c, usual=usual: Half(usual, back(1.0))) for usual in (Driver(), Driver(1.0)))
     assert free.best is not None and costly.best is None
     assert costly.tried[0].gain == pytest.approx(free.tried[0].gain)
+
+
+def test_a_gain_within_its_error_is_none_and_two_in_a_hundred_may_be_lost_below_zero_too() -> None:
+    one = Setting(3.0, 0.4, unchanged=100.0, changed=60.0, gain=10.0, error=4.0)
+    assert best_of([one, replace(one, gain=12.0, error=13.0)], 100.0) is one
+    assert best_of([replace(one, gain=3.9)], 100.0) is None
+    assert best_of([replace(one, trigger=12.0, gain=9.0), one, replace(one, trigger=6.0, gain=8.0)], 100.0) is one
+    assert best_of([one], 102.0) is one and best_of([one], 102.1) is None
+    assert best_of([replace(one, unchanged=-102.0)], -100.0) and not best_of([replace(one, unchanged=-102.1)], -100.0)
 
 
 def test_what_is_not_worn_leaves_every_action_as_it_is_and_older_cards_are_read() -> None:
