@@ -53,7 +53,7 @@ class TaskConfig:
     model_steps: int = 3000
     flow_updates: int = 4000
     evidence: int = 8  # transitions, K
-    trials: int = 32  # changed worlds, and as many unchanged ones, in which every setting of the flow is played
+    trials: int = 64  # changed worlds, and as many unchanged ones, in which every setting of the flow is played
 
     def __post_init__(self) -> None:
         self.changes = tuple(self.changes)

@@ -20,7 +20,7 @@ from robot_cl.cli import main
 from sim.shift import Shift
 
 TASK = "vehicle-waypoint"
-LEFT = [Shift(bias={"turn": 0.3})] * 3 + [Shift(bias={"turn": 0.25})]
+LEFT = [Shift(bias={"turn": 1.0})] * 9 + [Shift(bias={"turn": 0.9})]  # rad/s
 
 
 class Driver:
@@ -66,8 +66,8 @@ class Half(Driver):
 
 
 def back(share: float) -> Driver:
-    """Takes so much of the change of the first three worlds back."""
-    return Driver(-share * 0.3 / sim.make(TASK).interface.action[1].high)
+    """Takes so much of the change of most worlds back."""
+    return Driver(-share / sim.make(TASK).interface.action[1].high)
 
 
 def test_what_takes_the_change_back_is_worn_as_far_as_it_helps() -> None:
@@ -85,8 +85,8 @@ def test_what_costs_in_unchanged_worlds_is_not_worn_however_much_it_brings_in_ch
 
 def test_a_gain_within_its_error_is_none_and_two_in_a_hundred_may_be_lost_below_zero_too() -> None:
     one = Setting(3.0, 0.4, unchanged=100.0, changed=60.0, gain=10.0, error=4.0)
-    assert best_of([one, replace(one, gain=12.0, error=13.0)], 100.0) is one
-    assert best_of([replace(one, gain=3.9)], 100.0) is None
+    assert best_of([one, replace(one, gain=12.0, error=6.1)], 100.0) is one
+    assert best_of([replace(one, gain=7.9)], 100.0) is None
     assert best_of([replace(one, trigger=12.0, gain=9.0), one, replace(one, trigger=6.0, gain=8.0)], 100.0) is one
     assert best_of([one], 102.0) is one and best_of([one], 102.1) is None
     assert best_of([replace(one, unchanged=-102.0)], -100.0) and not best_of([replace(one, unchanged=-102.1)], -100.0)
