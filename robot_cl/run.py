@@ -134,6 +134,7 @@ class Run:
     def _online_round(self) -> int:
         """Collect, update, and say how many steps per seed that were."""
         assert isinstance(self.collector, Collector)
+        self.learner.episodes_left = self.collector.episodes(self.total - self.step)
         fresh = self.collector.collect(self.acting, self.plan.horizon)
         taken = self.plan.horizon * self.collector.worlds
         if self.buffer is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -106,6 +107,7 @@ class Learner:
         self.draws, self.captured = Draws(self.rng, device), Captured(self)
         self.opts: dict[str, FlatAdam] = {}
         self.incumbent: Incumbent | None = None
+        self.episodes_left = math.inf  # in each world until the run ends, if they last as long as they can
         self.extra: dict[str, Tensor] = {}
         self.nets = nn.ModuleDict()
         if config.trainable is not Trainable.full and actor is None:

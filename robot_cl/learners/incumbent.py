@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Candidates = Callable[[], Sequence[StackedGaussianActor]]
 WORLDS = 4  # of so many one is kept for trials; where there are fewer, trials and exploring take turns
+LAST = 2  # episodes more than a trial needs before the end of a run, from which on exploring no longer comes first
 
 
 class Role(IntEnum):
@@ -74,8 +75,9 @@ class Incumbent:
     is a lucky one, and a few episodes do not show a policy that falls now and then. So the incumbent plays on, once
     after every challenger, and where it comes to have earned less than its predecessor had, that one is back.
 
-    With one world per seed episodes take turns; with several the last ones are kept for this, and what is collected
-    there is no experience of the learner's policy (`learned_from`). Policies are on the host, where worlds are stepped.
+    With one world per seed episodes take turns, and before a run ends once more: what it has learned since its last
+    trial would never be published. With several worlds the last ones are kept for this, and what is collected there
+    is no experience of the learner's policy (`learned_from`). Policies are on the host, where worlds are stepped.
     Remembers the policies, who plays in each world, and the records, all in the learner, so that they are saved with
     it.
     """
@@ -239,7 +241,8 @@ class Incumbent:
         if known < least or (last is Role.challenger and not counts[Counts.trying]):
             return Role.incumbent
         if not counts[Counts.trying]:
-            if not kept and counts[Counts.rested] < self.config.rest:
+            ends = least <= self.learner.episodes_left < least + LAST
+            if not kept and counts[Counts.rested] < self.config.rest and not ends:
                 return Role.explores
             if not self._challenge(p):
                 return Role.incumbent if kept else Role.explores

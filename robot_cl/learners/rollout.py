@@ -83,6 +83,10 @@ class Collector(Returns):
         stacked = torch.from_numpy(packed).view(horizon, self.seeds, self.worlds, -1).transpose(0, 1)
         return Transitions.unpack(stacked, obs_dim, act_dim)
 
+    def episodes(self, steps: int) -> float:
+        """Episodes in each world within so many steps per seed, if they all last as long as they can."""
+        return steps / self.worlds / self.world.task.time_limit
+
     def state(self) -> dict[str, np.ndarray]:
         """Everything needed to go on bit for bit."""
         return {f"world.{name}": value for name, value in self.world.get_state().items()} | {"obs": self.obs}

@@ -1,6 +1,7 @@
 """What is published online: who plays, who takes over, and what a learner still learns from."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from policies.normalizer import Normalizer
 from robot_cl.learners.incumbent import IncumbentConfig, Role, gained
 from robot_cl.learners.ppo import PPO, PPOConfig
 from robot_cl.learners.rollout import Collector
+from robot_cl.learners.sac import SACConfig
 from robot_cl.learners.wsrl import WSRL, WSRLConfig
+from robot_cl.run_config import TrainConfig
+from robot_cl.train import begin
 
 SHAPE, CRITIC = ActorConfig(hidden=(8,)), CriticConfig(hidden=(8,))
 
@@ -190,6 +194,26 @@ def test_between_challengers_the_learner_explores(rest):
     turn = [Role.challenger, Role.incumbent, *[Role.explores] * rest]
     played = [Role(episode(learner, 10.0 - k).item()) for k in range(9)]
     assert played == [*first, *turn * 4][:9]
+
+
+@pytest.mark.parametrize("left, played", [(2.9, Role.explores), (3.0, Role.challenger), (4.9, Role.challenger),
+                                          (5.0, Role.explores), (math.inf, Role.explores)])  # fmt: skip
+def test_before_a_run_ends_a_last_challenger_does_not_wait_until_the_learner_has_explored(left, played):
+    learner = off_policy(trials=3, rest=50)
+    for _ in range(4):
+        episode(learner, 10.0)
+    move(learner)
+    learner.episodes_left = left
+    assert episode(learner, 10.0).item() == Role.explores
+    assert learner.incumbent.roles[0, 0] == played
+
+
+def test_a_run_counts_down_the_episodes_that_are_left(tmp_path):
+    config = SACConfig(actor=replace(SACConfig().actor, hidden=(8,)), critic=CRITIC, warmup=0, horizon=5, updates=0.2)
+    task = TrainConfig(task="hopper", online_steps=40, num_worlds=2, torch_threads=1, threads=1, out=str(tmp_path))
+    run, _ = begin(task, config)
+    seen = [run.learner.episodes_left for _ in run.turns()]
+    assert seen == [steps / 2 / 1000 for steps in (40, 30, 20, 10)]
 
 
 def test_candidates_are_tried_in_turn(transitions):
