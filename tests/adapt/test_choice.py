@@ -16,7 +16,11 @@ import sim
 from dynamics.reshaped import ReshapeConfig
 from policies.policy import Policy
 from robot_cl.adapt.choice import FARTHEST, LATER, Choice, Setting, best_of, choose, config_of
+from robot_cl.adapt.task import TaskConfig, TaskLearned, learn_for
 from robot_cl.cli import main
+from robot_cl.deploy.bundle import PolicyBundle
+from robot_cl.deploy.flow_stage import load_flow
+from robot_cl.evaluate import load
 from sim.shift import Shift
 
 TASK = "vehicle-waypoint"
@@ -100,24 +104,42 @@ def test_what_is_not_worn_leaves_every_action_as_it_is_and_older_cards_are_read(
     assert config_of({"trigger": 3.5}) == ReshapeConfig(3.5)
 
 
-def test_a_flow_that_stays_out_of_the_way_is_not_put_into_a_bundle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from robot_cl.adapt.task import TaskConfig, learn_for
-    from robot_cl.evaluate import load
-
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def prepared() -> TaskLearned:
+    """A flow for a hopper that has hardly been learned."""
     torch.set_num_threads(1)
     tiny = TaskConfig(worlds=20, nominal=4, steps=24, model_steps=20, flow_updates=3, trials=2)
-    learned = learn_for(load("hopper-low"), "hopper", tiny)
+    return learn_for(load("hopper-low"), "hopper", tiny)
+
+
+def flow_folder(prepared: TaskLearned, trigger: float | None, trust: float | None) -> TaskLearned:
     Path("flow").mkdir()
-    learned.card["trigger"] = learned.card["trust"] = None
-    learned.save(Path("flow"))
-    obs = sim.make("hopper", num_worlds=3).reset(0).astype(np.float32)
-    policy = load("hopper-low")
-    worn = learned.wrap(policy)
+    one = replace(prepared, card=prepared.card | {"trigger": trigger, "trust": trust})
+    one.save(Path("flow"))
+    return one
+
+
+def test_a_flow_that_stays_out_of_the_way_is_not_put_into_a_bundle(
+    prepared: TaskLearned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    obs, policy = sim.make("hopper", num_worlds=3).reset(0).astype(np.float32), load("hopper-low")
+    worn = flow_folder(prepared, None, None).wrap(policy)
     for k in range(4):  # however surprising
         np.testing.assert_array_equal(worn.act(obs + 5.0 * k), policy.act(obs + 5.0 * k))
     assert main(["export", "hopper-low", "to=bundle", "flow=flow"]) == 2
     assert "no setting of this flow surely earned more" in capsys.readouterr().err
     assert not Path("bundle").exists()
+
+
+def test_a_bundle_wears_a_flow_as_it_was_chosen(
+    prepared: TaskLearned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flow_folder(prepared, 0.01, 0.001)
+    assert main(["export", "hopper-low", "to=bundle", "flow=flow", "--quiet"]) == 0
+    stage = load_flow(Path("bundle"), PolicyBundle.load(Path("bundle")).contract)
+    assert stage is not None
+    obs, still = sim.make("hopper", num_worlds=1).reset(0).astype(np.float32), np.zeros(3, np.float32)
+    moved = np.abs([stage(obs + 0.1 * k, still, still) for k in range(6)]).max()
+    assert stage.active and 0.0 < moved <= 0.001 + 1e-6
