@@ -109,7 +109,7 @@ def ranking(
     ends = learner.gate.ends if bool(learner.gate.ends.log_odds.isfinite()) else None
     first_only = None if ends is None else lambda obs: ends(obs.expand(learner.seeds, -1, -1))[:1]
     found, own = {}, learner.config.gate
-    for doubt, horizon in ((0.0, own.horizon), *((DOUBT, own.horizon * k // 4) for k in (1, 4, 16))):
+    for doubt, horizon in ((0.0, own.horizon), *((DOUBT, own.horizon * k // 4) for k in (1, 4))):
         learner.gate.config = replace(own, doubt=doubt, horizon=horizon)
         price = learner.gate.price(data)
         price = None if price is None else price[:1]
