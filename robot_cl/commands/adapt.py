@@ -38,11 +38,13 @@ def run(call: Call, options: AdaptOptions) -> Outcome:
     return _robot(call, options) if options.robot else _policy(call, options)
 
 
-def around(subject: Subject, folder: str) -> Subject:
+def around(call: Call, subject: Subject, folder: str) -> Subject:
     """The same policies with the flow of a folder around them. Raises OSError or ValueError if it does not fit."""
     from robot_cl.adapt.task import TaskLearned
 
     learned, load = TaskLearned.load(folder), subject.load
+    if learned.card["trigger"] is None:
+        call.say(f"the flow in {folder} stays out of the way: no setting surely earned more than the policy alone")
     name, label = f"{subject.name} with flow", f"{subject.label} with flow"
     return replace(subject, name=name, label=label, load=lambda member: learned.wrap(load(member)))
 

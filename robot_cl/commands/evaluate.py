@@ -52,7 +52,7 @@ def run(call: Call, options: EvaluateOptions) -> Outcome:
     if options.adapt:
         from robot_cl.commands.adapt import around
 
-        subject = around(subject, options.adapt)
+        subject = around(call, subject, options.adapt)
     entry = evaluate_subject(call, subject, options)
     show(call, [entry])
     owner = subject.folder if (subject.folder / "config.yaml").exists() else None
