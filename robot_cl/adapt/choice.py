@@ -28,12 +28,12 @@ FIRST_SEED = 50_000  # of the episodes, apart from those that are measured after
 
 @dataclass(frozen=True)
 class Setting:
-    """What was played, and mean returns; all numbers are finite."""
+    """A setting that was played, and what it earned; all numbers are finite."""
 
-    trigger: float
-    trust: float
-    unchanged: float
-    changed: float
+    trigger: float  # standard deviations of the model, as in ReshapeConfig
+    trust: float  # largest change of an action dimension
+    unchanged: float  # mean return
+    changed: float  # mean return
     gain: float  # over the policy alone in the same changed worlds
     error: float  # of the gain, one standard error
 

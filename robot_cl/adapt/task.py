@@ -219,7 +219,7 @@ def learn_for(
     trials = family(task, c.changes, c.trials, np.random.default_rng([seed, 2]))
     wearing, least = partial(learned.wrap, policy), trigger_of(usual, model)
     chosen = choose(policy, wearing, task, trials, least, seed, lambda done, total: told(0.8 + 0.2 * done / total, 1.0))
-    card |= chosen.card()
+    learned.card.update(chosen.card())
     return learned
 
 

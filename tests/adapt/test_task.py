@@ -111,7 +111,9 @@ def test_drawn_shifts_are_of_the_kinds_asked_for() -> None:
     assert draw(("friction",), ("a",), np.random.default_rng(1)).gain == {}
 
 
-@pytest.mark.parametrize("options", [{"changes": ("wind",)}, {"changes": ()}, {"steps": 3}, {"worlds": 0}])
+@pytest.mark.parametrize(
+    "options", [{"changes": ("wind",)}, {"changes": ()}, {"steps": 3}, {"worlds": 0}, {"trials": 1}]
+)
 def test_an_impossible_preparation_is_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=r"."):
         TaskConfig(**options)

@@ -5,15 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_task import Negated, Permuted, best_action, task
+from small_task import SMALL_UNI_O4, Negated, Permuted, best_action, task
 
 from dynamics.ensemble import EnsembleConfig
 from dynamics.fit import FitConfig
-from policies.critics import CriticConfig
 from robot_cl.batch import Transitions
 from robot_cl.data.sampler import Sampler
 from robot_cl.learners.base import Trainable
-from robot_cl.learners.gate import GateConfig
 from robot_cl.learners.returns import returns_to_go
 from robot_cl.learners.uni_o4 import UniO4, check_data
 from robot_cl.learners.uni_o4_config import Profile, UniO4Config
@@ -25,21 +23,15 @@ from robot_cl.learners.uni_o4_losses import (
     standardised,
 )
 
-TINY = UniO4Config(
-    actor=replace(UniO4Config().actor, hidden=(32, 32)),
-    critic=CriticConfig(hidden=(32, 32)),
-    behaviours=2,
+TINY = replace(
+    SMALL_UNI_O4,
     critic_steps=400,
-    behaviour_steps=400,
-    improve_steps=150,
     offline_lr=3e-3,
-    improve_lr=1e-3,
-    discount=0.5,
     tau=0.05,
     dynamics=EnsembleConfig(2, 2, (16,), (8,)),
     fit=FitConfig(max_steps=400, batch=64),
     advantage_steps=150,
-    gate=GateConfig(every=10, horizon=4, starts=16, end_steps=1, confidence=0.5, reach=10.0),
+    gate=replace(SMALL_UNI_O4.gate, reach=10.0),
 )
 
 
