@@ -127,6 +127,8 @@ def test_a_flow_that_stays_out_of_the_way_is_not_put_into_a_bundle(
     worn = flow_folder(prepared, None, None).wrap(policy)
     for k in range(4):  # however surprising
         np.testing.assert_array_equal(worn.act(obs + 5.0 * k), policy.act(obs + 5.0 * k))
+    assert main(["evaluate", "hopper-low", "adapt=flow", "film=0", "episodes=1", "out=."]) == 0
+    assert "stays out of the way" in capsys.readouterr().out
     assert main(["export", "hopper-low", "to=bundle", "flow=flow"]) == 2
     assert "no setting of this flow surely earned more" in capsys.readouterr().err
     assert not Path("bundle").exists()
