@@ -45,6 +45,7 @@ class Sizes:
     updates: float
     scale: float = 1.0  # of all numbers of offline updates but those of Uni-O4's improvement
     clones: float | None = None  # the same of clones alone, where these have another one
+    compiled: bool = False  # online, on a CPU: updates as compiled code
 
     @property
     def cloning(self) -> float:
@@ -58,6 +59,7 @@ SIZES = {
     "narrow-sweep": Sizes(64, 0.25, 0.2, clones=0.5),
     "small": Sizes(128, 0.25, 0.5),
     "many": Sizes(128, 8.0, 0.5, clones=1.0),
+    "many-wide": Sizes(256, 8.0, 0.5, clones=1.0, compiled=True),
     "full": Sizes(256, 0.25),
     "gpu": Sizes(256, 1.0, 0.5, clones=1.0),
     "gpu-half": Sizes(256, 0.5, 0.5, clones=1.0),
@@ -187,6 +189,7 @@ def _begin(plan: Plan, data_name: str, method_name: str) -> tuple[Run, Path]:
         out=str(out),
         name=slug(method_name),
         device=plan.device,
+        compile=plan.size.compiled and method.online and plan.device == "cpu",
         tensorboard=False,
         **method.options,
     )

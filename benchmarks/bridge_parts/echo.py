@@ -10,9 +10,9 @@ Prints "ready" and goes on until it is killed. It waits for data, so that the ti
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
-import socket
 import sys
 import time
 from pathlib import Path
@@ -48,31 +48,19 @@ def network(domain: int) -> dict[str, Any]:
     return {"domain": domain, "interface": "lo", "peers": ("127.0.0.1",), "multicast": False}
 
 
-_taken: set[int] = set()
-
-
-def free_domain() -> int:
-    """A DDS domain in which nobody is on this machine, and that this process has not been given before."""
-    for domain in range(20, 100):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind(("127.0.0.1", 7400 + 250 * domain + 10))
-            except OSError:
-                continue
-        if domain not in _taken:
-            _taken.add(domain)
-            return domain
-    raise RuntimeError("every DDS domain from 20 to 99 is taken")
-
-
-def standin() -> Any:
-    """The stand-in for rosbridge_server that the tests use."""
-    path = ROOT / "tests" / "deploy" / "rosbridge_standin.py"
-    found = importlib.util.spec_from_file_location("rosbridge_standin", path)
+@functools.cache
+def of_the_tests(name: str) -> Any:
+    """A module of the tests of the bridge: rosbridge_standin, a stand-in for rosbridge_server, or dds_peer."""
+    found = importlib.util.spec_from_file_location(name, ROOT / "tests" / "deploy" / f"{name}.py")
     assert found and found.loader
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
+
+
+def free_domain() -> int:
+    """A DDS domain that nobody on this machine is in, and that no process got here before."""
+    return int(of_the_tests("dds_peer").free_domain())
 
 
 def echo_dds(domain: int, codec: str) -> None:
@@ -112,7 +100,7 @@ def play_robot(domain: int, hertz: float) -> None:
 def echo_rosbridge(port: int) -> None:
     robot = spec(50.0)
     states, commands = robot.state[0], robot.command[0]
-    module = standin()
+    module = of_the_tests("rosbridge_standin")
 
     class Echo(module.StandIn):
         def handle(self, client: Any, request: dict) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bridge_parts.echo import JOINTS, spec, standin
+from benchmarks.bridge_parts.echo import JOINTS, of_the_tests, spec
 from robot_cl.deploy.cdr import encode
 from robot_cl.deploy.clock import VirtualClock
 from robot_cl.deploy.contract import Contract, terms_from_interface
@@ -169,7 +169,7 @@ def bridge_frames(count: int, seed: int = 0) -> dict[str, float]:
     from robot_cl.deploy.clock import MonotonicClock
     from robot_cl.deploy.rosbridge import RosbridgeTransport
 
-    bridge = standin()
+    bridge = of_the_tests("rosbridge_standin")
     rng, server, here = np.random.default_rng(seed), bridge.StandIn(), robot(50.0)
     transport = RosbridgeTransport(here, MonotonicClock(), port=server.port)
     box, write = Box(here), transport.write
