@@ -59,7 +59,7 @@ SIZES = {
     "narrow-sweep": Sizes(64, 0.25, 0.2, clones=0.5),
     "small": Sizes(128, 0.25, 0.5),
     "many": Sizes(128, 8.0, 0.5, clones=1.0),
-    "many-wide": Sizes(256, 8.0, 0.5, clones=1.0, compiled=True),
+    "many-compiled": Sizes(128, 8.0, 0.5, clones=1.0, compiled=True),
     "full": Sizes(256, 0.25),
     "gpu": Sizes(256, 1.0, 0.5, clones=1.0),
     "gpu-half": Sizes(256, 0.5, 0.5, clones=1.0),
