@@ -27,6 +27,7 @@ import numpy as np  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.bridge_parts.echo import network  # noqa: E402
 from robot_cl.deploy.bundle import PolicyBundle  # noqa: E402
 from robot_cl.deploy.caller import ThreadCaller  # noqa: E402
 from robot_cl.deploy.clock import MonotonicClock  # noqa: E402
@@ -43,10 +44,6 @@ SWAP_S, KILL_S, WATCH_S, PATIENCE_S = 5.0, 120.0, 0.5, 20.0
 GOAL_S = {"arm": 6.0, "vehicle": 12.0, "quadrotor": 6.0}
 PATIENT = RunnerConfig(stale_s=0.45, damp_s=0.9, late_hold=1000, late_damp=10_000)  # for a machine that is busy
 REACHED_M = {"arm": 0.05, "vehicle": 0.5, "quadrotor": 0.3}
-
-
-def network(domain: int) -> dict[str, Any]:
-    return {"domain": domain, "interface": "lo", "peers": ("127.0.0.1",), "multicast": False}
 
 
 def new_goal(robot: str, rng: np.random.Generator, place: np.ndarray) -> dict[str, float]:

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 # A real robot's start takes nothing from the machine that drives: until it is ready this one steps back.
 os.setpriority(os.PRIO_PROCESS, 0, 15)
@@ -27,16 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import sim  # noqa: E402
+from benchmarks.bridge_parts.echo import network  # noqa: E402
 from robot_cl.deploy.bundle import read_contract  # noqa: E402
 from robot_cl.deploy.clock import MonotonicClock  # noqa: E402
 from robot_cl.deploy.dds_node import Node  # noqa: E402
 from robot_cl.deploy.plants import TaskPlant  # noqa: E402
 from robot_cl.deploy.robot_file import load_robot  # noqa: E402
 from robot_cl.deploy.simulated import SimulatedRobot  # noqa: E402
-
-
-def network(domain: int) -> dict[str, Any]:
-    return {"domain": domain, "interface": "lo", "peers": ("127.0.0.1",), "multicast": False}
 
 
 class MissionPlant(TaskPlant):
