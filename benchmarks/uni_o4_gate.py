@@ -38,7 +38,7 @@ from robot_cl.run_config import read_config
 
 EARLY = (30, 100, 300, 1000)  # updates after which a clone is stopped
 NOISE = tuple(round(0.1 * k, 1) for k in range(1, 11))  # of the weights, relative to each layer's deviation
-DOUBT = 5.0  # `gate.doubt` of the second judgement
+DOUBT = 20.0  # `gate.doubt` of the second judgement
 
 
 def load_learner(run: Path) -> UniO4:
