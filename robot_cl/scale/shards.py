@@ -14,7 +14,7 @@ from robot_cl.data.collect import MAX_WORLDS, shares
 from robot_cl.data.recording import Recording
 from robot_cl.data.store import StoredDataset, new_folder, open_dataset, write_dataset
 from robot_cl.paths import data_root
-from robot_cl.scale.launchers import Launching
+from robot_cl.scale.launchers import Launching, check
 from robot_cl.scale.sweep import Progress, Sweep
 
 HIDDEN = ".shards"  # below the data root, until they are joined
@@ -56,10 +56,11 @@ def collect_in_shards(
     """Record the shards that are not there yet, join them, and remove them.
 
     The same call goes on with what a killed one left. Raises RuntimeError naming the first shard that failed, and as
-    `collect` does for a name that is no name or taken.
+    `collect` does for a name that is no name or taken, and `check` where nothing can be launched.
     """
     name, root = options["name"], data_root()
     new_folder(name, "collect", root, options["overwrite"])
+    check(launching)
     folder = root / HIDDEN / name.replace("/", "--")
     jobs = shard_jobs(options, parts, count, launching.cpus)
     if (folder / "jobs.json").exists() and Sweep(folder).jobs() != jobs:

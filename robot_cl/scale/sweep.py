@@ -29,7 +29,7 @@ from robot_cl.paths import DATA_VARIABLE, LIBRARY_VARIABLE, data_root, library_r
 from robot_cl.plain_files import read_json, read_yaml, write_whole
 from robot_cl.run_config import filled, plain
 from robot_cl.scale.kinds import kind_of_job
-from robot_cl.scale.launchers import Launching, launcher
+from robot_cl.scale.launchers import Launching, check, launcher
 
 Job = dict[str, Any]  # plain JSON data
 Progress = Callable[[int, int], None]  # jobs finished, jobs in all
@@ -45,10 +45,12 @@ class Sweep:
 
     @classmethod
     def create(cls, root: Path, label: str, kind: str, jobs: Sequence[Job], launching: Launching) -> Sweep:
-        """A new one below `root`. Raises LookupError for an unknown kind, ValueError for no jobs."""
+        """A new one below `root`. Raises LookupError for an unknown kind, ValueError for no jobs, and as `check` does:
+        nothing is written then."""
         kind_of_job(kind)
         if not jobs:
             raise ValueError("a sweep needs at least one job")
+        check(launching)
         return cls.at(new_run_folder(root, label), kind, jobs, launching)
 
     @classmethod
@@ -103,11 +105,13 @@ class Sweep:
         return {int(path.parent.name): read_json(path) for path in found}
 
     def go(self, launching: Launching | None = None, progress: Progress | None = None) -> Sweep:
-        """Do what is not done yet, also what failed or was killed before, and write the table."""
+        """Do what is not done yet, also what failed or was killed before, and write the table. Raises as `check`."""
         claim(self.folder)
         launching = launching or self.launching
         total = len(self.jobs())
         left = [number for number in range(total) if not self.done(number)]
+        if left:
+            check(launching)
         for number in left:
             (self.job_folder(number) / FAILED).unlink(missing_ok=True)
 

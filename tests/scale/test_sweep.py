@@ -18,8 +18,7 @@ import pytest
 
 from robot_cl.commands.train import read_train
 from robot_cl.data.collect import collect, random_part
-from robot_cl.scale.launchers import Launching, On
-from robot_cl.scale.launchers.on_ray import answers
+from robot_cl.scale.launchers import Launching, On, answers
 from robot_cl.scale.sweep import Sweep, is_sweep
 from robot_cl.scale.training import train_jobs
 
@@ -252,13 +251,28 @@ def test_a_cluster_that_does_not_answer_is_named_at_once() -> None:
 
 
 @needs("ray")
-def test_a_sweep_on_a_cluster_that_does_not_answer_ends_before_ray_begins(tmp_path: Path, data: str) -> None:
+def test_a_sweep_on_a_cluster_that_does_not_answer_ends_before_anything_is_written(tmp_path: Path, data: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    launching = Launching(On.ray, 2, address=f"127.0.0.1:{port}")
-    sweep = Sweep.create(tmp_path, "sweep", "train", jobs_of(data, 1, launching=launching), launching)
+    gone, jobs = Launching(On.ray, 2, address=f"127.0.0.1:{port}"), jobs_of(data, 1)
     with pytest.raises(ConnectionError, match="no Ray cluster answers"):
-        sweep.go()
+        Sweep.create(tmp_path, "sweep", "train", jobs, gone)
+    assert not list(tmp_path.iterdir())
+    begun = Sweep.create(tmp_path, "sweep", "train", jobs, Launching())
+    with pytest.raises(ConnectionError, match="no Ray cluster answers"):
+        begun.go(gone)
+    begun.go()
+    begun.go(gone)  # of what is done nothing is asked
+
+
+@pytest.mark.parametrize("on", [On.joblib, On.submitit, On.ray])
+def test_a_launcher_whose_package_is_missing_says_what_to_install(
+    on: On, tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
+    with pytest.raises(ImportError, match=rf"launch.on={on} needs {on}; install it with: pip install 'robot-cl\[scale"):
+        Sweep.create(tmp_path, "sweep", "train", jobs_of(data, 1), Launching(on, 2))
+    assert not list(tmp_path.iterdir())
 
 
 def test_each_job_has_as_many_threads_as_it_has_cores() -> None:

@@ -3,11 +3,14 @@
 A launcher is called as launch(sweep, work, numbers, launching, tell): it calls `work(number)` in some process for every
 number, at most `launching.jobs` at a time and again up to `launching.retries` times where that process dies, and
 `tell()` whenever one has ended. It returns the numbers that it gave up. What a job says or raises is on disk already.
+Before that `check` has said whether it can.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,7 +27,7 @@ LAUNCHERS = {
     "submitit": "robot_cl.scale.launchers.on_submitit:launch",
     "ray": "robot_cl.scale.launchers.on_ray:launch",
 }
-MISSING = "launch.on={} needs {}; install it with: pip install 'robot-cl[scale]'"
+NEEDED = ("joblib", "submitit", "ray")  # those that need a package, which has the same name
 
 
 class On(StrEnum):
@@ -60,6 +63,29 @@ class Launching:
     @property
     def chosen(self) -> On:
         return self.on or (On.here if self.jobs == 1 else On.joblib)
+
+
+def check(launching: Launching) -> None:
+    """Raises ImportError or ConnectionError, saying what to do, where jobs cannot be launched so."""
+    on = launching.chosen
+    if on in NEEDED and importlib.util.find_spec(on) is None:
+        raise ImportError(f"launch.on={on} needs {on}; install it with: pip install 'robot-cl[scale]'")
+    if on is On.ray and launching.address is not None:
+        answers(launching.address)
+
+
+def answers(address: str, patience: float = 5.0) -> None:
+    """Raises ConnectionError unless something listens at HOST:PORT: Ray itself tries for minutes. ValueError for any
+    other form of address."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and int(port) < 1 << 16):
+        raise ValueError(f"launch.address is {address!r}; expected HOST:PORT of a Ray cluster")
+    try:
+        socket.create_connection((host, int(port)), patience).close()
+    except OSError as problem:
+        raise ConnectionError(
+            f"no Ray cluster answers at {address} ({problem}); start one with: ray start --head --port={port}"
+        ) from None
 
 
 def launcher(name: str) -> Launch:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
-from robot_cl.scale.launchers import MISSING
-
 if TYPE_CHECKING:
     from robot_cl.scale.launchers import Launching
     from robot_cl.scale.sweep import Sweep, Work
@@ -20,12 +18,8 @@ def launch(
 
     One dead worker makes joblib drop the whole pool. The jobs on disk say what is left, and a new pool goes on with it;
     its neighbours lose what they had not yet put into a checkpoint. Which of them killed it nobody tells: a job whose
-    tries are used up beside others is taken up once more by itself. Raises ImportError without joblib.
+    tries are used up beside others is taken up once more by itself.
     """
-    try:
-        import joblib  # noqa: F401
-    except ImportError:
-        raise ImportError(MISSING.format("joblib", "joblib")) from None
     before = {number: sweep.attempts(number) for number in numbers}
     left, by_itself, idle = list(numbers), set[int](), 0
     while left:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
-
-from robot_cl.scale.launchers import MISSING
 
 if TYPE_CHECKING:
     from robot_cl.scale.launchers import Launching
@@ -24,8 +21,7 @@ def launch(
     """Tasks of a Ray cluster, or of one started on this machine for the time being.
 
     The cluster's machines need this package and the same storage under the same paths. Ray runs a task again when its
-    process or its machine is lost, and the job goes on from its checkpoint. Raises ImportError without ray,
-    ConnectionError if no cluster answers.
+    process or its machine is lost, and the job goes on from its checkpoint.
     """
     with connected(launching) as ray:
         task = ray.remote(num_cpus=launching.cpus, max_retries=launching.retries)(call)
@@ -46,35 +42,18 @@ def call(work: Work, number: int) -> None:
     work(number)
 
 
-def answers(address: str, patience: float = 5.0) -> None:
-    """Raises ConnectionError unless something listens at HOST:PORT: Ray itself tries for minutes. ValueError for any
-    other form of address."""
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal() and int(port) < 1 << 16):
-        raise ValueError(f"launch.address is {address!r}; expected HOST:PORT of a Ray cluster")
-    try:
-        socket.create_connection((host, int(port)), patience).close()
-    except OSError as problem:
-        raise ConnectionError(
-            f"no Ray cluster answers at {address} ({problem}); start one with: ray start --head --port={port}"
-        ) from None
-
-
 @contextmanager
 def connected(launching: Launching) -> Iterator[Any]:
     """The ray module, connected; a cluster of our own listens on 127.0.0.1 only and ends with the sweep."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if launching.address is None:  # Ray's name for a switch that also keeps Linux from listening on every interface
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    try:
-        import ray
-    except ImportError:
-        raise ImportError(MISSING.format("ray", "ray")) from None
+    import ray
+
     if ray.is_initialized():
         yield ray
         return
     if launching.address is not None:
-        answers(launching.address)
         ray.init(address=launching.address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from robot_cl.scale.launchers import MISSING
-
 if TYPE_CHECKING:
     from robot_cl.scale.launchers import Launching
     from robot_cl.scale.sweep import Sweep, Work
@@ -37,13 +35,10 @@ def launch(
 ) -> list[int]:
     """SLURM jobs, or processes of their own on this machine, by submitit.
 
-    At most `launching.jobs` are submitted at a time; a job that died is submitted again. Raises ImportError without
-    submitit.
+    At most `launching.jobs` are submitted at a time; a job that died is submitted again.
     """
-    try:
-        import submitit
-    except ImportError:
-        raise ImportError(MISSING.format("submitit", "submitit")) from None
+    import submitit
+
     logs = sweep.folder / "submitit"
     logs.mkdir(mode=0o700, exist_ok=True)  # submitit hands jobs over as pickles: nobody else may write them
     executor = submitit.AutoExecutor(folder=logs, cluster=launching.address)
