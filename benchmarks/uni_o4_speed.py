@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -23,7 +23,7 @@ from offline_data import dataset
 from torch import Tensor, nn
 
 from dynamics.ensemble import Ensemble, EnsembleConfig
-from policies.actor import StackedGaussianActor
+from policies.actor import ActorConfig, StackedGaussianActor
 from policies.critics import CriticConfig, StackedQ
 from policies.networks import StackedMLP, generators
 from robot_cl.learners import gate
@@ -122,19 +122,35 @@ class PublishedModel(nn.Module):
         return mine[:, :-1], mine[:, -1:] - 0.5 * penalty[:, None].astype(np.float32), ended[:, None]
 
 
+@dataclass(frozen=True)
+class GateSizes:
+    """`rows`: rollouts of each policy, which the 5 elite models share equally. The models are always of 200 x 4."""
+
+    said: str
+    q: tuple[int, ...]
+    actor: ActorConfig
+    rows: int
+
+
+GATES = (
+    GateSizes("a run here", (256, 256), UniO4Config().actor, 5 * GateConfig().starts),
+    GateSizes("the published ones", (1024, 1024), UniO4Config(profile=Profile.reference).actor, 510),  # there 512
+)
+
+
 def gate_speed(
-    obs_dim: int, act_dim: int, q_width: int, repeats: int, rows: int = 60, policies: int = 4, horizon: int = 20
+    obs_dim: int, act_dim: int, sizes: GateSizes, repeats: int, policies: int = 4, horizon: int = 20
 ) -> tuple[float, float]:
-    """Scoring four policies on `rows` rollouts each, policy after policy through all 7 models: as published, and the
-    same products without its numpy, clamp, rewards and penalties, each over the gate's time."""
+    """Scoring four policies, policy after policy through all 7 models: as published, and the same products without its
+    numpy, clamp, rewards and penalties, each over the gate's time."""
     shape = EnsembleConfig(7, 5, (200, 200, 200, 200), (200, 200))
     model = Ensemble(obs_dim, act_dim, shape, generators(0, 7))
     elites = model.subset(model.elites)
-    actor = StackedGaussianActor(obs_dim, act_dim, generators(0, policies), UniO4Config().actor)
-    q = StackedQ(obs_dim, act_dim, generators(0, 1), 2, CriticConfig(hidden=(q_width, q_width)))
-    twins = [mlp((obs_dim + act_dim, q_width, q_width, 1), nn.ReLU) for _ in range(2)]
+    actor = StackedGaussianActor(obs_dim, act_dim, generators(0, policies), sizes.actor)
+    q = StackedQ(obs_dim, act_dim, generators(0, 1), 2, CriticConfig(hidden=sizes.q))
+    twins = [mlp((obs_dim + act_dim, *sizes.q, 1), nn.ReLU) for _ in range(2)]
     alone = [mlp((obs_dim, *actor.config.hidden, 2 * act_dim), nn.ReLU) for _ in range(policies)]
-    starts = torch.randn(rows, obs_dim)
+    starts = torch.randn(sizes.rows, obs_dim)
     joint = StackedMLP(obs_dim + act_dim, (200, 200, 200, 200), 2 * (obs_dim + 1), generators(0, 7), "silu")
     published = PublishedModel(obs_dim, act_dim)
     mean, std = torch.zeros(obs_dim), torch.ones(obs_dim)
@@ -163,11 +179,11 @@ def gate_speed(
                 total += worth(x)
                 obs = obs + 0.01 * drawn[chosen, torch.arange(len(obs)), :obs_dim]
 
-    config = GateConfig(horizon=horizon, starts=rows // 5)
+    config = GateConfig(horizon=horizon, starts=sizes.rows // 5)
 
     def ours() -> None:
         gate.scores(  # without `earning`: the published score, as the peer's
-            [elites], actor.mode, lambda s, a: q(s, a).amin(1), starts[None, : rows // 5], policies, config, [0]
+            [elites], actor.mode, lambda s, a: q(s, a).amin(1), starts[None, : sizes.rows // 5], policies, config, [0]
         )
 
     with torch.no_grad():
@@ -191,11 +207,10 @@ def main() -> None:
     torch.set_num_threads(1)
     repeats, steps = (5, 20_000) if args.quick else (10, None)
     claims = [Claim("cloning four policies of 256 x 3, times faster", behaviour_speed(17, 6, repeats), 2.0)]
-    widths = (256, 1024)
-    ratios = [gate_speed(17, 6, width, repeats) for width in widths]
-    for width, (published, lean) in zip(widths, ratios, strict=True):
-        claims.append(Claim(f"the gate with Q of {width} x 2, times faster", published, 5.0))
-        print(f"the gate with Q of {width} x 2 is {lean:.2f} times faster than the products of its peer alone")
+    for sizes in GATES:
+        published, lean = gate_speed(17, 6, sizes, repeats)
+        claims.append(Claim(f"the gate at the sizes of {sizes.said}, times faster", published, 5.0))
+        print(f"the gate at the sizes of {sizes.said} is {lean:.2f} times faster than the products of its peer alone")
     minutes = pipeline("halfcheetah-ppo", steps, args.quick)
     claims.append(Claim("the offline part at its defaults, minutes", minutes, 25.0, False))
     report("uni_o4_speed", claims, args.json, minutes)
