@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -68,6 +69,13 @@ def test_a_recording_that_was_cut_short_goes_on_with_the_shards_it_has() -> None
     assert seen == [(done, 3, stamp) for done in (1, 2, 3)] and dataset.meta.steps == 250 and not begun.folder.exists()
     whole = collect_in_shards(OPTIONS | {"name": "hopper/whole-v0"}, 1, 3, Launching())
     assert whole.meta.hash == dataset.meta.hash
+
+
+def test_shards_that_cannot_be_launched_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
+    with pytest.raises(ImportError, match="launch.on=joblib needs joblib"):
+        collect_in_shards(OPTIONS, 1, 3, Launching(jobs=2))
+    assert not (Path("datasets") / ".shards").exists()
 
 
 def test_more_shards_than_steps_and_a_taken_name_are_refused() -> None:
