@@ -73,7 +73,7 @@ def test_a_recording_that_was_cut_short_goes_on_with_the_shards_it_has() -> None
 
 def test_shards_that_cannot_be_launched_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
-    with pytest.raises(ImportError, match="launch.on=joblib needs joblib"):
+    with pytest.raises(ImportError, match=r"launch\.on=joblib needs joblib"):
         collect_in_shards(OPTIONS, 1, 3, Launching(jobs=2))
     assert not (Path("datasets") / ".shards").exists()
 
