@@ -1,4 +1,4 @@
-"""The launchers by name. A new one is one file and one line here; nothing is imported before it is asked for.
+"""The launchers by name. A new one is one file, a line here, and its package below; nothing is imported before.
 
 A launcher is called as launch(sweep, work, numbers, launching, tell): it calls `work(number)` in some process for every
 number, at most `launching.jobs` at a time and again up to `launching.retries` times where that process dies, and
